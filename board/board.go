@@ -1,0 +1,59 @@
+// Package board says what a class of device can afford. Every table and buffer of the
+// engine is sized once, at start, from a Profile; nothing grows after that.
+package board
+
+import "fmt"
+
+// Profile is the budget of one class of device. All counts are fixed-size table
+// entries; Buffers is a number of packet buffers of BufferSize octets.
+type Profile struct {
+	Name       string
+	IKESAs     int // IKE SAs, half-open ones included
+	HalfOpen   int // IKE SAs that an unauthenticated peer may hold
+	Cookies    int // half-open IKE SAs from which on a COOKIE is asked for (RFC 7296 section 2.6)
+	ChildSAs   int // CHILD SA pairs; a power of two
+	Policies   int // SPD entries
+	FlowCache  int // entries of the flow cache; a power of two
+	Queue      int // packets that wait for an SA, over all policies
+	Buffers    int
+	BufferSize int // octets, headroom and tailroom included
+	Workers    int // goroutines for slow cryptography (DH)
+	Clients    int // control connections at once
+	MemoryMiB  int // soft limit of the Go heap
+}
+
+// The profiles, smallest first. Tiny is for 32 MiB of RAM, Small for the 64 MiB
+// router that postern is made for, Large for gateways with 256 MiB and more.
+var (
+	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 4, 6}
+	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 8, 10}
+	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 32, 64}
+)
+
+// All lists the profiles, smallest first.
+func All() []Profile { return []Profile{Tiny, Small, Large} }
+
+// ByName returns the profile of that name.
+func ByName(name string) (Profile, error) {
+	for _, p := range All() {
+		if p.Name == name {
+			return p, nil
+		}
+	}
+	return Profile{}, fmt.Errorf("no board profile %q: use tiny, small or large, or auto", name)
+}
+
+// ForRAM returns the profile for a device with that many octets of memory; 0 means
+// unknown and gives Small.
+func ForRAM(octets uint64) Profile {
+	const mib = 1 << 20
+	switch {
+	case octets == 0:
+		return Small
+	case octets <= 40*mib:
+		return Tiny
+	case octets <= 200*mib:
+		return Small
+	}
+	return Large
+}

@@ -1,0 +1,55 @@
+package esp
+
+import "net/netip"
+
+// Selector is one traffic selector (RFC 4301 section 4.4.1.1, RFC 7296 section
+// 3.13.1): an inclusive address range of one family, a protocol and a port range.
+// Proto 0 means any protocol. Ports 0 to 65535 mean any port, and are the only range
+// that matches a packet whose ports cannot be seen (a fragment). StartPort 65535 with
+// EndPort 0 is OPAQUE. For ICMP the "port" is type<<8 | code, as RFC 4301 says.
+type Selector struct {
+	Proto     uint8
+	StartPort uint16
+	EndPort   uint16
+	Start     netip.Addr
+	End       netip.Addr
+}
+
+// Action is what a policy does with the packets that it selects (RFC 4301 section 4.4.1).
+type Action uint8
+
+// The three actions.
+const (
+	Discard Action = iota
+	Bypass
+	Protect
+)
+
+// Policy is one entry of the SPD: what it selects and what happens then. A packet
+// going out matches when its source is in one of LocalTS and its destination in one of
+// RemoteTS; one coming in, the other way round.
+type Policy struct {
+	Action   Action
+	LocalTS  []Selector
+	RemoteTS []Selector
+}
+
+// Flow is the 5-tuple of one inner packet, as it leaves (Local is the source) or, on
+// the way in, with the two sides exchanged, so that both directions match the same
+// selectors.
+type Flow struct {
+	Local, Remote         netip.Addr
+	Proto                 uint8
+	LocalPort, RemotePort uint16
+	NoPorts               bool // the ports are not in this packet (a later fragment)
+}
+
+// Datagram is one datagram of a batch that a socket reads or writes. Buf is borrowed:
+// the reader of a batch fills Buf[:N], the writer of a batch sends Buf[:N] and keeps nothing.
+type Datagram struct {
+	Buf    []byte
+	N      int
+	Local  netip.Addr     // our address: where it arrived, or where it must leave from
+	Remote netip.AddrPort // the peer; port 0 on a raw socket
+	TOS    uint8          // outer traffic class (DSCP and ECN)
+}

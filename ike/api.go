@@ -1,0 +1,277 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"postern/esp"
+)
+
+// Time is one reading of both clocks. Mono is the time since an arbitrary start and
+// never goes back; every timer uses it. Wall may be wrong or zero on a router that has
+// booted without a clock.
+type Time struct {
+	Mono time.Duration
+	Wall time.Time
+}
+
+// Path is the pair of addresses that a datagram travels between. NATT marks the
+// NAT traversal sockets (port 4500 by default), where the caller takes off and puts on
+// the four zero octets of the non-ESP marker (RFC 3948 section 2.2).
+type Path struct {
+	Local, Remote netip.AddrPort
+	NATT          bool
+}
+
+// Env is what the machine asks of its surroundings and cannot get as input. Calls are
+// synchronous, cheap, and never call back into the machine.
+type Env interface {
+	// Random fills b from a cryptographically secure source.
+	Random(b []byte)
+	// AllocSPI reserves a slot of the inbound SAD and returns its SPI (never below
+	// 256); ok is false when the table is full.
+	AllocSPI() (spi uint32, ok bool)
+	// FreeSPI gives back an SPI that AllocSPI returned. An SA that was added under it
+	// is deleted by a DelSA output first.
+	FreeSPI(spi uint32)
+	// Usage returns what passed through the CHILD SA with that inbound SPI: in and
+	// out, and when the last packet arrived (on the monotonic clock; 0 if none did).
+	Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration)
+	// Source returns the local address from which packets to remote leave.
+	Source(remote netip.Addr) (netip.Addr, bool)
+}
+
+// Limits sizes the machine's tables; they never grow.
+type Limits struct {
+	IKESAs   int // IKE SAs of every state
+	HalfOpen int // IKE SAs as responder before the peer has authenticated
+	Cookies  int // half-open IKE SAs from which on a COOKIE is demanded
+	ChildSAs int // CHILD SAs over all IKE SAs
+}
+
+// Ports are our own UDP ports; zero fields mean 500 and 4500.
+type Ports struct {
+	IKE, NATT uint16
+}
+
+// Config is all that the machine is configured with. The machine keeps the pointers;
+// the caller must not change what they point to afterwards.
+type Config struct {
+	Conns   []*Conn
+	Secrets []Secret
+	Ports   Ports
+}
+
+// Secret is a pre-shared key and the identities that it is for. With no identity it
+// serves any pair. Of several that fit, the one that names more of the two wins.
+type Secret struct {
+	Name string
+	IDs  []ID
+	Key  []byte
+}
+
+// StartAction says when a CHILD SA is negotiated.
+type StartAction uint8
+
+// The start actions, named as strongSwan names them.
+const (
+	StartNone  StartAction = iota // only when asked for
+	StartTrap                     // when the first packet wants it
+	StartStart                    // at once, and for ever
+)
+
+// PeerAction says what follows when the peer is found dead (DPDAction) or closes the
+// CHILD SA (CloseAction).
+type PeerAction uint8
+
+// The actions, named as strongSwan names them.
+const (
+	ActionClear   PeerAction = iota // delete and forget
+	ActionTrap                      // delete and wait for a packet
+	ActionRestart                   // delete and negotiate again
+)
+
+// Conn is one connection: how to reach and authenticate a peer. The names are those
+// of strongSwan's swanctl.conf.
+type Conn struct {
+	Name        string
+	LocalAddrs  []netip.Addr   // addresses of ours to use; empty: whatever the route says
+	RemoteAddrs []netip.Prefix // the peer's; empty: any, which only a responder can use
+	RemotePort  uint16         // 0: 500, or 4500 where NAT traversal asks for it
+	LocalID     ID             // zero: our address
+	RemoteID    ID             // zero: any identity with a secret
+	Proposals   []Proposal     // IKE, in order of preference
+	Encap       bool           // force UDP encapsulation even without a NAT
+
+	DPDDelay     time.Duration // 0: no liveness checks
+	KeyingTries  int           // attempts to establish; 0: for ever
+	RekeyTime    time.Duration // of the IKE SA; 0: never
+	OverTime     time.Duration // added to RekeyTime: the IKE SA is closed then
+	RandTime     time.Duration // random part subtracted from rekey times
+	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
+	RetryBase    float64       // factor between retransmissions; 0: 1.8
+	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
+
+	Children []*Child
+}
+
+// Child is one CHILD SA of a connection.
+type Child struct {
+	Name         string
+	LocalTS      []TS
+	RemoteTS     []TS
+	Proposals    []Proposal // ESP
+	RekeyTime    time.Duration
+	LifeTime     time.Duration // hard limit; 0: 110 % of RekeyTime
+	RandTime     time.Duration
+	ReplayWindow int
+	StartAction  StartAction
+	DPDAction    PeerAction
+	CloseAction  PeerAction
+}
+
+// TS is a traffic selector of the configuration. Dynamic stands for the address of
+// that side of the IKE SA; Proto and the ports still apply.
+type TS struct {
+	Dynamic bool
+	esp.Selector
+}
+
+// CommandKind names what a Command asks for.
+type CommandKind uint8
+
+// The commands.
+const (
+	CmdInitiate  CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
+	CmdAcquire                      // a packet (Flow) wants Conn's Child
+	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
+)
+
+// Command is a wish of the user or of the data path. Its outcome is an Event of kind
+// EvDone with the same Tag (one per command, after the SAs in question are up, gone, or
+// given up). An empty name or zero number selects everything.
+type Command struct {
+	Kind    CommandKind
+	Tag     uint64
+	Conn    string
+	Child   string
+	IKE     uint32 // unique number of an IKE SA
+	ChildID uint32 // unique number of a CHILD SA
+	Flow    esp.Flow
+}
+
+// OutputKind names what an Output asks the caller to do.
+type OutputKind uint8
+
+// The outputs.
+const (
+	OutSend  OutputKind = iota // send Data along Path
+	OutAddSA                   // put SA into the SAD and bind it to its policy
+	OutDelSA                   // take the SA with SPI and Dir out of the SAD
+	OutUseSA                   // from now on protect with the outbound SA of SPI
+	OutWork                    // run Work and hand its result to Done
+	OutEvent                   // Event happened
+)
+
+// Output is one thing the caller has to do. Outputs come in an order that must be
+// kept: the inbound SA exists before the response that announces it leaves. Data and
+// Work are valid until the next call into the machine other than Next.
+type Output struct {
+	Kind  OutputKind
+	Path  Path
+	Data  []byte
+	Add   *ChildSA
+	SPI   uint32 // OutDelSA, OutUseSA
+	Dir   esp.Direction
+	Work  *Work
+	Event Event
+}
+
+// ChildSA is one direction of a new CHILD SA. Peer is the SPI of its other direction
+// (Inbound is the key under which Usage is asked for). An outbound SA with Standby set
+// is kept aside until OutUseSA names it: the peer that rekeys has not yet told that it
+// can receive on it (RFC 7296 section 2.8).
+type ChildSA struct {
+	esp.SA
+	Inbound uint32 // SPI of the pair's inbound SA
+	Conn    string
+	Child   string
+	IKE     uint32 // unique number of the IKE SA
+	ID      uint32 // unique number of the CHILD SA
+	Standby bool
+}
+
+// EventKind names an event.
+type EventKind uint8
+
+// The events. The comment tells which fields of Event they fill beside Conn, IKE and Path.
+const (
+	EvIKEUp        EventKind = iota // an IKE SA is established
+	EvIKEDown                       // and is gone; Err says why
+	EvIKERekeyed                    // Old is the unique number of the replaced one
+	EvChildUp                       // Child, ChildID
+	EvChildDown                     // Child, ChildID, Err
+	EvChildRekeyed                  // Child, ChildID, Old
+	EvDone                          // a command ended: Tag, Err
+	EvInitiate                      // an attempt to establish starts; Count is its number
+	EvFailed                        // an attempt failed: Err; Delay until the next one, 0 if none
+	EvRetransmit                    // Count of this request so far
+	EvNotify                        // the peer reported an error: Err
+	EvRefused                       // we answered the peer with an error: Err
+	EvDropped                       // a datagram was dropped: Err; Count of those suppressed before
+	EvCookies                       // COOKIE demands switched on (Count 1) or off (0)
+	EvTrace                         // Text: one line about a message, when Trace is on
+	EvNAT                           // a NAT was found: Text says where
+	EvMoved                         // the peer's address changed; Path is the new one
+)
+
+// Event is something that a log, a control client or a metric wants to know. It never
+// holds a key.
+type Event struct {
+	Kind    EventKind
+	Tag     uint64
+	Conn    string
+	Child   string
+	IKE     uint32
+	ChildID uint32
+	Old     uint32
+	Path    Path
+	Count   int
+	Delay   time.Duration
+	Text    string
+	Err     error
+}
+
+// SAInfo is a snapshot of an IKE SA for list-sas.
+type SAInfo struct {
+	Unique            uint32
+	Conn              string
+	State             State
+	Initiator         bool
+	SPIi, SPIr        uint64
+	Path              Path
+	LocalID, RemoteID ID
+	NATLocal, NATPeer bool // which side is behind a NAT
+	Encap             bool
+	Suite             IKESuite
+	Established       time.Duration // on the monotonic clock; 0 while connecting
+	RekeyAt, ExpireAt time.Duration // 0: never
+	Children          []ChildInfo
+	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+}
+
+// ChildInfo is a snapshot of a CHILD SA.
+type ChildInfo struct {
+	Unique            uint32
+	Name              string
+	State             ChildState
+	Mode              esp.Mode
+	SPIIn, SPIOut     uint32
+	Suite             esp.Suite
+	DH                DHGroup // 0 without PFS
+	Encap             bool
+	LocalTS, RemoteTS []esp.Selector
+	Installed         time.Duration
+	RekeyAt, ExpireAt time.Duration
+}
