@@ -1,0 +1,232 @@
+// Package log writes the daemon's log: one line of key=value pairs per thing that
+// happened, to standard error or to syslog.
+//
+//	time=2026-03-01T12:00:00.000Z level=info area=ike conn=plant child=modbus msg="CHILD SA established" spi_in=c1234567
+//
+// What a peer chooses (identities, vendor IDs, error texts) is quoted and escaped, so
+// that it can neither start a line of its own nor pass for another key. A line below
+// its area's level costs one atomic load and no allocation.
+package log
+
+import (
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Area is a part of the daemon with a level of its own.
+type Area uint8
+
+// The areas.
+const (
+	IKE Area = iota // negotiation, authentication, SAs
+	ESP             // the data path
+	Net             // devices, routes, sockets, the control socket
+	numAreas
+)
+
+var areaNames = [numAreas]string{"ike", "esp", "net"}
+
+// String returns the area's name as it stands in a line.
+func (a Area) String() string {
+	if a < numAreas {
+		return areaNames[a]
+	}
+	return "other"
+}
+
+// Areas lists the areas.
+func Areas() []Area { return []Area{IKE, ESP, Net} }
+
+// maxLine bounds a line in octets, its end included: RFC 3164 section 4.1 allows 1024,
+// of which the syslog header takes some 40.
+const maxLine = 980
+
+// Logger writes lines. All its methods may be called from any goroutine; a nil Logger
+// writes nothing. The zero value writes errors to standard error.
+type Logger struct {
+	levels [numAreas]atomic.Int32
+	subs   atomic.Pointer[[]*subscriber]
+
+	mu   sync.Mutex // guards what follows, and keeps lines whole
+	buf  []byte     // the line that is being built
+	out  io.Writer
+	sys  *syslog
+	now  func() time.Time
+	lost uint64 // lines that nobody took
+}
+
+type subscriber struct {
+	fn func(area Area, level Level, msg string)
+}
+
+// New returns a logger that writes to w (nil: standard error) with the given level in
+// all areas.
+func New(w io.Writer, level Level) *Logger {
+	l := &Logger{out: w}
+	l.SetAll(level)
+	return l
+}
+
+// NewSyslog returns a logger that sends its lines to the syslog daemon behind the
+// socket at path ("": /dev/log), and to standard error while there is none.
+func NewSyslog(path string, level Level) *Logger {
+	if path == "" {
+		path = "/dev/log"
+	}
+	l := New(os.Stderr, level)
+	l.sys = &syslog{path: path}
+	return l
+}
+
+// SetClock replaces the wall clock, for tests.
+func (l *Logger) SetClock(now func() time.Time) {
+	l.mu.Lock()
+	l.now = now
+	l.mu.Unlock()
+}
+
+// SetLevel changes the level of one area, at once and for all goroutines.
+func (l *Logger) SetLevel(a Area, level Level) {
+	if l != nil && a < numAreas {
+		l.levels[a].Store(int32(level))
+	}
+}
+
+// SetAll changes the level of every area.
+func (l *Logger) SetAll(level Level) {
+	for _, a := range Areas() {
+		l.SetLevel(a, level)
+	}
+}
+
+// Enabled tells whether a line of that area and level would be written. It is for
+// callers that would have to work for a field's value.
+func (l *Logger) Enabled(a Area, level Level) bool {
+	return l != nil && a < numAreas && int32(level) <= l.levels[a].Load()
+}
+
+// Log writes one line. Fields named conn and child stand ahead of the message.
+func (l *Logger) Log(a Area, level Level, msg string, fields ...Field) {
+	if !l.Enabled(a, level) {
+		return
+	}
+	l.write(a, level, msg, fields)
+}
+
+// Subscribe has fn called with every line that is written: its area, its level and its
+// text without the time. fn runs on the goroutine that logs: it must return at once
+// and must not log. cancel ends the subscription; fn may still be running when it returns.
+func (l *Logger) Subscribe(fn func(area Area, level Level, msg string)) (cancel func()) {
+	s := &subscriber{fn}
+	l.changeSubs(func(old []*subscriber) []*subscriber { return append(old, s) })
+	return func() {
+		l.changeSubs(func(old []*subscriber) []*subscriber {
+			for i := range old {
+				if old[i] == s {
+					return append(old[:i], old[i+1:]...)
+				}
+			}
+			return old
+		})
+	}
+}
+
+// changeSubs publishes a changed copy of the subscribers.
+func (l *Logger) changeSubs(change func([]*subscriber) []*subscriber) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []*subscriber
+	if p := l.subs.Load(); p != nil {
+		list = append(list, *p...)
+	}
+	list = change(list)
+	if len(list) == 0 {
+		l.subs.Store(nil)
+		return
+	}
+	l.subs.Store(&list)
+}
+
+// timeFormat is RFC 3339 in UTC with milliseconds.
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+func (l *Logger) write(a Area, level Level, msg string, fields []Field) {
+	var text string
+	l.mu.Lock()
+	now := time.Now
+	if l.now != nil {
+		now = l.now
+	}
+	t := now()
+	b := l.buf[:0]
+	b = append(b, "time="...)
+	b = t.UTC().AppendFormat(b, timeFormat)
+	b = append(b, ' ')
+	head := len(b)
+	b = append(b, "level="...)
+	b = append(b, level.String()...)
+	b = append(b, " area="...)
+	b = append(b, a.String()...)
+	body := len(b) + 1
+	for i := range fields {
+		if fields[i].leads() {
+			b = fields[i].append(b)
+		}
+	}
+	b = append(b, ` msg=`...)
+	b = appendValue(b, msg)
+	for i := range fields {
+		if !fields[i].leads() {
+			b = fields[i].append(b)
+		}
+		if len(b) >= maxLine {
+			break
+		}
+	}
+	if len(b) >= maxLine {
+		b = append(trim(b, maxLine-len(" cut=yes")-1), " cut=yes"...)
+	}
+	b = append(b, '\n')
+	l.buf = b
+	subs := l.subs.Load()
+	if subs != nil {
+		text = string(b[body : len(b)-1])
+	}
+	if l.sys == nil || !l.sys.send(t, level, b[head:len(b)-1]) {
+		out := l.out
+		if out == nil {
+			out = os.Stderr
+		}
+		if l.sys != nil && !l.sys.told {
+			l.sys.told = true
+			_, _ = io.WriteString(out, "postern: no syslog daemon at "+l.sys.path+": logging to standard error\n")
+		}
+		if _, err := out.Write(b); err != nil {
+			l.lost++
+		}
+	}
+	l.mu.Unlock()
+	if subs != nil {
+		for _, s := range *subs {
+			s.fn(a, level, text)
+		}
+	}
+}
+
+// trim shortens b to at most n octets without cutting a character in two.
+func trim(b []byte, n int) []byte {
+	for n > 0 && b[n]&0xc0 == 0x80 {
+		n--
+	}
+	return b[:n]
+}
+
+// Lost returns how many lines could be written nowhere.
+func (l *Logger) Lost() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
