@@ -1,0 +1,188 @@
+package control
+
+// DefaultPath is where the daemon's control socket is unless the configuration says
+// otherwise.
+const DefaultPath = "/var/run/postern.vici"
+
+// Commands, with charon's names and meanings. Requests and responses are those of the
+// VICI protocol's description; what is listed with them are the keys that we take and
+// send. Times are whole seconds (a few are milliseconds, and say so), numbers decimal,
+// SPIs hexadecimal without prefix: 16 digits for IKE, 8 for ESP. Conditions that do not
+// hold (KeyEncap, KeyInitiator, KeyNATLocal and so on) are left out, never "no": swanctl
+// takes their presence for a yes.
+const (
+	CmdVersion    = "version"         // {} => daemon, version, sysname, release, machine
+	CmdStats      = "stats"           // {} => uptime{running since} workers{} queues{} scheduled ikesas{total half-open} plugins[] mallinfo{}
+	CmdReload     = "reload-settings" // {} => success, errmsg
+	CmdInitiate   = "initiate"        // child, ike, timeout (ms; 0 waits, -1 does not), loglevel => success, errmsg; streams control-log
+	CmdTerminate  = "terminate"       // child, ike, child-id, ike-id, force, timeout (ms), loglevel => success, matches, terminated, errmsg; streams control-log
+	CmdRekey      = "rekey"           // child, ike, child-id, ike-id, reauth => success, matches, errmsg
+	CmdListSAs    = "list-sas"        // ike, ike-id, child, child-id => {}; streams list-sa
+	CmdListConns  = "list-conns"      // ike => {}; streams list-conn
+	CmdListPols   = "list-policies"   // drop, pass, trap, child, ike => {}; streams list-policy
+	CmdGetConns   = "get-conns"       // {} => conns[]
+	CmdGetAlgs    = "get-algorithms"  // {} => <type>{<algorithm> = <where from>}
+	CmdListCerts  = "list-certs"      // {} => {}; streams list-cert
+	CmdGetPools   = "get-pools"       // {} => {}
+	CmdGetCounter = "get-counters"    // name, all => counters{<name>{<counter>}}, success, errmsg
+)
+
+// Events, with charon's names.
+const (
+	EvLog         = "log"          // group, level, thread, ikesa-name, ikesa-uniqueid, msg
+	EvControlLog  = "control-log"  // the same, during initiate and terminate
+	EvListSA      = "list-sa"      // <connection>{an IKE SA; child-sas{} must be its last element}
+	EvListConn    = "list-conn"    // <connection>{local_addrs[] remote_addrs[] version ... children{}}
+	EvListPolicy  = "list-policy"  // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
+	EvListCert    = "list-cert"    // type, has_privkey, data
+	EvIKEUpDown   = "ike-updown"   // up (only if so), <connection>{an IKE SA without child-sas}
+	EvIKERekey    = "ike-rekey"    // <connection>{old{} new{}}
+	EvChildUpDown = "child-updown" // up (only if so), <connection>{... child-sas{the one}}
+	EvChildRekey  = "child-rekey"  // <connection>{... child-sas{<name>{old{} new{}}}}
+)
+
+// Events lists the events that a client can register for.
+func Events() []string {
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListCert,
+		EvIKEUpDown, EvIKERekey, EvChildUpDown, EvChildRekey}
+}
+
+// Keys of responses that tell how a command went.
+const (
+	KeySuccess    = "success" // yes or no
+	KeyErrmsg     = "errmsg"  // why not
+	KeyMatches    = "matches"
+	KeyTerminated = "terminated"
+)
+
+// Keys of requests.
+const (
+	KeyIKE      = "ike"      // name of a connection
+	KeyChild    = "child"    // name of a CHILD SA's configuration
+	KeyIKEID    = "ike-id"   // unique number
+	KeyChildID  = "child-id" // unique number
+	KeyTimeout  = "timeout"  // milliseconds
+	KeyForce    = "force"    // yes: do not wait for the peer's answer to the delete
+	KeyLogLevel = "loglevel" // charon's: 0 errors, 1 what happens, 2 and above for developers
+	KeyReauth   = "reauth"
+)
+
+// Keys of version.
+const (
+	KeyDaemon  = "daemon"
+	KeyVersion = "version" // also an IKE SA's ("2") and a connection's ("IKEv2")
+	KeySysname = "sysname"
+	KeyRelease = "release"
+	KeyMachine = "machine"
+)
+
+// Keys of stats.
+const (
+	KeyUptime    = "uptime" // section
+	KeyRunning   = "running"
+	KeySince     = "since"
+	KeyWorkers   = "workers" // section
+	KeyQueues    = "queues"  // section
+	KeyTotal     = "total"
+	KeyIdle      = "idle"
+	KeyActive    = "active" // section
+	KeyCritical  = "critical"
+	KeyHigh      = "high"
+	KeyMedium    = "medium"
+	KeyLow       = "low"
+	KeyScheduled = "scheduled"
+	KeyIKESAs    = "ikesas" // section
+	KeyHalfOpen  = "half-open"
+	KeyPlugins   = "plugins"  // list
+	KeyMallinfo  = "mallinfo" // section
+	KeySbrk      = "sbrk"
+	KeyMmap      = "mmap"
+	KeyUsed      = "used"
+	KeyFree      = "free"
+)
+
+// Keys of an IKE SA in list-sa and the ike and child events.
+const (
+	KeyUniqueID     = "uniqueid" // also a CHILD SA's
+	KeyState        = "state"    // also a CHILD SA's
+	KeyLocalHost    = "local-host"
+	KeyLocalPort    = "local-port"
+	KeyLocalID      = "local-id"
+	KeyRemoteHost   = "remote-host"
+	KeyRemotePort   = "remote-port"
+	KeyRemoteID     = "remote-id"
+	KeyInitiator    = "initiator" // yes, or absent
+	KeyInitiatorSPI = "initiator-spi"
+	KeyResponderSPI = "responder-spi"
+	KeyNATLocal     = "nat-local"  // yes, or absent
+	KeyNATRemote    = "nat-remote" // yes, or absent
+	KeyNATAny       = "nat-any"    // yes, or absent
+	KeyEncrAlg      = "encr-alg"   // also a CHILD SA's, as the next three
+	KeyEncrKeysize  = "encr-keysize"
+	KeyIntegAlg     = "integ-alg" // absent with an AEAD
+	KeyIntegKeysize = "integ-keysize"
+	KeyPRFAlg       = "prf-alg"
+	KeyDHGroup      = "dh-group"     // of a CHILD SA: absent without PFS
+	KeyEstablished  = "established"  // seconds ago; only once established
+	KeyRekeyTime    = "rekey-time"   // in so many seconds; absent if never; also a CHILD SA's
+	KeyReauthTime   = "reauth-time"  // absent: we do not reauthenticate by time
+	KeyLifeTime     = "life-time"    // in so many seconds; also a CHILD SA's
+	KeyTasksQueued  = "tasks-queued" // lists, absent when empty
+	KeyTasksActive  = "tasks-active"
+	KeyTasksPassive = "tasks-passive"
+	KeyChildSAs     = "child-sas" // section of sections "<name>-<uniqueid>", the last element
+)
+
+// Keys of a CHILD SA within KeyChildSAs.
+const (
+	KeyName        = "name"
+	KeyReqID       = "reqid"
+	KeyMode        = "mode"     // TUNNEL
+	KeyProtocol    = "protocol" // ESP
+	KeyEncap       = "encap"    // yes, or absent
+	KeySPIIn       = "spi-in"
+	KeySPIOut      = "spi-out"
+	KeyESN         = "esn" // 1, or absent
+	KeyBytesIn     = "bytes-in"
+	KeyPacketsIn   = "packets-in"
+	KeyUseIn       = "use-in" // seconds since the last packet; absent if there was none
+	KeyBytesOut    = "bytes-out"
+	KeyPacketsOut  = "packets-out"
+	KeyUseOut      = "use-out"
+	KeyInstallTime = "install-time" // seconds ago
+	KeyLocalTS     = "local-ts"     // list
+	KeyRemoteTS    = "remote-ts"    // list
+)
+
+// Keys of a connection in list-conn. Their underscores are charon's.
+const (
+	KeyLocalAddrs   = "local_addrs"  // list; "%any" if any
+	KeyRemoteAddrs  = "remote_addrs" // list
+	KeyRemotePortC  = "remote_port"
+	KeyReauthTimeC  = "reauth_time" // seconds, 0 never; also a child's, as the next
+	KeyRekeyTimeC   = "rekey_time"
+	KeyUnique       = "unique"    // UNIQUE_NO ...
+	KeyDPDDelay     = "dpd_delay" // seconds
+	KeyDPDTimeout   = "dpd_timeout"
+	KeyLocalAuth    = "local-1"  // section: class, id
+	KeyRemoteAuth   = "remote-1" // section: class, id
+	KeyClass        = "class"    // "pre-shared key"
+	KeyID           = "id"
+	KeyChildren     = "children" // section of sections, each a child
+	KeyRekeyBytes   = "rekey_bytes"
+	KeyRekeyPackets = "rekey_packets"
+	KeyDPDAction    = "dpd_action" // clear, trap, restart
+	KeyCloseAction  = "close_action"
+	KeyStartAction  = "start_action" // none, trap, start; ours
+)
+
+// Keys of the log events.
+const (
+	KeyGroup         = "group" // IKE, ESP, NET
+	KeyLevel         = "level" // charon's numbers, as KeyLogLevel
+	KeyThread        = "thread"
+	KeyIKESAName     = "ikesa-name"
+	KeyIKESAUniqueID = "ikesa-uniqueid"
+	KeyMsg           = "msg"
+	KeyUp            = "up" // yes, or absent
+)
