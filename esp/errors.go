@@ -1,0 +1,38 @@
+package esp
+
+import "errors"
+
+// What Seal, Open and the header views can answer. Each says whether the SA's state
+// has advanced, because a caller that retries or counts has to know.
+var (
+	// ErrSeqExhausted: the last sequence number has been used (RFC 4303 section
+	// 3.3.3). Nothing was sealed, and the counter stays where it is for ever: rekey.
+	ErrSeqExhausted = errors.New("esp: sequence numbers are used up, rekey the SA")
+
+	// ErrNoRoom: the payload leaves less than HeadRoom before it or TailRoom after it
+	// than this packet needs. No sequence number was used and the buffer is as it was.
+	ErrNoRoom = errors.New("esp: no room around the payload, leave HeadRoom and TailRoom")
+
+	// ErrShort: the packet is too short for its suite, or its ciphertext is not whole
+	// blocks. No state advanced and the packet is as it was.
+	ErrShort = errors.New("esp: packet is truncated")
+
+	// ErrReplay: the sequence number was seen before or is left of the window (RFC 4303
+	// section 3.4.3). The window did not move.
+	ErrReplay = errors.New("esp: replayed or too old")
+
+	// ErrAuth: the ICV does not fit (RFC 4303 section 3.4.4.1). No state advanced; the
+	// packet's content may have been overwritten.
+	ErrAuth = errors.New("esp: integrity check failed")
+
+	// ErrPadding: an authentic packet whose padding is not 1, 2, 3 ... or is longer than
+	// the packet (RFC 4303 section 3.4.4.1). The window has advanced: the sequence number
+	// is spent.
+	ErrPadding = errors.New("esp: authentic packet with malformed padding")
+
+	// ErrWiped: the SA's keys are gone. No state advanced.
+	ErrWiped = errors.New("esp: SA was deleted, its keys are wiped")
+
+	// ErrMalformed: an inner packet whose headers contradict themselves or are truncated.
+	ErrMalformed = errors.New("esp: malformed inner packet")
+)

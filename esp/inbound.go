@@ -1,0 +1,168 @@
+package esp
+
+import (
+	"crypto/subtle"
+	"encoding/binary"
+	"fmt"
+	"sync"
+)
+
+// The path of a packet that arrives, in Open:
+//
+//  1. the worker's scratch state
+//  2. lengths
+//  3. the whole sequence number is found, and the window asked whether it is new
+//  4. ICV and decryption, in place
+//  5. padding and next header
+//  6. window and usage advance, under the SA's lock
+//
+// An authentic packet advances the window even when its padding is wrong (RFC 4303 section
+// 3.4.4.1 has the window before the padding); no other error changes anything.
+
+// Inbound is the receiving end of an SA. Open may be called by as many goroutines at the
+// same time as there are contexts, each with its own; every other method by any goroutine
+// at any time.
+type Inbound struct {
+	esn   bool
+	shape shape
+	keys  keyring
+
+	_     [64]byte // what every packet writes is not where every worker reads
+	mu    sync.Mutex
+	win   window
+	usage Usage
+}
+
+// NewInbound makes the receiving end of sa for workers that have the numbers 0 to
+// contexts-1. It copies what it needs of the keys; sa is the caller's to wipe. The
+// errors name what in sa is wrong.
+func NewInbound(sa *SA, contexts int) (*Inbound, error) {
+	if w := sa.ReplayWindow; w != 0 && (w < MinWindow || w > MaxWindow) {
+		return nil, fmt.Errorf("esp: SA %08x: a replay window has %d to %d packets, or 0 for no check, not %d", sa.SPI, MinWindow, MaxWindow, w)
+	}
+	in := &Inbound{esn: sa.Suite.ESN}
+	if err := in.keys.init(sa, false, contexts); err != nil {
+		return nil, err
+	}
+	in.shape = sa.Suite.shape()
+	in.win = newWindow(sa.ReplayWindow)
+	return in, nil
+}
+
+// SPIOf returns the SPI of an ESP packet that begins at pkt[0], or 0, which is no SA's,
+// when pkt is shorter than an ESP header.
+func SPIOf(pkt []byte) uint32 {
+	if len(pkt) < espHeaderLen {
+		return 0
+	}
+	return binary.BigEndian.Uint32(pkt)
+}
+
+// Open verifies and decrypts an ESP packet in place; pkt begins at the SPI and ends with
+// the ICV. inner is the payload without padding, a part of pkt; next is its protocol, 59
+// for a dummy that is to be dropped in silence (RFC 4303 section 2.6). An IP packet may be
+// followed by traffic-flow confidentiality padding: InnerLen finds its end. ctx is the
+// worker's number, below the contexts of NewInbound, or Open panics.
+//
+// The errors are ErrShort, ErrReplay, ErrAuth, ErrPadding and ErrWiped. After ErrAuth and
+// ErrPadding the content of pkt is undefined.
+func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err error) {
+	c, err := in.keys.get(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+
+	front, tail := in.shape.front, len(pkt)-in.shape.icv
+	if tail-front < trailerLen {
+		return nil, 0, ErrShort
+	}
+	if c.cbc != nil && (tail-front)%aesBlockLen != 0 {
+		return nil, 0, ErrShort
+	}
+
+	seq, ok := in.admit(binary.BigEndian.Uint32(pkt[4:]))
+	if !ok {
+		return nil, 0, ErrReplay
+	}
+
+	text := pkt[front:tail]
+	if c.aead != nil {
+		copy(c.nonce[aeadSaltLen:], pkt[espHeaderLen:])
+		if _, err := c.aead.Open(text[:0], c.nonce[:], pkt[front:], c.additional(pkt, in.esn, seq)); err != nil {
+			return nil, 0, ErrAuth
+		}
+	} else {
+		m := c.cbc
+		tag := m.icv(pkt[:tail], in.esn, uint32(seq>>32))
+		if subtle.ConstantTimeCompare(tag[:in.shape.icv], pkt[tail:]) != 1 {
+			return nil, 0, ErrAuth
+		}
+		m.mode.SetIV(pkt[espHeaderLen:front])
+		m.mode.CryptBlocks(text, text)
+	}
+
+	inner, next, padOK := trim(text)
+	fresh := in.accept(seq, len(inner), padOK)
+	switch {
+	case !fresh:
+		return nil, 0, ErrReplay
+	case !padOK:
+		return nil, 0, ErrPadding
+	}
+	return inner, next, nil
+}
+
+// admit finds the whole sequence number of a packet that carries its low 32 bits, and
+// whether the window would take it.
+func (in *Inbound) admit(low uint32) (seq uint64, ok bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	seq, ok = uint64(low), true
+	if in.esn {
+		seq, ok = in.win.infer(low)
+	}
+	return seq, ok && in.win.check(seq)
+}
+
+// accept marks an authentic packet's number as seen and tells whether it was new; a packet
+// that goes on is counted with its n octets.
+func (in *Inbound) accept(seq uint64, n int, count bool) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.win.advance(seq) {
+		return false
+	}
+	if count {
+		in.usage.Packets++
+		in.usage.Bytes += uint64(n)
+	}
+	return true
+}
+
+// trim takes trailer and padding off a decrypted payload of at least 2 octets (RFC 4303
+// sections 2.4 and 3.4.4.1): the padding must be 1, 2, 3 ...
+func trim(text []byte) (inner []byte, next uint8, ok bool) {
+	n := len(text) - trailerLen
+	padLen, next := int(text[n]), text[n+1]
+	if padLen > n {
+		return nil, 0, false
+	}
+	inner = text[:n-padLen]
+	var diff byte
+	for i, b := range text[n-padLen : n] {
+		diff |= b ^ byte(i+1)
+	}
+	return inner, next, diff == 0
+}
+
+// Usage returns what has been opened.
+func (in *Inbound) Usage() Usage {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.usage
+}
+
+// Wipe forgets the keys; Open answers ErrWiped from then on, a packet that is being opened
+// at this moment is finished. Own copies of keys are overwritten. The key schedules
+// inside Go's cipher types cannot be: they are dropped and left to the collector.
+func (in *Inbound) Wipe() { in.keys.wipe() }
