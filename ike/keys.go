@@ -1,0 +1,184 @@
+package ike
+
+import (
+	"crypto/sha1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"postern/esp"
+)
+
+// errSuite means that an IKE suite holds an algorithm that is not known, or algorithms
+// that do not go together.
+var errSuite = errors.New("ike: algorithms that cannot protect an IKE SA")
+
+// keyPad is the constant of RFC 7296 section 2.15, without a terminating zero.
+const keyPad = "Key Pad for IKEv2"
+
+// saltLen is the length of the implicit part of an AEAD's nonce, which follows the
+// cipher key in SK_ei and SK_er (RFC 5282 section 7.1, RFC 7634 section 3).
+const saltLen = 4
+
+// encrLen returns the length of SK_ei and SK_er in octets, salt included, and whether
+// the cipher is an AEAD; 0 for a cipher or key length that is not known.
+func (s IKESuite) encrLen() (n int, aead bool) {
+	switch esp.EncrID(s.Encr) {
+	case esp.EncrAESCBC, esp.EncrAESGCM16:
+		if s.KeyBits != 128 && s.KeyBits != 192 && s.KeyBits != 256 {
+			return 0, false
+		}
+		if esp.EncrID(s.Encr) == esp.EncrAESGCM16 {
+			return int(s.KeyBits)/8 + saltLen, true
+		}
+		return int(s.KeyBits) / 8, false
+	case esp.EncrChaCha20Poly1305:
+		if s.KeyBits != 0 {
+			return 0, false
+		}
+		return 32 + saltLen, true
+	}
+	return 0, false
+}
+
+// integLen returns the length of SK_ai and SK_ar, in octets: that of the hash (RFC
+// 4868 section 2.1.1, RFC 2404 section 3). 0 without a separate integrity algorithm.
+func (s IKESuite) integLen() int {
+	switch esp.IntegID(s.Integ) {
+	case esp.IntegHMACSHA196:
+		return 20
+	case esp.IntegHMACSHA256_128:
+		return 32
+	case esp.IntegHMACSHA384_192:
+		return 48
+	case esp.IntegHMACSHA512_256:
+		return 64
+	}
+	return 0
+}
+
+// validate reports whether an IKE SA can be protected with the suite: every algorithm
+// known, an integrity algorithm exactly when the cipher is not an AEAD (RFC 5282
+// section 8).
+func (s IKESuite) validate() error {
+	n, aead := s.encrLen()
+	switch {
+	case n == 0:
+		return fmt.Errorf("%w: cipher %d with a key of %d bits", errSuite, s.Encr, s.KeyBits)
+	case aead && s.Integ != 0:
+		return fmt.Errorf("%w: an integrity algorithm (%d) beside the AEAD %d", errSuite, s.Integ, s.Encr)
+	case !aead && s.integLen() == 0:
+		return fmt.Errorf("%w: cipher %d without a known integrity algorithm (%d)", errSuite, s.Encr, s.Integ)
+	case s.PRF.keyLen() == 0:
+		return fmt.Errorf("%w: %s", errSuite, s.PRF)
+	case !s.DH.known():
+		return fmt.Errorf("%w: group %s", errSuite, s.DH)
+	}
+	return nil
+}
+
+// String returns the suite in charon's words:
+// "AES_GCM_16_128/PRF_HMAC_SHA2_256/CURVE_25519",
+// "AES_CBC_256/HMAC_SHA2_256_128/PRF_HMAC_SHA2_256/MODP_2048".
+func (s IKESuite) String() string {
+	name := fmt.Sprint(esp.EncrID(s.Encr))
+	if s.KeyBits != 0 {
+		name += fmt.Sprintf("_%d", s.KeyBits)
+	}
+	if s.Integ != 0 {
+		name += fmt.Sprintf("/%v", esp.IntegID(s.Integ))
+	}
+	return name + "/" + s.PRF.String() + "/" + s.DH.String()
+}
+
+// skeyseed returns SKEYSEED = prf(Ni | Nr, g^ir) of an IKE_SA_INIT exchange (RFC 7296
+// section 2.14). The PRFs here take keys of any length, so the nonces enter whole.
+func skeyseed(prf PRFID, ni, nr, shared []byte) []byte {
+	key := make([]byte, 0, len(ni)+len(nr))
+	key = append(append(key, ni...), nr...)
+	return prf.sum(key, shared)
+}
+
+// skeyseedRekey returns SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr) of an IKE SA
+// that was made by rekeying (RFC 7296 section 2.18). The PRF is the old IKE SA's.
+func skeyseedRekey(prf PRFID, skd, shared, ni, nr []byte) []byte {
+	return prf.sum(skd, shared, ni, nr)
+}
+
+// ikeKeys are the keys of one IKE SA; the names follow RFC 7296 section 2.14 without
+// their SK_. The slices share one array.
+type ikeKeys struct {
+	d      []byte // SK_d: derives the keys of CHILD SAs and of the next IKE SA
+	ai, ar []byte // SK_a: integrity of what the initiator, the responder sends; empty with an AEAD
+	ei, er []byte // SK_e: encryption; an AEAD's salt at the end
+	pi, pr []byte // SK_p: enter the AUTH payloads
+}
+
+// deriveKeys returns the seven keys of RFC 7296 section 2.14:
+//
+//	{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi | SPIr)
+//
+// The suite must be valid. spiI and spiR are those of the new IKE SA.
+func (s IKESuite) deriveKeys(skeyseed, ni, nr []byte, spiI, spiR uint64) ikeKeys {
+	seed := make([]byte, 0, len(ni)+len(nr)+16)
+	seed = append(append(seed, ni...), nr...)
+	seed = binary.BigEndian.AppendUint64(seed, spiI)
+	seed = binary.BigEndian.AppendUint64(seed, spiR)
+	p, a := s.PRF.keyLen(), s.integLen()
+	e, _ := s.encrLen()
+	mat := s.PRF.plus(skeyseed, seed, 3*p+2*a+2*e)
+	take := func(n int) []byte {
+		b := mat[:n:n]
+		mat = mat[n:]
+		return b
+	}
+	return ikeKeys{d: take(p), ai: take(a), ar: take(a), ei: take(e), er: take(e), pi: take(p), pr: take(p)}
+}
+
+// wipe overwrites the keys and lets go of them.
+func (k *ikeKeys) wipe() {
+	for _, b := range [...][]byte{k.d, k.ai, k.ar, k.ei, k.er, k.pi, k.pr} {
+		clear(b)
+	}
+	*k = ikeKeys{}
+}
+
+// childKeymat returns n octets of KEYMAT = prf+(SK_d, Ni | Nr), or with a Diffie-Hellman
+// exchange of its own prf+(SK_d, g^ir (new) | Ni | Nr) (RFC 7296 section 2.17). shared is
+// empty without one. The initiator-to-responder SA takes its keys first, and for each SA
+// the encryption key stands before the integrity key. The caller wipes the result.
+func childKeymat(prf PRFID, skd, shared, ni, nr []byte, n int) []byte {
+	seed := make([]byte, 0, len(shared)+len(ni)+len(nr))
+	seed = append(append(append(seed, shared...), ni...), nr...)
+	mat := prf.plus(skd, seed, n)
+	clear(seed)
+	return mat
+}
+
+// pskAuth returns the AUTH data of a shared key (RFC 7296 section 2.15):
+//
+//	AUTH = prf( prf(Shared Secret, "Key Pad for IKEv2"), <SignedOctets>)
+//	SignedOctets = RealMessage | Nonce | prf(SK_p, IDPayload without its generic header)
+//
+// realMessage and skp are the signer's, nonce is the other side's, idBody is the body of
+// the signer's ID payload, its type and reserved octets included.
+func pskAuth(prf PRFID, psk, realMessage, nonce, skp, idBody []byte) []byte {
+	maced := prf.sum(skp, idBody)
+	key := prf.sum(psk, []byte(keyPad))
+	auth := prf.sum(key, realMessage, nonce, maced)
+	clear(key)
+	return auth
+}
+
+// natHash returns the data of NAT_DETECTION_SOURCE_IP and NAT_DETECTION_DESTINATION_IP:
+// SHA-1(SPIi | SPIr | address | port) (RFC 7296 section 2.23). SHA-1 is the protocol's
+// choice and protects nothing here. An IPv4 address counts as 4 octets, however it is held.
+func natHash(spiI, spiR uint64, a netip.AddrPort) [20]byte {
+	var buf [8 + 8 + 16 + 2]byte
+	b := binary.BigEndian.AppendUint64(buf[:0], spiI)
+	b = binary.BigEndian.AppendUint64(b, spiR)
+	b = append(b, a.Addr().Unmap().AsSlice()...)
+	b = binary.BigEndian.AppendUint16(b, a.Port())
+	return sha1.Sum(b)
+}
