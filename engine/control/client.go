@@ -65,12 +65,12 @@ func (c *Client) Call(name string, req *Message) (*Message, error) {
 // fn called with each one, and unregisters. An error of fn is returned after the stream
 // has been read to its end.
 func (c *Client) CallStream(name, event string, req *Message, fn func(*Message) error) (*Message, error) {
-	if err := c.register(EventRegister, event); err != nil {
+	if err := c.register(EventRegister, event, nil); err != nil {
 		return nil, err
 	}
 	resp, err := c.call(name, req, event, fn)
 	if c.broken == nil {
-		if e := c.register(EventUnregister, event); err == nil {
+		if e := c.register(EventUnregister, event, nil); err == nil {
 			err = e
 		}
 	}
@@ -80,8 +80,15 @@ func (c *Client) CallStream(name, event string, req *Message, fn func(*Message) 
 // Listen registers for the events and has fn called with each one until fn or the
 // connection returns an error, which it returns.
 func (c *Client) Listen(fn func(event string, m *Message) error, events ...string) error {
+	deliver := func(p Packet) error {
+		m, err := Decode(p.Body)
+		if err != nil {
+			return err
+		}
+		return fn(p.Name, m)
+	}
 	for _, e := range events {
-		if err := c.register(EventRegister, e); err != nil {
+		if err := c.register(EventRegister, e, deliver); err != nil {
 			return err
 		}
 	}
@@ -93,11 +100,7 @@ func (c *Client) Listen(fn func(event string, m *Message) error, events ...strin
 		if p.Op != Event {
 			return c.fail(fmt.Errorf("%w: %s without a request", ErrPacket, p.Op))
 		}
-		m, err := Decode(p.Body)
-		if err != nil {
-			return err
-		}
-		if err = fn(p.Name, m); err != nil {
+		if err = deliver(p); err != nil {
 			return err
 		}
 	}
@@ -138,8 +141,8 @@ func (c *Client) call(name string, req *Message, event string, fn func(*Message)
 }
 
 // register registers for an event or unregisters. Events that arrive before the answer
-// are dropped: they belong to nothing that the caller could be waiting for yet.
-func (c *Client) register(op Op, event string) error {
+// go to deliver, if there is one.
+func (c *Client) register(op Op, event string, deliver func(Packet) error) error {
 	if err := c.send(op, event, nil); err != nil {
 		return err
 	}
@@ -150,6 +153,11 @@ func (c *Client) register(op Op, event string) error {
 		}
 		switch p.Op {
 		case Event:
+			if deliver != nil {
+				if err = deliver(p); err != nil {
+					return err
+				}
+			}
 		case EventConfirm:
 			return nil
 		case EventUnknown:

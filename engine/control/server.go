@@ -220,11 +220,8 @@ func (c *client) cut() {
 	c.once.Do(func() {
 		close(c.gone)
 		_ = c.conn.Close()
-		was := c.registered.Swap(0)
 		for i := range c.s.events {
-			if was>>i&1 != 0 {
-				c.s.wanted[i].Add(-1)
-			}
+			c.unregister(i)
 		}
 	})
 }
@@ -374,8 +371,19 @@ func (c *client) register(event string, on bool) bool {
 		if c.registered.Or(bit)&bit == 0 {
 			c.s.wanted[i].Add(1)
 		}
+		select {
+		case <-c.gone: // cut may have taken our registrations back before this one
+			c.unregister(i)
+		default:
+		}
 		return true
 	}
+	return c.unregister(i)
+}
+
+// unregister takes back the registration for event i, if there is one.
+func (c *client) unregister(i int) bool {
+	bit := uint64(1) << i
 	if c.registered.And(^bit)&bit == 0 {
 		return false
 	}
