@@ -1,0 +1,431 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"postern/ike"
+)
+
+// section describes one kind of table of the file: its keys and the tables in it. The
+// table below is all that postern can be configured with; the walk along it, the
+// suggestions for a mistyped key and the reference that WriteReference prints all
+// come from it.
+type section struct {
+	path string // for people: "connections.NAME.children.CHILD"
+	doc  string
+	keys []key
+	subs []sub
+}
+
+// key is one key of a section.
+type key struct {
+	name string
+	typ  *typ
+	doc  string
+	set  func(s *scope, n *node)
+}
+
+// sub is a table in a section. With named, it holds one table for each name that the
+// user chooses.
+type sub struct {
+	name  string
+	named bool
+	sec   *section
+	open  func(s *scope, n *node) *scope // nil: the same scope
+}
+
+// typ is what may stand behind a key.
+type typ struct {
+	kinds []kind
+	words string
+}
+
+var (
+	aText     = &typ{[]kind{kindString}, `a text in quotes`}
+	aList     = &typ{[]kind{kindList}, `a list of texts: ["…", "…"]`}
+	aNumber   = &typ{[]kind{kindInteger}, `a whole number without quotes`}
+	aFactor   = &typ{[]kind{kindFloat, kindInteger}, `a number without quotes`}
+	aSwitch   = &typ{[]kind{kindBool}, `true or false without quotes`}
+	aDuration = &typ{[]kind{kindString, kindInteger}, `a duration: "30s", "5m", "4h", "1d" or a number of seconds`}
+)
+
+// takes tells whether a value of that kind may stand there.
+func (t *typ) takes(k kind) bool {
+	for _, have := range t.kinds {
+		if have == k {
+			return true
+		}
+	}
+	return false
+}
+
+// scope is what the setters fill: the part of the configuration that the walk is in.
+type scope struct {
+	*loader
+	conn   *conn
+	child  *child
+	secret *secret
+	peer   *peer
+}
+
+var rootSection = &section{
+	subs: []sub{
+		{name: "daemon", sec: daemonSection},
+		{name: "log", sec: logSection},
+		{name: "connections", named: true, sec: connSection, open: (*scope).openConn},
+		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},
+	},
+}
+
+var daemonSection = &section{
+	path: "daemon",
+	doc:  "the daemon itself",
+	keys: []key{
+		{"interface", aText, `name of the TUN device; "postern0"`,
+			func(s *scope, n *node) { s.interfaceName(n, &s.cfg.Daemon.Interface) }},
+		{"mtu", aNumber, `MTU of the TUN device, 576 to 1500; 0: computed from the path and the ciphers`,
+			func(s *scope, n *node) { s.mtu(n, &s.cfg.Daemon.MTU) }},
+		{"board", aText, `how much memory to use: "tiny", "small", "large"; "auto": by the device's RAM`,
+			func(s *scope, n *node) { s.board(n, &s.cfg.Daemon.Board) }},
+		{"ike_port", aNumber, `our UDP port for IKE; 500`,
+			func(s *scope, n *node) { s.port(n, &s.cfg.Daemon.IKEPort) }},
+		{"natt_port", aNumber, `our UDP port for IKE and ESP behind a NAT; 4500`,
+			func(s *scope, n *node) { s.port(n, &s.cfg.Daemon.NATTPort) }},
+		{"control", aText, `path of the control socket; "/run/postern.sock"`,
+			func(s *scope, n *node) { s.socketPath(n, &s.cfg.Daemon.Control) }},
+	},
+}
+
+var logSection = &section{
+	path: "log",
+	doc:  `where log lines go, and how much: "error", "warn", "info" or "debug"; "info"`,
+	keys: []key{
+		{"target", aText, `"stderr" or "syslog"; "stderr"`,
+			func(s *scope, n *node) { s.word(n, logTargets, func(i int) { s.cfg.Log.Target = logTargets[i] }) }},
+		{"ike", aText, `the negotiation of keys`,
+			func(s *scope, n *node) { s.level(n, &s.cfg.Log.IKE) }},
+		{"esp", aText, `the protection of packets`,
+			func(s *scope, n *node) { s.level(n, &s.cfg.Log.ESP) }},
+		{"net", aText, `devices, sockets and routes`,
+			func(s *scope, n *node) { s.level(n, &s.cfg.Log.Net) }},
+	},
+}
+
+var connSection = &section{
+	path: "connections.NAME",
+	doc:  "a peer: how to reach it and who it is",
+	keys: []key{
+		{"local_addrs", aList, `addresses of ours to use; whatever the route to the peer says`,
+			func(s *scope, n *node) { s.localAddrs(n, s.conn) }},
+		{"remote_addrs", aList, `addresses of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
+			func(s *scope, n *node) { s.remoteAddrs(n, s.conn) }},
+		{"remote_port", aNumber, `the peer's UDP port; 500, or 4500 behind a NAT`,
+			func(s *scope, n *node) { s.port(n, &s.conn.RemotePort) }},
+		{"proposals", aList, `algorithms for IKE, best first, such as "aes128gcm16-prfsha256-x25519"; "default"`,
+			func(s *scope, n *node) { s.proposals(n, ike.ProtoIKE, &s.conn.Proposals) }},
+		{"encap", aSwitch, `ESP in UDP even without a NAT; false`,
+			func(s *scope, n *node) { s.boolean(n, &s.conn.Encap) }},
+		{"dpd_delay", aDuration, `ask a silent peer after that time whether it lives; 0: never; "30s"`,
+			func(s *scope, n *node) { s.duration(n, &s.conn.DPDDelay) }},
+		{"keyingtries", aNumber, `attempts to reach the peer; 0: for ever; 0`,
+			func(s *scope, n *node) { s.number(n, 0, 1000000, &s.conn.KeyingTries) }},
+		{"rekey_time", aDuration, `new keys for IKE after that time; 0: never; "4h"`,
+			func(s *scope, n *node) { s.duration(n, &s.conn.RekeyTime) }},
+		{"over_time", aDuration, `that long after rekey_time the IKE SA is closed; a tenth of rekey_time`,
+			func(s *scope, n *node) { s.duration(n, &s.conn.OverTime) }},
+		{"rand_time", aDuration, `rekey up to that much earlier, by chance; over_time`,
+			func(s *scope, n *node) { s.duration(n, &s.conn.RandTime) }},
+		{"retransmit_timeout", aDuration, `the first retransmission; "4s"`,
+			func(s *scope, n *node) { s.retryTimeout(n, &s.conn.RetryTimeout) }},
+		{"retransmit_base", aFactor, `each later one waits that many times longer, 1 to 10; 1.8`,
+			func(s *scope, n *node) { s.factor(n, 1, 10, &s.conn.RetryBase) }},
+		{"retransmit_tries", aNumber, `retransmissions until the peer counts as dead, 1 to 30; 5`,
+			func(s *scope, n *node) { s.number(n, 1, 30, &s.conn.RetryTries) }},
+	},
+	subs: []sub{
+		{name: "local", sec: localSection, open: (*scope).openLocal},
+		{name: "remote", sec: remoteSection, open: (*scope).openRemote},
+		{name: "children", named: true, sec: childSection, open: (*scope).openChild},
+	},
+}
+
+var localSection = &section{
+	path: "connections.NAME.local",
+	doc:  "who we are",
+	keys: peerKeys(`how we prove it: "psk", a pre-shared key; "psk"`,
+		`our identity: an address, "name.example", "user@example" or "keyid:…"; our address`),
+}
+
+var remoteSection = &section{
+	path: "connections.NAME.remote",
+	doc:  "who the peer has to be",
+	keys: peerKeys(`how the peer proves it: "psk"; "psk"`,
+		`the peer's identity; any that has a secret`),
+}
+
+func peerKeys(auth, id string) []key {
+	return []key{
+		{"auth", aText, auth, func(s *scope, n *node) { s.word(n, authWords, func(int) {}) }},
+		{"id", aText, id, func(s *scope, n *node) { s.identity(n, s.peer.id) }},
+	}
+}
+
+var childSection = &section{
+	path: "connections.NAME.children.CHILD",
+	doc:  "what traffic to protect; the order of the children is the order in which packets are matched",
+	keys: []key{
+		{"local_ts", aList, `what is behind us: "10.1.0.0/24", "10.1.0.5/32[tcp/502]", "10.0.0.1-10.0.0.9", "dynamic[udp/161]"; "dynamic", our address`,
+			func(s *scope, n *node) { s.selectors(n, &s.child.LocalTS) }},
+		{"remote_ts", aList, `what is behind the peer; "dynamic", the peer's address`,
+			func(s *scope, n *node) { s.selectors(n, &s.child.RemoteTS) }},
+		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default"`,
+			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
+		{"rekey_time", aDuration, `new keys after that time; 0: never; "1h"`,
+			func(s *scope, n *node) { s.duration(n, &s.child.RekeyTime) }},
+		{"life_time", aDuration, `the keys are not used longer than that; 110 % of rekey_time`,
+			func(s *scope, n *node) { s.duration(n, &s.child.LifeTime) }},
+		{"rand_time", aDuration, `rekey up to that much earlier, by chance; life_time less rekey_time`,
+			func(s *scope, n *node) { s.duration(n, &s.child.RandTime) }},
+		{"replay_window", aNumber, `how many packets late one may come, 64 to 4096; 0: replays are not noticed; 128`,
+			func(s *scope, n *node) { s.replayWindow(n, &s.child.ReplayWindow) }},
+		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,
+			func(s *scope, n *node) {
+				s.word(n, startWords, func(i int) { s.child.StartAction = ike.StartAction(i) })
+			}},
+		{"dpd_action", aText, `when the peer is dead: "restart", "trap" or "clear"; as start_action`,
+			func(s *scope, n *node) {
+				s.word(n, peerWords, func(i int) { s.child.DPDAction = ike.PeerAction(i) })
+			}},
+		{"close_action", aText, `when the peer closes the child: "restart", "trap" or "clear"; as start_action`,
+			func(s *scope, n *node) {
+				s.word(n, peerWords, func(i int) { s.child.CloseAction = ike.PeerAction(i) })
+			}},
+	},
+}
+
+var secretSection = &section{
+	path: "secrets.NAME",
+	doc:  "a pre-shared key",
+	keys: []key{
+		{"id", aList, `the identities that share the key; any`,
+			func(s *scope, n *node) { s.identities(n, &s.secret.IDs) }},
+		{"secret", aText, `the key: "a text", "0x…" in hexadecimal or "0s…" in base64; "postern psk" makes a good one`,
+			func(s *scope, n *node) { s.inlineSecret(n) }},
+		{"secret_file", aText, `or the file that holds it, with mode 600; relative to the configuration`,
+			func(s *scope, n *node) { s.fileSecret(n) }},
+	},
+}
+
+// The words of the keys that choose, in the order of the constants that they stand for.
+var (
+	logTargets = []string{"stderr", "syslog"}
+	authWords  = []string{"psk"}
+	startWords = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
+	peerWords  = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+)
+
+// walk reads table t along its section, in the order of the file.
+func (l *loader) walk(sec *section, t *node, s *scope) {
+	for _, n := range t.entries {
+		if k := sec.key(n.name); k != nil {
+			if !k.typ.takes(n.kind) {
+				l.wrongKind(n, "%s must be %s", n.name, k.typ.words)
+				continue
+			}
+			before := len(l.problems)
+			k.set(s, n)
+			if len(l.problems) > before {
+				n.bad = true
+			}
+			continue
+		}
+		sb := sec.sub(n.name)
+		switch {
+		case sb == nil:
+			t.bad = true // what is missing may stand under the wrong name
+			l.unknown(sec, n)
+		case sb.named:
+			l.walkNamed(sb, n, s)
+		case n.kind != kindTable:
+			l.wrongKind(n, "%s must be a section [%s]", n.name, sb.sec.path)
+		default:
+			l.walk(sb.sec, n, sb.scope(s, n))
+		}
+	}
+}
+
+// walkNamed reads the tables that the user has named.
+func (l *loader) walkNamed(sb *sub, n *node, s *scope) {
+	if n.kind != kindTable {
+		l.wrongKind(n, "%s must be sections with names: [%s]", n.name, sb.sec.path)
+		return
+	}
+	for _, e := range n.entries {
+		switch {
+		case e.kind != kindTable:
+			l.wrongKind(e, "%s must be a section with a name: [%s]", n.name, sb.sec.path)
+		case !goodName(e.name):
+			e.bad = true
+			l.problem(e.key, "use letters, digits, - and _", "%s is no name for a section", shown(e.name))
+		default:
+			l.walk(sb.sec, e, sb.scope(s, e))
+		}
+	}
+}
+
+func (sb *sub) scope(s *scope, n *node) *scope {
+	if sb.open == nil {
+		return s
+	}
+	return sb.open(s, n)
+}
+
+func (l *loader) wrongKind(n *node, format string, args ...any) {
+	n.bad = true
+	at := n.at
+	if n.kind == kindTable || n.kind == kindTables {
+		at = n.key
+		l.broken = true
+	}
+	l.problem(at, "", "%s, not %s", fmt.Sprintf(format, args...), n.kind)
+}
+
+// maxName is the length of a section's name: it stands in tables of 80 columns.
+const maxName = 64
+
+func goodName(s string) bool {
+	if s == "" || len(s) > maxName {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if !isBare(s[i]) && s[i] != '.' {
+			return false
+		}
+	}
+	return true
+}
+
+func (sec *section) key(name string) *key {
+	for i := range sec.keys {
+		if sec.keys[i].name == name {
+			return &sec.keys[i]
+		}
+	}
+	return nil
+}
+
+func (sec *section) sub(name string) *sub {
+	for i := range sec.subs {
+		if sec.subs[i].name == name {
+			return &sec.subs[i]
+		}
+	}
+	return nil
+}
+
+// names lists the keys and tables of a section.
+func (sec *section) names() []string {
+	var names []string
+	for _, k := range sec.keys {
+		names = append(names, k.name)
+	}
+	for _, sb := range sec.subs {
+		names = append(names, sb.name)
+	}
+	return names
+}
+
+// each calls f for the section and all below it.
+func (sec *section) each(f func(*section)) {
+	f(sec)
+	for _, sb := range sec.subs {
+		sb.sec.each(f)
+	}
+}
+
+// unknown notes a key that the section does not have, and guesses what was meant: the
+// same key of another section, or one of this section that is spelt nearly so.
+func (l *loader) unknown(sec *section, n *node) {
+	n.bad = true
+	what := "unknown key " + shown(n.name)
+	if n.kind == kindTable || n.kind == kindTables {
+		what = "unknown section " + shown(n.name)
+		l.broken = true
+	}
+	near, best := "", 3
+	for _, name := range sec.names() {
+		if d := distance(n.name, name, best); d < best && d*3 <= len(name) {
+			near, best = name, d
+		}
+	}
+	var homes []string
+	rootSection.each(func(other *section) {
+		if other.key(n.name) != nil {
+			homes = append(homes, "["+other.path+"]")
+		}
+	})
+	switch {
+	case near != "":
+		l.problem(n.key, "", "%s: did you mean %s?", what, near)
+	case len(homes) > 0:
+		l.problem(n.key, "it belongs into "+strings.Join(homes, " or "), "%s in %s", what, sec.title())
+	default:
+		l.problem(n.key, sec.title()+" has "+strings.Join(sec.names(), ", "), "%s", what)
+	}
+}
+
+func (sec *section) title() string {
+	if sec.path == "" {
+		return "the top of the file"
+	}
+	return "[" + sec.path + "]"
+}
+
+// distance returns how many letters must be changed, added, dropped or exchanged with
+// their neighbour to make b of a; limit if that many or more.
+func distance(a, b string, limit int) int {
+	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
+		return limit
+	}
+	before := make([]int, len(b)+1) // the row before the last one
+	last := make([]int, len(b)+1)
+	row := make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last, row = last, row, before
+	}
+	return min(last[len(b)], limit)
+}
+
+// WriteReference writes every section and key with what it means and, last, its
+// default.
+func WriteReference(w io.Writer) error {
+	var err error
+	rootSection.each(func(sec *section) {
+		if sec.path == "" || err != nil {
+			return
+		}
+		_, err = fmt.Fprintf(w, "[%s]  # %s\n", sec.path, sec.doc)
+		for _, k := range sec.keys {
+			if err == nil {
+				_, err = fmt.Fprintf(w, "  %-18s  %s\n", k.name, k.doc)
+			}
+		}
+	})
+	return err
+}

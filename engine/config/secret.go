@@ -1,0 +1,127 @@
+package config
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"postern/ike"
+)
+
+// secret is a pre-shared key while it is read.
+type secret struct {
+	ike.Secret
+	t *node
+}
+
+// minSecretLen is the length below which a key can be guessed by whoever records one
+// handshake as the responder (RFC 7296 section 2.15 asks for keys with as much
+// entropy as the strongest key that is negotiated).
+const minSecretLen = 16
+
+func (s *scope) openSecret(n *node) *scope {
+	sec := &secret{t: n, Secret: ike.Secret{Name: n.name}}
+	s.secrets = append(s.secrets, sec)
+	return &scope{loader: s.loader, secret: sec}
+}
+
+// inlineSecret reads a key that stands in the configuration.
+func (s *scope) inlineSecret(n *node) {
+	if s.exposed {
+		s.problem(n.at, "chmod 600 the file, or put the key into a file of its own and name that in secret_file",
+			"the group or others can read or change this file, and it holds a secret")
+	}
+	s.key(n, []byte(n.text))
+	n.text = ""
+}
+
+// fileSecret reads a key that has a file of its own. Its path stays out of the
+// problems, because it happens that somebody writes the key itself there.
+func (s *scope) fileSecret(n *node) {
+	path := n.text
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(s.cfg.File), path)
+	}
+	data, err := s.readSecret(path)
+	if err != nil {
+		hint := "name a file with the key in it"
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			hint = "a relative name starts in the folder of the configuration"
+		case errors.Is(err, errExposed):
+			hint = "chmod 600 the file"
+		case errors.Is(err, fs.ErrPermission):
+			hint = "run as root, or give the file to the user that postern runs as"
+		}
+		s.problem(n.at, hint, "cannot read the file that secret_file names: %v", reason(err))
+		return
+	}
+	s.key(n, data)
+}
+
+// key decodes what stands in a secret: "0x" and hexadecimal, "0s" and base64, or a text.
+func (s *scope) key(n *node, text []byte) {
+	key := text
+	var err error
+	if hexed, ok := bytes.CutPrefix(text, []byte("0x")); ok {
+		key = make([]byte, hex.DecodedLen(len(hexed)))
+		if _, err = hex.Decode(key, hexed); err != nil {
+			s.problem(n.at, "use an even number of the digits 0-9 and a-f", "the key after 0x is not hexadecimal")
+		}
+	} else if based, ok := bytes.CutPrefix(text, []byte("0s")); ok {
+		b := strings.TrimRight(string(based), "=")
+		if key, err = base64.RawStdEncoding.DecodeString(b); err != nil {
+			s.problem(n.at, "use the letters of standard base64", "the key after 0s is not base64")
+		}
+	}
+	switch {
+	case err != nil:
+	case len(key) == 0:
+		s.problem(n.at, `"postern psk" makes a good one`, "the key is empty")
+	case len(key) < minSecretLen:
+		s.warn(n.at, `"postern psk" makes a good one`, "the key is only %d octets long and can be guessed; use %d or more",
+			len(key), minSecretLen)
+		fallthrough
+	default:
+		s.secret.Key = key
+	}
+}
+
+var (
+	errExposed = errors.New("the group or others can read or change it")
+	errTooLong = errors.New("it is too large for a key")
+)
+
+// readSecretFile returns what stands in a secret's file, less one final newline. It
+// refuses files that are open to others, and whatever is not a plain file of
+// sensible length.
+func readSecretFile(path string) ([]byte, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().Perm()&openToOthers != 0 {
+		return nil, errExposed
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSecretLen+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxSecretLen {
+		return nil, errTooLong
+	}
+	if line, ok := bytes.CutSuffix(data, []byte("\n")); ok {
+		return bytes.TrimSuffix(line, []byte("\r")), nil
+	}
+	return data, nil
+}
