@@ -45,7 +45,7 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 		return nil, err
 	}
 	in.shape = sa.Suite.shape()
-	in.win = newWindow(sa.ReplayWindow)
+	in.win.init(sa.ReplayWindow)
 	return in, nil
 }
 
@@ -87,7 +87,7 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 
 	text := pkt[front:tail]
 	if c.aead != nil {
-		copy(c.nonce[aeadSaltLen:], pkt[espHeaderLen:])
+		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], binary.BigEndian.Uint64(pkt[espHeaderLen:]))
 		if _, err := c.aead.Open(text[:0], c.nonce[:], pkt[front:], c.additional(pkt, in.esn, seq)); err != nil {
 			return nil, 0, ErrAuth
 		}
@@ -113,30 +113,35 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 }
 
 // admit finds the whole sequence number of a packet that carries its low 32 bits, and
-// whether the window would take it.
+// whether the window would take it. A number ahead of the window, as nearly all are,
+// needs no lock: accept asks again.
 func (in *Inbound) admit(low uint32) (seq uint64, ok bool) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	seq, ok = uint64(low), true
+	seq = uint64(low)
 	if in.esn {
-		seq, ok = in.win.infer(low)
+		if seq, ok = in.win.infer(low); !ok {
+			return 0, false
+		}
 	}
-	return seq, ok && in.win.check(seq)
+	if seq > in.win.top.Load() {
+		return seq, true
+	}
+	in.mu.Lock()
+	ok = in.win.check(seq)
+	in.mu.Unlock()
+	return seq, ok
 }
 
 // accept marks an authentic packet's number as seen and tells whether it was new; a packet
 // that goes on is counted with its n octets.
 func (in *Inbound) accept(seq uint64, n int, count bool) bool {
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	if !in.win.advance(seq) {
-		return false
-	}
-	if count {
+	fresh := in.win.advance(seq)
+	if fresh && count {
 		in.usage.Packets++
 		in.usage.Bytes += uint64(n)
 	}
-	return true
+	in.mu.Unlock()
+	return fresh
 }
 
 // trim takes trailer and padding off a decrypted payload of at least 2 octets (RFC 4303

@@ -75,8 +75,7 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 	}
 
 	pkt := buf[start:end]
-	binary.BigEndian.PutUint32(pkt, o.spi)
-	binary.BigEndian.PutUint32(pkt[4:], uint32(seq))
+	binary.BigEndian.PutUint64(pkt, uint64(o.spi)<<32|seq&(1<<32-1))
 	for i := 0; i < padLen; i++ {
 		buf[off+n+i] = byte(i + 1)
 	}
@@ -88,8 +87,10 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		// that GCM and ChaCha20 ask for (RFC 4106 section 3.1, RFC 7634 section 2).
 		binary.BigEndian.PutUint64(pkt[espHeaderLen:], seq)
 		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], seq)
+		o.bytes.Add(uint64(n))
 		c.aead.Seal(buf[off:off], c.nonce[:], buf[off:tail], c.additional(pkt, o.esn, seq))
 	} else {
+		o.bytes.Add(uint64(n))
 		m := c.cbc
 		iv := pkt[espHeaderLen : espHeaderLen+aesBlockLen]
 		binary.BigEndian.PutUint64(m.ivIn[:], seq)
@@ -98,8 +99,6 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		m.mode.CryptBlocks(buf[off:tail], buf[off:tail])
 		copy(buf[tail:end], m.icv(buf[start:tail], o.esn, uint32(seq>>32)))
 	}
-
-	o.bytes.Add(uint64(n))
 	return start, end, nil
 }
 

@@ -1,6 +1,9 @@
 package esp
 
-import "math/bits"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // Limits of the replay window, in packets.
 const (
@@ -25,22 +28,24 @@ const (
 //	...old | . . 1 0 1 1 . . | . . . 1 1 | next word, cleared on arrival
 //
 // It works on 64-bit numbers; infer makes them of the 32 bits that a packet carries. A
-// size of 0 switches the check off, and top is still kept. It has no lock: its SA has one.
+// size of 0 switches the check off, and top is still kept. It has no lock: its SA has one,
+// which check and advance need. infer needs none, and neither does who only asks whether a
+// number is above top: top never falls.
 type window struct {
-	top  uint64 // the highest number that has been accepted; 0: none yet
+	top  atomic.Uint64 // the highest number that has been accepted; 0: none yet
 	size uint64
 	mask uint32 // len(ring)-1
 	ring []uint32
 }
 
-// newWindow returns a window of size packets: 0, or MinWindow to MaxWindow.
-func newWindow(size int) window {
+// init makes an empty window of size packets: 0, or MinWindow to MaxWindow.
+func (w *window) init(size int) {
 	if size == 0 {
-		return window{}
+		return
 	}
 	words := (size+wordBits-1)/wordBits + 1
 	n := 1 << bits.Len(uint(words-1))
-	return window{size: uint64(size), mask: uint32(n - 1), ring: make([]uint32, n)}
+	w.size, w.mask, w.ring = uint64(size), uint32(n-1), make([]uint32, n)
 }
 
 // infer returns the whole sequence number of a packet that carries its low 32 bits (RFC
@@ -51,11 +56,11 @@ func newWindow(size int) window {
 // With the check off there is no window to place the number by, and the nearest candidate
 // to top is taken, so that reordering does no harm.
 func (w *window) infer(low uint32) (seq uint64, ok bool) {
-	size := uint32(w.size)
+	top, size := w.top.Load(), uint32(w.size)
 	if size == 0 {
 		size = 1 << 31
 	}
-	th, tl := uint32(w.top>>32), uint32(w.top)
+	th, tl := uint32(top>>32), uint32(top)
 	bottom := tl - size + 1 // modulo 2^32, as in the appendix
 	switch {
 	case tl >= size-1: // case A: the window lies in one subspace
@@ -73,10 +78,11 @@ func (w *window) infer(low uint32) (seq uint64, ok bool) {
 
 // check tells whether seq is new. It changes nothing: the packet is not authentic yet.
 func (w *window) check(seq uint64) bool {
+	top := w.top.Load()
 	switch {
-	case w.size == 0 || seq > w.top:
+	case w.size == 0 || seq > top:
 		return true
-	case seq == 0 || w.top-seq >= w.size:
+	case seq == 0 || top-seq >= w.size:
 		return false
 	}
 	return w.ring[uint32(seq>>wordShift)&w.mask]&(1<<(seq%wordBits)) == 0
@@ -88,12 +94,13 @@ func (w *window) advance(seq uint64) bool {
 	if !w.check(seq) {
 		return false
 	}
+	top := w.top.Load()
 	if w.size == 0 {
-		w.top = max(w.top, seq)
+		w.top.Store(max(top, seq))
 		return true
 	}
-	if seq > w.top {
-		from, to := w.top>>wordShift, seq>>wordShift
+	if seq > top {
+		from, to := top>>wordShift, seq>>wordShift
 		if to-from > uint64(w.mask) {
 			clear(w.ring)
 		} else {
@@ -101,7 +108,7 @@ func (w *window) advance(seq uint64) bool {
 				w.ring[uint32(i)&w.mask] = 0
 			}
 		}
-		w.top = seq
+		w.top.Store(seq)
 	}
 	w.ring[uint32(seq>>wordShift)&w.mask] |= 1 << (seq % wordBits)
 	return true
