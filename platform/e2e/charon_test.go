@@ -1,0 +1,210 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Where Debian has charon and its plugins.
+const (
+	charonPath    = "/usr/lib/ipsec/charon"
+	charonPlugins = "/usr/lib/ipsec/plugins"
+)
+
+// charon is a strongSwan daemon with ESP in user space.
+type charon struct {
+	t   *testing.T
+	dir string
+	p   *process
+}
+
+// needCharon skips the test without strongSwan and the plugins that the tests load.
+func needCharon(t *testing.T) {
+	t.Helper()
+	need(t, "swanctl", "mount")
+	for file, pkg := range map[string]string{
+		charonPath: "strongswan-charon",
+		charonPlugins + "/libstrongswan-kernel-libipsec.so": "libcharon-extra-plugins",
+		charonPlugins + "/libstrongswan-openssl.so":         "libstrongswan-standard-plugins",
+		charonPlugins + "/libstrongswan-chapoly.so":         "libstrongswan-extra-plugins",
+	} {
+		if _, err := os.Stat(file); err != nil {
+			lacks(t, "strongSwan is not complete: %v; apt-get install %s", err, pkg)
+		}
+	}
+}
+
+// startCharon starts charon on a gateway and loads its configuration.
+func startCharon(s *site, side byte, c spec) *charon {
+	s.t.Helper()
+	needCharon(s.t)
+	ns := s.gwA
+	if side == 'b' {
+		ns = s.gwB
+	}
+	d := &charon{t: s.t, dir: filepath.Join(s.dir, "charon-"+string(side))}
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	conf := filepath.Join(d.dir, "strongswan.conf")
+	d.write("strongswan.conf", d.strongswanConf(c))
+	d.write("swanctl.conf", swanctlConf(c))
+	os.Remove(filepath.Join(d.dir, "vici"))
+	// charon keeps its pid file in /run: an empty one for each daemon keeps them apart.
+	d.p = startIn(s.t, ns, filepath.Join(d.dir, "out"), []string{"STRONGSWAN_CONF=" + conf},
+		"sh", "-ec", "mount -t tmpfs tmpfs /run; exec "+charonPath)
+	if !eventually(20*time.Second, func() bool {
+		_, err := os.Stat(filepath.Join(d.dir, "vici"))
+		return err == nil || !d.p.alive()
+	}) || !d.p.alive() {
+		s.t.Fatalf("charon did not start: %s%s", d.p.text(), logs(d))
+	}
+	d.load(c)
+	return d
+}
+
+// load replaces the configuration of a running charon.
+func (d *charon) load(c spec) {
+	d.t.Helper()
+	d.write("swanctl.conf", swanctlConf(c))
+	out, err := command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
+	if err != nil {
+		d.t.Fatalf("swanctl --load-all: %v\n%s%s", err, out, logs(d))
+	}
+}
+
+func (d *charon) write(name, text string) {
+	d.t.Helper()
+	if err := os.WriteFile(filepath.Join(d.dir, name), []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// strongswanConf returns the daemon's settings. kernel-libipsec stands before
+// kernel-netlink, because the first of them to register does ESP; kernel-netlink still
+// does addresses and routes.
+func (d *charon) strongswanConf(c spec) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `charon {
+  load_modular = no
+  load = random nonce openssl gcm ccm ctr aes sha1 sha2 hmac kdf chapoly curve25519 gmp kernel-libipsec kernel-netlink socket-default vici updown
+  plugins { vici { socket = unix://%s/vici } }
+  filelog { log { path = %s/log
+                  time_format = %%H:%%M:%%S
+                  time_add_ms = yes
+                  flush_line = yes
+                  default = 1
+                  enc = 1 } }
+  syslog { daemon { default = -1 }
+           auth { default = -1 } }
+`, d.dir, d.dir)
+	if c.cookieThreshold > 0 {
+		fmt.Fprintf(&b, "  cookie_threshold = %d\n  block_threshold = 0\n", c.cookieThreshold)
+	}
+	if c.keepalive > 0 {
+		fmt.Fprintf(&b, "  keep_alive = %ds\n", int(c.keepalive.Seconds()))
+	}
+	if c.retryTimeout > 0 {
+		fmt.Fprintf(&b, "  retransmit_timeout = %g\n", c.retryTimeout.Seconds())
+	}
+	if c.retryTries > 0 {
+		fmt.Fprintf(&b, "  retransmit_tries = %d\n", c.retryTries)
+	}
+	if c.retryBase > 0 {
+		fmt.Fprintf(&b, "  retransmit_base = %g\n", c.retryBase)
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// swanctlConf returns the connections and secrets.
+func swanctlConf(c spec) string {
+	var b, secrets strings.Builder
+	b.WriteString("connections {\n")
+	for i, n := range c.conns {
+		fmt.Fprintf(&b, "  %s {\n    version = 2\n    mobike = no\n    local_addrs = %s\n    remote_addrs = %s\n    proposals = %s\n",
+			n.name, n.local, n.remote, n.ike)
+		if n.encap {
+			b.WriteString("    encap = yes\n")
+		}
+		if n.dpdDelay > 0 {
+			fmt.Fprintf(&b, "    dpd_delay = %dms\n", n.dpdDelay.Milliseconds())
+		}
+		if n.rekeyTime > 0 {
+			fmt.Fprintf(&b, "    rekey_time = %ds\n    rand_time = 0\n", int(n.rekeyTime.Seconds()))
+		}
+		if n.keyingTries > 0 {
+			fmt.Fprintf(&b, "    keyingtries = %d\n", n.keyingTries)
+		}
+		fmt.Fprintf(&b, "    local { auth = psk\n id = %q }\n    remote { auth = psk\n id = %q }\n    children {\n", n.localID, n.remoteID)
+		for _, ch := range n.children {
+			fmt.Fprintf(&b, "      %s {\n        local_ts = %s\n        remote_ts = %s\n        esp_proposals = %s\n        start_action = %s\n",
+				ch.name, strings.Join(ch.localTS, ","), strings.Join(ch.remoteTS, ","), ch.esp, ch.start)
+			if ch.rekeyTime > 0 {
+				fmt.Fprintf(&b, "        rekey_time = %ds\n        life_time = %ds\n        rand_time = 0\n",
+					int(ch.rekeyTime.Seconds()), int(ch.rekeyTime.Seconds())*4)
+			}
+			if ch.dpdAction != "" {
+				fmt.Fprintf(&b, "        dpd_action = %s\n", ch.dpdAction)
+			}
+			if ch.closeAction != "" {
+				fmt.Fprintf(&b, "        close_action = %s\n", ch.closeAction)
+			}
+			b.WriteString("      }\n")
+		}
+		b.WriteString("    }\n  }\n")
+		fmt.Fprintf(&secrets, "  ike-%d { id-1 = %q\n id-2 = %q\n secret = %q }\n", i, n.localID, n.remoteID, n.psk)
+	}
+	return b.String() + "}\nsecrets {\n" + secrets.String() + "}\n"
+}
+
+func (d *charon) kind() string    { return "charon" }
+func (d *charon) control() string { return "unix://" + filepath.Join(d.dir, "vici") }
+func (d *charon) alive() bool     { return d.p.alive() }
+func (d *charon) kill()           { d.p.kill() }
+func (d *charon) freeze()         { d.p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+func (d *charon) log() string {
+	b, _ := os.ReadFile(filepath.Join(d.dir, "log"))
+	return string(b)
+}
+
+func (d *charon) stop() {
+	if !d.p.terminate(10 * time.Second) {
+		d.t.Errorf("charon did not stop within 10 s")
+	}
+}
+
+func (d *charon) initiate(child string) error {
+	return d.swanctl("--initiate", "--child", child, "--timeout", "30")
+}
+
+func (d *charon) terminate(child string) error {
+	if child == "" {
+		return d.swanctl("--terminate", "--ike", "site", "--timeout", "10")
+	}
+	return d.swanctl("--terminate", "--child", child, "--timeout", "10")
+}
+
+// rekey rekeys a child, or ("") the IKE SA.
+func (d *charon) rekey(child string) error {
+	if child == "" {
+		return d.swanctl("--rekey", "--ike", "site")
+	}
+	return d.swanctl("--rekey", "--child", child)
+}
+
+func (d *charon) swanctl(args ...string) error {
+	out, err := command("swanctl", append(args, "--uri", d.control())...)
+	if err != nil {
+		return fmt.Errorf("swanctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
