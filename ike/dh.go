@@ -243,8 +243,11 @@ func (k *keyPair) sharedMODP(i *dhInfo, peer []byte) ([]byte, error) {
 }
 
 // wipe overwrites the private exponent. Keys of curves are kept by crypto/ecdh, which
-// offers no way to overwrite them: they are let go of.
+// offers no way to overwrite them: they are let go of. A nil key pair has nothing to wipe.
 func (k *keyPair) wipe() {
+	if k == nil {
+		return
+	}
 	clear(k.exponent)
 	k.exponent = nil
 	k.curveKey = nil

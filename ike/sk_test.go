@@ -334,7 +334,7 @@ func FuzzSKOpen(f *testing.F) {
 			plain := bytes.Clone(data)
 			_, _ = mustCipher(t, s).open(plain, skOff, ivOff)
 			start, end := ivOff+c.ivLen(), len(data)-c.icvLen
-			want := refSeal(t, s, data[:ivOff], data[ivOff:start], plain[start:end], skOff)
+			want := refSeal(t, s, data[:ivOff], data[ivOff:start], plain[start:end], ivOff-payloadHdr)
 			if !bytes.Equal(want[ivOff:], data[ivOff:]) {
 				t.Errorf("%s: a message was accepted that its sender cannot have sealed: %x", s, data)
 			}
