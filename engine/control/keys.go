@@ -2,7 +2,7 @@ package control
 
 // DefaultPath is where the daemon's control socket is unless the configuration says
 // otherwise.
-const DefaultPath = "/var/run/postern.vici"
+const DefaultPath = "/run/postern.sock"
 
 // Commands, with charon's names and meanings. Requests and responses are those of the
 // VICI protocol's description; what is listed with them are the keys that we take and
@@ -49,8 +49,9 @@ func Events() []string {
 
 // Keys of responses that tell how a command went.
 const (
-	KeySuccess    = "success" // yes or no
-	KeyErrmsg     = "errmsg"  // why not
+	KeySuccess    = "success"  // yes or no
+	KeyErrmsg     = "errmsg"   // why not
+	KeyProblems   = "problems" // list; ours: what is wrong in the configuration that reload-settings read
 	KeyMatches    = "matches"
 	KeyTerminated = "terminated"
 )
