@@ -264,7 +264,7 @@ func BenchmarkShare(b *testing.B) {
 				}
 			})
 		}
-b.ReportMetric(100*float64(fastest[1])/float64(fastest[0]), "%seal")
+		b.ReportMetric(100*float64(fastest[1])/float64(fastest[0]), "%seal")
 		b.ReportMetric(100*float64(fastest[3])/float64(fastest[2]), "%open")
 	})
 }
