@@ -1,0 +1,229 @@
+package ike
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxIDLen bounds the data of an identity: domain names and mail addresses end at 254
+// octets, distinguished names seldom pass 300, and every IKE SA keeps two of them.
+const maxIDLen = 512
+
+// Identification types that only the codec knows.
+const (
+	idDERGN IDType = 10
+	idNull  IDType = 13 // RFC 7619
+)
+
+// ParseID reads the body of an Identification payload (RFC 7296 section 3.5): a type
+// other than 0, and data of 1 to maxIDLen octets, 4 of an IPv4 and 16 of an IPv6 address.
+// The data of ID_NULL is ignored (RFC 7619 section 2.2). The result is a copy.
+//
+//	                     1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|   ID Type     |                 RESERVED                      |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	~                   Identification Data                         ~
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+func ParseID(b []byte) (ID, error) {
+	c := cursor{b: b}
+	t := IDType(c.u8())
+	c.skip(3)
+	if !c.ok() {
+		return ID{}, syntax(PayloadIDi, "header", errShort)
+	}
+	data := c.rest()
+	if t == idNull {
+		data = nil
+	}
+	if err := checkID(t, len(data)); err != nil {
+		return ID{}, err
+	}
+	return ID{Type: t, Data: string(data)}, nil
+}
+
+// checkID says whether n octets can be the data of an identity of type t.
+func checkID(t IDType, n int) error {
+	switch {
+	case t == IDNone:
+		return syntax(PayloadIDi, "type", errValue)
+	case n > maxIDLen, n == 0 && t != idNull, t == IDIPv4 && n != 4, t == IDIPv6 && n != 16:
+		return syntax(PayloadIDi, "data", errLength)
+	}
+	return nil
+}
+
+// appendBody appends the identity as the body of an Identification payload, which is
+// what enters the AUTH payload (RFC 7296 section 2.15: RestOfIDPayload).
+func (id ID) appendBody(b []byte) []byte {
+	b = append(b, byte(id.Type), 0, 0, 0)
+	return append(b, id.Data...)
+}
+
+// idPrefixes are strongSwan's prefixes that say the type of an identity. Of several for
+// one type the first is the one that we print.
+var idPrefixes = [...]struct {
+	name string
+	t    IDType
+}{
+	{"ipv4", IDIPv4},
+	{"ipv6", IDIPv6},
+	{"fqdn", IDFQDN},
+	{"dns", IDFQDN},
+	{"email", IDRFC822},
+	{"rfc822", IDRFC822},
+	{"userfqdn", IDRFC822},
+	{"keyid", IDKeyID},
+	{"asn1dn", IDDERDN},
+	{"asn1gn", idDERGN},
+}
+
+// ParseIDString reads an identity as strongSwan writes it:
+//
+//	10.9.0.1, 2001:db8::1        addresses
+//	moon.example, @moon.example  a fully qualified domain name
+//	user@example, @@user@example a mail address
+//	@#0a0b0c                     a key ID in hexadecimal
+//	keyid:text, fqdn:, dns:, email:, rfc822:, userfqdn:, ipv4:, ipv6:, asn1dn:, asn1gn:
+//	                             the type, then the data as text; after "#" in hexadecimal
+//	{13}:text                    the type's number
+//	%any, %any4, %any6, *, 0.0.0.0, :: or nothing
+//	                             the zero ID: any identity
+//
+// Another text with a colon is a key ID. Distinguished names are taken as asn1dn:# only.
+func ParseIDString(s string) (ID, error) {
+	switch s {
+	case "", "%any", "%any4", "%any6", "*", "0.0.0.0", "::", "0::0":
+		return ID{}, nil
+	}
+	id, err := parseIDString(s)
+	if err != nil {
+		return ID{}, fmt.Errorf("identity %s: %w", strconv.Quote(s), err)
+	}
+	if checkID(id.Type, len(id.Data)) != nil {
+		return ID{}, fmt.Errorf("identity %s: %v data cannot have %d octets", strconv.Quote(s), id.Type, len(id.Data))
+	}
+	return id, nil
+}
+
+func parseIDString(s string) (ID, error) {
+	if name, data, ok := strings.Cut(s, ":"); ok {
+		for _, p := range idPrefixes {
+			if name == p.name {
+				return typedID(p.t, data)
+			}
+		}
+		if num, ok := strings.CutPrefix(name, "{"); ok && strings.HasSuffix(num, "}") {
+			n, err := strconv.ParseUint(strings.TrimSuffix(num, "}"), 10, 8)
+			if err != nil {
+				return ID{}, fmt.Errorf("%s is not a type from 1 to 255", name)
+			}
+			return typedID(IDType(n), data)
+		}
+	}
+	rest, at := strings.CutPrefix(s, "@")
+	switch {
+	case at && strings.HasPrefix(rest, "#"):
+		return typedID(IDKeyID, rest)
+	case at && strings.HasPrefix(rest, "@"):
+		return ID{IDRFC822, rest[1:]}, nil
+	case at:
+		return ID{IDFQDN, rest}, nil
+	case strings.Contains(s, "="):
+		return ID{}, fmt.Errorf("distinguished names are not supported as text; write asn1dn:# and the DER encoding in hexadecimal, or keyid: for a key ID with an equals sign")
+	case strings.Contains(s, "@"):
+		return ID{IDRFC822, s}, nil
+	}
+	if id, ok := addrID(s); ok {
+		return id, nil
+	}
+	if strings.Contains(s, ":") {
+		return ID{IDKeyID, s}, nil
+	}
+	return ID{IDFQDN, s}, nil
+}
+
+// typedID makes the identity of a type from what stands behind its prefix.
+func typedID(t IDType, data string) (ID, error) {
+	if h, ok := strings.CutPrefix(data, "#"); ok {
+		b, err := hex.DecodeString(strings.ReplaceAll(h, ":", ""))
+		if err != nil {
+			return ID{}, fmt.Errorf("what follows # must be hexadecimal digits in pairs")
+		}
+		return ID{t, string(b)}, nil
+	}
+	switch t {
+	case IDIPv4, IDIPv6:
+		if id, ok := addrID(data); ok && id.Type == t {
+			return id, nil
+		}
+		return ID{}, fmt.Errorf("%s is not an address of that type", strconv.Quote(data))
+	case IDDERDN, idDERGN:
+		return ID{}, fmt.Errorf("write # and the DER encoding in hexadecimal")
+	}
+	return ID{t, data}, nil
+}
+
+// addrID makes an identity of an address in its textual form.
+func addrID(s string) (ID, bool) {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil || a.Zone() != "":
+		return ID{}, false
+	case a.Is4():
+		b := a.As4()
+		return ID{IDIPv4, string(b[:])}, true
+	}
+	b := a.As16()
+	return ID{IDIPv6, string(b[:])}, true
+}
+
+// String returns the identity as ParseIDString reads it. What the peer chose cannot
+// forge a log line: data with anything in it that cannot be printed is in hexadecimal.
+func (id ID) String() string {
+	if id == (ID{}) {
+		return "%any"
+	}
+	hexed := "#" + hex.EncodeToString([]byte(id.Data))
+	switch {
+	case id.Type == IDIPv4 && len(id.Data) == 4, id.Type == IDIPv6 && len(id.Data) == 16:
+		a, _ := netip.AddrFromSlice([]byte(id.Data))
+		if !a.IsUnspecified() {
+			return a.String()
+		}
+	case id.Type == IDKeyID && !printable(id.Data):
+		return "@" + hexed
+	case id.Type == IDFQDN || id.Type == IDRFC822:
+		if back, err := ParseIDString(id.Data); err == nil && back == id && printable(id.Data) {
+			return id.Data
+		}
+	}
+	text := id.Data
+	if !printable(text) || strings.HasPrefix(text, "#") || !isText(id.Type) {
+		text = hexed
+	}
+	for _, p := range idPrefixes {
+		if p.t == id.Type {
+			return p.name + ":" + text
+		}
+	}
+	return "{" + strconv.Itoa(int(id.Type)) + "}:" + text
+}
+
+// isText tells whether data of the type is text by nature or by custom.
+func isText(t IDType) bool { return t == IDFQDN || t == IDRFC822 || t == IDKeyID }
+
+// printable tells whether s can stand in a log line as it is.
+func printable(s string) bool {
+	for _, r := range s {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}

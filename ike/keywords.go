@@ -1,0 +1,277 @@
+package ike
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"postern/esp"
+)
+
+// keyword is a word of strongSwan's notation of proposals.
+type keyword struct {
+	name string
+	Transform
+}
+
+func encr(id esp.EncrID, bits uint16) Transform {
+	return Transform{Type: TransformEncr, ID: uint16(id), KeyBits: bits}
+}
+func integ(id esp.IntegID) Transform { return Transform{Type: TransformInteg, ID: uint16(id)} }
+func prf(id PRFID) Transform         { return Transform{Type: TransformPRF, ID: uint16(id)} }
+func group(id DHGroup) Transform     { return Transform{Type: TransformDH, ID: uint16(id)} }
+
+// keywords are the words that we know. Of several for one transform the first is the
+// one that we print.
+var keywords = [...]keyword{
+	{"aes128", encr(esp.EncrAESCBC, 128)},
+	{"aes192", encr(esp.EncrAESCBC, 192)},
+	{"aes256", encr(esp.EncrAESCBC, 256)},
+	{"aes", encr(esp.EncrAESCBC, 128)},
+	{"aes128gcm16", encr(esp.EncrAESGCM16, 128)},
+	{"aes192gcm16", encr(esp.EncrAESGCM16, 192)},
+	{"aes256gcm16", encr(esp.EncrAESGCM16, 256)},
+	{"aes128gcm", encr(esp.EncrAESGCM16, 128)},
+	{"aes192gcm", encr(esp.EncrAESGCM16, 192)},
+	{"aes256gcm", encr(esp.EncrAESGCM16, 256)},
+	{"aes128gcm128", encr(esp.EncrAESGCM16, 128)},
+	{"aes192gcm128", encr(esp.EncrAESGCM16, 192)},
+	{"aes256gcm128", encr(esp.EncrAESGCM16, 256)},
+	{"chacha20poly1305", encr(esp.EncrChaCha20Poly1305, 0)},
+	{"sha1", integ(esp.IntegHMACSHA196)},
+	{"sha256", integ(esp.IntegHMACSHA256_128)},
+	{"sha384", integ(esp.IntegHMACSHA384_192)},
+	{"sha512", integ(esp.IntegHMACSHA512_256)},
+	{"sha", integ(esp.IntegHMACSHA196)},
+	{"sha2_256", integ(esp.IntegHMACSHA256_128)},
+	{"sha2_384", integ(esp.IntegHMACSHA384_192)},
+	{"sha2_512", integ(esp.IntegHMACSHA512_256)},
+	{"prfsha1", prf(PRFHMACSHA1)},
+	{"prfsha256", prf(PRFHMACSHA256)},
+	{"prfsha384", prf(PRFHMACSHA384)},
+	{"prfsha512", prf(PRFHMACSHA512)},
+	{"x25519", group(Curve25519)},
+	{"curve25519", group(Curve25519)},
+	{"ecp256", group(ECP256)},
+	{"ecp384", group(ECP384)},
+	{"ecp521", group(ECP521)},
+	{"modp2048", group(MODP2048)},
+	{"modp3072", group(MODP3072)},
+	{"modp4096", group(MODP4096)},
+	{"modpnone", group(DHNone)},
+	{"esn", Transform{Type: TransformESN, ID: withESN}},
+	{"noesn", Transform{Type: TransformESN, ID: noESN}},
+}
+
+// prfOf is the PRF with the hash of an integrity algorithm, 0 if there is none.
+func prfOf(id uint16) PRFID {
+	switch esp.IntegID(id) {
+	case esp.IntegHMACSHA196:
+		return PRFHMACSHA1
+	case esp.IntegHMACSHA256_128:
+		return PRFHMACSHA256
+	case esp.IntegHMACSHA384_192:
+		return PRFHMACSHA384
+	case esp.IntegHMACSHA512_256:
+		return PRFHMACSHA512
+	}
+	return 0
+}
+
+// wordOrder is the order in which the types of transforms are kept and printed.
+var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, TransformDH, TransformESN}
+
+// ParseProposal reads strongSwan's notation of a proposal for IKE or ESP: words joined
+// by hyphens, alternatives of one kind in order of preference, or "default" for
+// DefaultProposals. The rules are strongSwan's:
+//
+//   - A proposal has ciphers that protect integrity themselves, or ciphers that go with
+//     an integrity algorithm, never both sorts.
+//   - For IKE a missing PRF is that of the integrity algorithm. Beside an AEAD an
+//     integrity algorithm names nothing but the PRF.
+//   - For IKE there is a group; for ESP groups ask for PFS.
+//   - For ESP without esn or noesn it is noesn.
+//
+// The result is one proposal, except for "default". Errors name the word at fault.
+func ParseProposal(proto Protocol, s string) ([]Proposal, error) {
+	if proto != ProtoIKE && proto != ProtoESP {
+		return nil, fmt.Errorf("a proposal for %v cannot be configured, only for IKE and ESP", proto)
+	}
+	if s == "default" {
+		return DefaultProposals(proto), nil
+	}
+	p := Proposal{Proto: proto}
+	for _, word := range strings.Split(s, "-") {
+		i := slices.IndexFunc(keywords[:], func(k keyword) bool { return k.name == word })
+		if i < 0 {
+			return nil, fmt.Errorf("proposal %q: unknown word %q; known are %s", s, word, knownWords(proto))
+		}
+		t := keywords[i].Transform
+		switch {
+		case t.Type == TransformESN && proto == ProtoIKE:
+			return nil, fmt.Errorf("proposal %q: %q is for ESP, an IKE SA has no such sequence numbers; leave it out", s, word)
+		case t.Type == TransformPRF && proto == ProtoESP:
+			return nil, fmt.Errorf("proposal %q: %q is for IKE, ESP has no pseudorandom function; leave it out", s, word)
+		case t == group(DHNone) && proto == ProtoIKE:
+			return nil, fmt.Errorf("proposal %q: an IKE SA cannot do without a group; write x25519 instead of %q", s, word)
+		case p.has(t):
+			return nil, fmt.Errorf("proposal %q: %q is there twice", s, word)
+		}
+		p.Transforms = append(p.Transforms, t)
+	}
+	if err := p.complete(); err != nil {
+		return nil, fmt.Errorf("proposal %q: %w", s, err)
+	}
+	return []Proposal{p}, nil
+}
+
+// complete adds what a written proposal implies, sorts it by type, and refuses what
+// makes no sense.
+func (p *Proposal) complete() error {
+	aeads, others := 0, 0
+	for _, t := range p.Transforms {
+		if t.Type == TransformEncr {
+			if combined(t.ID) {
+				aeads++
+			} else {
+				others++
+			}
+		}
+	}
+	switch {
+	case aeads+others == 0:
+		return fmt.Errorf("has no cipher; add aes128gcm16, chacha20poly1305 or aes256")
+	case aeads > 0 && others > 0:
+		return fmt.Errorf("has ciphers with and without integrity of their own; make two proposals of it")
+	case others > 0 && !p.hasType(TransformInteg):
+		return fmt.Errorf("has no integrity algorithm; add sha256")
+	case aeads > 0 && p.Proto == ProtoESP && p.hasType(TransformInteg):
+		return fmt.Errorf("has an integrity algorithm, but its ciphers protect integrity themselves; leave it out")
+	case p.Proto == ProtoIKE && !p.hasType(TransformPRF) && !p.hasType(TransformInteg):
+		return fmt.Errorf("has no pseudorandom function; add prfsha256")
+	case p.Proto == ProtoIKE && !p.hasType(TransformDH):
+		return fmt.Errorf("has no group; add x25519, ecp256 or modp3072")
+	}
+	if p.Proto == ProtoIKE && !p.hasType(TransformPRF) {
+		p.Transforms = append(p.Transforms, p.derivedPRFs()...)
+	}
+	if aeads > 0 {
+		p.Transforms = slices.DeleteFunc(p.Transforms, func(t Transform) bool { return t.Type == TransformInteg })
+	}
+	if p.Proto == ProtoESP && !p.hasType(TransformESN) {
+		p.Transforms = append(p.Transforms, Transform{Type: TransformESN, ID: noESN})
+	}
+	slices.SortStableFunc(p.Transforms, func(a, b Transform) int { return int(a.Type) - int(b.Type) })
+	return nil
+}
+
+// derivedPRFs returns the PRFs that go with the proposal's integrity algorithms.
+func (p *Proposal) derivedPRFs() (ts []Transform) {
+	for _, t := range p.Transforms {
+		if t.Type == TransformInteg && prfOf(t.ID) != 0 {
+			ts = append(ts, prf(prfOf(t.ID)))
+		}
+	}
+	return ts
+}
+
+// knownWords lists the words for a protocol, without synonyms.
+func knownWords(proto Protocol) string {
+	var words []string
+	for i, k := range keywords {
+		if proto == ProtoESP && k.Type == TransformPRF || proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone)) ||
+			slices.ContainsFunc(keywords[:i], func(o keyword) bool { return o.Transform == k.Transform }) {
+			continue
+		}
+		words = append(words, k.name)
+	}
+	return strings.Join(append(words, "default"), ", ")
+}
+
+// String returns the proposal in strongSwan's notation: ParseProposal gives it back if it
+// came from there. Transforms without a word of their own are written as type and number
+// ("encr3", "encr13_128", "dh2"), those with an attribute that is not understood with "?".
+func (p Proposal) String() string {
+	derived := p.derivedPRFs()
+	var words []string
+	for _, kind := range wordOrder {
+		var ts []Transform
+		for _, t := range p.Transforms {
+			if t.Type == kind {
+				ts = append(ts, t)
+			}
+		}
+		implied := kind == TransformPRF && len(ts) > 0 && slices.Equal(ts, derived) ||
+			kind == TransformESN && len(ts) == 1 && ts[0].ID == noESN ||
+			kind == TransformInteg && len(ts) == 1 && ts[0].ID == 0
+		if implied {
+			continue
+		}
+		for _, t := range ts {
+			words = append(words, t.String())
+		}
+	}
+	for _, t := range p.Transforms {
+		if !slices.Contains(wordOrder[:], t.Type) {
+			words = append(words, t.String())
+		}
+	}
+	return strings.Join(words, "-")
+}
+
+// String returns strongSwan's word for the transform, or its type and number.
+func (t Transform) String() string {
+	for _, k := range keywords {
+		if k.Transform == t {
+			return k.name
+		}
+	}
+	s := strings.ToLower(t.Type.String()) + strconv.Itoa(int(t.ID))
+	switch t.KeyBits {
+	case 0:
+		return s
+	case badAttr:
+		return s + "?"
+	}
+	return s + "_" + strconv.Itoa(int(t.KeyBits))
+}
+
+// The proposals of the word "default", in order of preference. Groups are in the order
+// of their cost on a small router; SHA-1 has to be asked for (RFC 8247 sections 2.2, 2.3).
+var (
+	defaultIKE = [...]string{
+		"aes128gcm16-aes256gcm16-chacha20poly1305-prfsha256-prfsha384-prfsha512-" + defaultGroups,
+		"aes128-aes256-sha256-sha384-sha512-" + defaultGroups,
+	}
+	defaultESP = [...]string{
+		"aes128gcm16-aes256gcm16-chacha20poly1305-noesn-esn",
+		"aes128-aes256-sha256-sha384-sha512-noesn-esn",
+	}
+)
+
+const defaultGroups = "x25519-ecp256-ecp384-ecp521-modp3072-modp4096-modp2048"
+
+// DefaultProposals returns what "default" stands for: one proposal with AEADs and one
+// with CBC and HMAC, which may not be mixed (RFC 7296 section 3.3, RFC 5282 section 8).
+// Those for ESP ask for no PFS, as strongSwan's. It is nil for other protocols than IKE
+// and ESP.
+func DefaultProposals(proto Protocol) []Proposal {
+	list := defaultIKE[:]
+	switch proto {
+	case ProtoIKE:
+	case ProtoESP:
+		list = defaultESP[:]
+	default:
+		return nil
+	}
+	var ps []Proposal
+	for _, s := range list {
+		p, err := ParseProposal(proto, s)
+		if err != nil {
+			panic(err) // a constant of this file is wrong; the tests parse it
+		}
+		ps = append(ps, p...)
+	}
+	return ps
+}

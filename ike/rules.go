@@ -1,0 +1,148 @@
+package ike
+
+// Which payloads make up which message (RFC 7296 sections 1.2 to 1.5 and appendix C; RFC
+// 6023 for an IKE SA without a CHILD SA). The tables count; what the payloads say is for
+// the code of the exchange.
+
+// rule bounds how often a payload occurs in a message.
+type rule struct {
+	t        PayloadType
+	min, max int
+}
+
+// shape is one way in which a message may be made up. A payload that has no rule in it
+// must not be there. Vendor IDs need no rule: they may always be there and mean nothing.
+type shape []rule
+
+// maxCerts bounds the certificates of a message, and the requests for some.
+const maxCerts = 16
+
+var (
+	anyNotify  = rule{PayloadNotify, 0, maxPayloads}
+	someNotify = rule{PayloadNotify, 1, maxPayloads}
+	anyCert    = rule{PayloadCert, 0, maxCerts}
+	anyCertReq = rule{PayloadCertReq, 0, maxCerts}
+	maybeCP    = rule{PayloadCP, 0, 1}
+)
+
+func must(t PayloadType) rule  { return rule{t, 1, 1} }
+func maybe(t PayloadType) rule { return rule{t, 0, 1} }
+
+// Shapes that make a message of nothing but notifies: a demand for a cookie or another
+// group, an error, and what is sent in clear because no IKE SA could protect it
+// (RFC 7296 section 1.5).
+var notifiesOnly = shape{someNotify}
+
+// shapes lists what an exchange's messages may look like, requests then responses. The
+// message has to fit one of them; if it fits none, the error is about the one that it
+// comes closest to.
+var shapes = [4][2][]shape{
+	ExchangeInit - ExchangeInit: {
+		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyNotify}},
+		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyCertReq, anyNotify}, notifiesOnly},
+	},
+	ExchangeAuth - ExchangeInit: {
+		{
+			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP,
+				must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify},
+			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP, anyNotify}, // childless
+		},
+		{
+			{must(PayloadIDr), anyCert, must(PayloadAuth), maybeCP,
+				must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify},
+			{must(PayloadIDr), anyCert, must(PayloadAuth), maybeCP, anyNotify}, // childless, or no CHILD SA
+			notifiesOnly,
+		},
+	},
+	ExchangeCreateChild - ExchangeInit: {
+		{
+			{must(PayloadSA), must(PayloadNonce), maybe(PayloadKE), maybeCP,
+				must(PayloadTSi), must(PayloadTSr), anyNotify}, // CHILD SA
+			{must(PayloadSA), must(PayloadNonce), must(PayloadKE), anyNotify}, // IKE SA
+		},
+		{
+			{must(PayloadSA), must(PayloadNonce), maybe(PayloadKE), maybeCP,
+				must(PayloadTSi), must(PayloadTSr), anyNotify},
+			{must(PayloadSA), must(PayloadNonce), must(PayloadKE), anyNotify},
+			notifiesOnly,
+		},
+	},
+	ExchangeInformational - ExchangeInit: {
+		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
+		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
+	},
+}
+
+// checkRules tells whether the payloads of a parsed message are those of exchange ex.
+// encrypted says whether they came in an Encrypted payload (and ParseInner has put them
+// in its place), in which case none may stand in front of it in clear. Outside
+// IKE_SA_INIT a message in clear can only hold notifies. The error is a *RuleError; of an
+// exchange that we do not know, every message breaks the rules.
+func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
+	fail := RuleError{Exchange: ex, Response: response}
+	if m.Encrypted() != encrypted {
+		fail.Why = "is encrypted, but must be in clear"
+		if encrypted {
+			fail.Why = "is in clear, but must be encrypted"
+		}
+		return &fail
+	}
+	if m.outer > 0 && encrypted {
+		fail.Why = "has payloads in clear in front of the Encrypted payload"
+		return &fail
+	}
+	if ex < ExchangeInit || ex > ExchangeInformational {
+		fail.Why = "the exchange type is unknown"
+		return &fail
+	}
+	dir := 0
+	if response {
+		dir = 1
+	}
+	list := shapes[ex-ExchangeInit][dir]
+	if !encrypted && ex != ExchangeInit {
+		list = []shape{notifiesOnly}
+	}
+	var counts [256]uint8 // maxPayloads fits
+	for i := range m.Payloads {
+		counts[m.Payloads[i].Type]++
+	}
+	best := -1
+	for _, s := range list {
+		faults, first := s.check(&counts)
+		if faults == 0 {
+			return nil
+		}
+		if best < 0 || faults < best {
+			best = faults
+			fail.Payload, fail.Min, fail.Max = first.t, first.min, first.max
+			fail.Count = int(counts[first.t])
+		}
+	}
+	return &fail
+}
+
+// check returns how many of the rules the counts break, and the first of them: a payload
+// that is missing or too many before one that must not be there.
+func (s shape) check(counts *[256]uint8) (faults int, first rule) {
+	var ruled [256]bool
+	ruled[PayloadVendor] = true
+	broken := func(r rule) {
+		if faults == 0 {
+			first = r
+		}
+		faults++
+	}
+	for _, r := range s {
+		ruled[r.t] = true
+		if n := int(counts[r.t]); n < r.min || n > r.max {
+			broken(r)
+		}
+	}
+	for t, n := range counts {
+		if n > 0 && !ruled[t] {
+			broken(rule{t: PayloadType(t)})
+		}
+	}
+	return faults, first
+}
