@@ -1,0 +1,241 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"postern/engine/control"
+)
+
+// patience is how long a daemon may take to answer what it can answer at once.
+const patience = 10 * time.Second
+
+var statusCommand = Command{
+	Name:    "status",
+	Args:    "[CONN]",
+	Summary: "show connections, their SAs and their traffic",
+	Help: `Shows every connection with its IKE SAs and CHILD SAs. With CONN only that one,
+and the exit status is 4 if its tunnel is not up: no IKE SA is established, no
+CHILD SA carries traffic, or a child with start_action = "start" has none.
+
+  postern status
+  postern status plant >/dev/null || reboot-modem
+  postern status --json | jsonfilter -e '@.connections[*].up'`,
+	Run: runStatus,
+}
+
+var upCommand = Command{
+	Name:    "up",
+	Args:    "CONN [CHILD]",
+	Summary: "bring up a connection, or one child of it",
+	Help: `Has the daemon negotiate the SAs of CONN, or only those of its CHILD, and waits
+until they carry traffic. What is up already stays as it is.
+
+  postern up plant modbus --timeout 20s`,
+	Run: runUp,
+}
+
+var downCommand = Command{
+	Name:    "down",
+	Args:    "CONN [CHILD]",
+	Summary: "close a connection, or one child of it",
+	Help: `Has the daemon close the SAs of CONN, or only those of its CHILD, and tell the
+peer. They come back with 'postern up', or when the peer or a packet wants them.
+
+  postern down plant`,
+	Run: runDown,
+}
+
+var reloadCommand = Command{
+	Name:    "reload",
+	Summary: "have the daemon read its configuration again",
+	Help: `Has the daemon read its configuration file again. Connections that did not
+change keep their SAs. If the file has errors the daemon keeps what it has.
+
+  postern check && postern reload`,
+	Run: runReload,
+}
+
+// socketOption adds the option that names the daemon's control socket.
+func socketOption(o *options) *string {
+	return o.String("socket", control.DefaultPath, "control `PATH` of the daemon")
+}
+
+// dialDaemon connects to the daemon; if it fails, the command ends with the status.
+func dialDaemon(sys *System, path string, limit time.Duration) (*control.Client, int) {
+	c, err := control.Dial(path)
+	switch {
+	case err == nil:
+		if limit > 0 {
+			_ = c.SetDeadline(time.Now().Add(limit))
+		}
+		return c, ExitOK
+	case errors.Is(err, control.ErrNotRunning):
+		sys.errorf("%v: start it with 'postern run', or name its socket with --socket", err)
+		return nil, ExitNoDaemon
+	case errors.Is(err, os.ErrPermission):
+		sys.errorf("%v: run this as root", err)
+		return nil, ExitSystem
+	}
+	sys.errorf("%v", err)
+	return nil, ExitNoDaemon
+}
+
+// complain reports why a command to the daemon failed and returns the exit status.
+func complain(sys *System, what string, err error) int {
+	var refused *control.CommandError
+	switch {
+	case errors.As(err, &refused):
+		sys.errorf("%s: %s", what, lines(refused.Reason))
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		sys.errorf("%s: the daemon did not answer in time: look into its log", what)
+	case errors.Is(err, control.ErrClosed):
+		sys.errorf("%s: %v", what, err)
+		return ExitNoDaemon
+	default:
+		sys.errorf("%s: %v", what, err)
+	}
+	return ExitFailed
+}
+
+// lines cleans a text that may have several lines.
+func lines(s string) string {
+	parts := strings.Split(s, "\n")
+	for i := range parts {
+		parts[i] = clean(parts[i])
+	}
+	return strings.Join(parts, "\n")
+}
+
+func runStatus(sys *System, cmd *Command, args []string) int {
+	o := newOptions(sys, cmd)
+	asJSON := o.Bool("json", false, "print JSON")
+	socket := socketOption(o)
+	rest, status, ok := o.parse(args, 0, 1)
+	if !ok {
+		return status
+	}
+	name := ""
+	if len(rest) == 1 {
+		name = rest[0]
+	}
+	c, status := dialDaemon(sys, *socket, patience)
+	if c == nil {
+		return status
+	}
+	defer func() { _ = c.Close() }()
+	st, err := collect(c, name)
+	if err != nil {
+		return complain(sys, "status", err)
+	}
+	if name != "" && len(st.conns) == 0 {
+		sys.errorf("status: there is no connection %q: 'postern status' lists them", clean(name))
+		return ExitFailed
+	}
+	if *asJSON {
+		_, err = sys.Stdout.Write(st.json())
+	} else {
+		_, err = io.WriteString(sys.Stdout, st.table())
+	}
+	if err != nil {
+		return complain(sys, "status", err)
+	}
+	if name != "" && !st.conns[0].up() {
+		return ExitDown
+	}
+	return ExitOK
+}
+
+func runUp(sys *System, cmd *Command, args []string) int {
+	o := newOptions(sys, cmd)
+	timeout := o.Duration("timeout", 30*time.Second, "wait that `LONG` for the SAs; 0 waits for ever")
+	return negotiate(sys, o, args, timeout, control.CmdInitiate, "is up")
+}
+
+func runDown(sys *System, cmd *Command, args []string) int {
+	o := newOptions(sys, cmd)
+	timeout := o.Duration("timeout", 10*time.Second, "wait that `LONG` for the peer; 0 waits for ever")
+	return negotiate(sys, o, args, timeout, control.CmdTerminate, "is down")
+}
+
+// negotiate runs initiate or terminate, and shows what happens meanwhile.
+func negotiate(sys *System, o *options, args []string, timeout *time.Duration, command, done string) int {
+	socket := socketOption(o)
+	quiet := o.Bool("quiet", false, "do not show what happens meanwhile")
+	rest, status, ok := o.parse(args, 1, 2)
+	if !ok {
+		return status
+	}
+	if *timeout < 0 {
+		sys.errorf("%s: --timeout must not be negative", o.cmd.Name)
+		return ExitUsage
+	}
+	limit := *timeout + patience
+	if *timeout == 0 {
+		limit = 0
+	}
+	c, status := dialDaemon(sys, *socket, limit)
+	if c == nil {
+		return status
+	}
+	defer func() { _ = c.Close() }()
+	req := new(control.Message).Set(control.KeyIKE, rest[0])
+	what := rest[0]
+	if len(rest) == 2 {
+		req.Set(control.KeyChild, rest[1])
+		what += " " + rest[1]
+	}
+	req.SetInt(control.KeyTimeout, timeout.Milliseconds())
+	level := "1"
+	if *quiet {
+		level = "-1"
+	}
+	req.Set(control.KeyLogLevel, level)
+	resp, err := c.CallStream(command, control.EvControlLog, req, func(m *control.Message) error {
+		if !*quiet {
+			fmt.Fprintf(sys.Stderr, "[%s] %s\n", clean(m.Get(control.KeyGroup)), clean(m.Get(control.KeyMsg)))
+		}
+		return nil
+	})
+	if err == nil {
+		err = control.Check(command, resp)
+	}
+	if err != nil {
+		return complain(sys, o.cmd.Name+" "+clean(what), err)
+	}
+	sys.printf("%s %s\n", clean(what), done)
+	return ExitOK
+}
+
+func runReload(sys *System, cmd *Command, args []string) int {
+	o := newOptions(sys, cmd)
+	socket := socketOption(o)
+	if _, status, ok := o.parse(args, 0, 0); !ok {
+		return status
+	}
+	c, status := dialDaemon(sys, *socket, patience)
+	if c == nil {
+		return status
+	}
+	defer func() { _ = c.Close() }()
+	resp, err := c.Call(control.CmdReload, nil)
+	if err == nil {
+		err = control.Check(control.CmdReload, resp)
+	}
+	if err != nil {
+		status := complain(sys, "reload", err)
+		if problems := resp.Items(control.KeyProblems); len(problems) > 0 {
+			for _, p := range problems {
+				fmt.Fprintln(sys.Stderr, clean(p))
+			}
+			return ExitConfig
+		}
+		return status
+	}
+	sys.printf("the daemon has read its configuration again\n")
+	return ExitOK
+}
