@@ -186,6 +186,10 @@ type Output struct {
 	Dir   esp.Direction
 	Work  *Work
 	Event Event
+
+	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
+	// SPIs are the peers' choice, and two peers may have chosen the same one.
+	Inbound uint32
 }
 
 // ChildSA is one direction of a new CHILD SA. Peer is the SPI of its other direction

@@ -177,7 +177,7 @@ func (b *Builder) Delete(proto Protocol, spis []uint32) {
 }
 
 // TS appends a Traffic Selector payload; t is PayloadTSi or PayloadTSr. There may be 255
-// selectors.
+// selectors, and all have to be Valid.
 func (b *Builder) TS(t PayloadType, ts []esp.Selector) {
 	if len(ts) > maxSelectors {
 		b.fail(errTooBig)
@@ -186,6 +186,10 @@ func (b *Builder) TS(t PayloadType, ts []esp.Selector) {
 	off := b.begin(t)
 	b.b = append(b.b, byte(len(ts)), 0, 0, 0)
 	for i := range ts {
+		if !ts[i].Valid() {
+			b.fail(errSelector)
+			return
+		}
 		b.b = appendSelector(b.b, &ts[i])
 	}
 	b.end(off)

@@ -24,11 +24,10 @@ var (
 	errValue    = errors.New("has a value that is not allowed")
 )
 
-// Errors of writing and of configuration.
+// Errors of writing a message; each is a mistake of the caller, and nothing is sent.
 var (
-	// errTooBig means that a payload or a message exceeds the 65535 octets that its
-	// length fields can say.
-	errTooBig = errors.New("ike: a payload does not fit into 65535 octets")
+	errTooBig   = errors.New("ike: what is to be sent exceeds its length or count field")
+	errSelector = errors.New("ike: a traffic selector to be sent is empty or has no addresses")
 )
 
 // SyntaxError says where a message departs from its format. It is an ErrSyntax.

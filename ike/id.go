@@ -35,7 +35,7 @@ func ParseID(b []byte) (ID, error) {
 	t := IDType(c.u8())
 	c.skip(3)
 	if !c.ok() {
-		return ID{}, syntax(PayloadIDi, "header", errShort)
+		return ID{}, syntax(PayloadNone, "identity", errShort)
 	}
 	data := c.rest()
 	if t == idNull {
@@ -51,9 +51,9 @@ func ParseID(b []byte) (ID, error) {
 func checkID(t IDType, n int) error {
 	switch {
 	case t == IDNone:
-		return syntax(PayloadIDi, "type", errValue)
+		return syntax(PayloadNone, "type of an identity", errValue)
 	case n > maxIDLen, n == 0 && t != idNull, t == IDIPv4 && n != 4, t == IDIPv6 && n != 16:
-		return syntax(PayloadIDi, "data", errLength)
+		return syntax(PayloadNone, "data of an identity", errLength)
 	}
 	return nil
 }

@@ -191,7 +191,7 @@ func knownWords(proto Protocol) string {
 
 // String returns the proposal in strongSwan's notation: ParseProposal gives it back if it
 // came from there. Transforms without a word of their own are written as type and number
-// ("encr3", "encr13_128", "dh2"), those with an attribute that is not understood with "?".
+// ("encr_3", "encr_13_128", "dh_2"), those with an attribute that is not understood with "?".
 func (p Proposal) String() string {
 	derived := p.derivedPRFs()
 	var words []string
@@ -227,7 +227,7 @@ func (t Transform) String() string {
 			return k.name
 		}
 	}
-	s := strings.ToLower(t.Type.String()) + strconv.Itoa(int(t.ID))
+	s := strings.ToLower(t.Type.String()) + "_" + strconv.Itoa(int(t.ID))
 	switch t.KeyBits {
 	case 0:
 		return s

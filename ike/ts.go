@@ -53,17 +53,17 @@ func ParseTS(b []byte) ([]esp.Selector, error) {
 	count := int(c.u8())
 	c.skip(3)
 	if !c.ok() {
-		return nil, syntax(PayloadTSi, "header", errShort)
+		return nil, syntax(PayloadNone, "list of traffic selectors", errShort)
 	}
 	if count == 0 || c.left() < count*tsHeaderLen {
-		return nil, syntax(PayloadTSi, "number of selectors", errLength)
+		return nil, syntax(PayloadNone, "number of traffic selectors", errLength)
 	}
 	list := make([]esp.Selector, 0, min(count, c.left()/tsIPv4Octets))
 	for range count {
 		kind, proto, n := c.u8(), c.u8(), int(c.u16())
 		s := c.sub(n - tsHeaderLen)
 		if !c.ok() {
-			return nil, syntax(PayloadTSi, "selector", errLength)
+			return nil, syntax(PayloadNone, "traffic selector", errLength)
 		}
 		addrLen := 4
 		switch kind {
@@ -77,15 +77,15 @@ func ParseTS(b []byte) ([]esp.Selector, error) {
 		sel.Start, _ = netip.AddrFromSlice(s.take(addrLen))
 		sel.End, _ = netip.AddrFromSlice(s.take(addrLen))
 		if !s.ok() || s.left() != 0 {
-			return nil, syntax(PayloadTSi, "selector", errLength)
+			return nil, syntax(PayloadNone, "traffic selector", errLength)
 		}
 		if !sel.Valid() {
-			return nil, syntax(PayloadTSi, "range of a selector", errValue)
+			return nil, syntax(PayloadNone, "range of a traffic selector", errValue)
 		}
 		list = append(list, sel)
 	}
 	if c.left() != 0 {
-		return nil, syntax(PayloadTSi, "last selector", errTrailing)
+		return nil, syntax(PayloadNone, "last traffic selector", errTrailing)
 	}
 	return list, nil
 }

@@ -1,0 +1,89 @@
+# postern: build and check. `make demo` and `make test` do all the set-up they need.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+OUT      := build
+SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+FUZZTIME ?= 5s
+
+export CGO_ENABLED = 0
+
+# os/arch[/variant] as Go names them: arm has GOARM, the 32-bit mips GOMIPS.
+TARGETS := linux/amd64 linux/arm64 linux/arm/5 linux/arm/6 linux/arm/7 \
+	linux/mips/softfloat linux/mipsle/softfloat linux/mips64/softfloat linux/mips64le/softfloat \
+	linux/riscv64 linux/386/softfloat
+
+# The processors whose tests run under user-mode emulation: big-endian, MIPS, ARM.
+EMULATED := mips/softfloat mipsle/softfloat arm/5
+
+# variant: GOARM for arm, GOMIPS and GOMIPS64 for mips, GO386 for 386.
+define env
+GOOS=linux GOARCH=$(word 1,$(subst /, ,$(1))) $(if $(word 2,$(subst /, ,$(1))),\
+$(if $(filter arm,$(word 1,$(subst /, ,$(1)))),GOARM,\
+$(if $(filter 386,$(word 1,$(subst /, ,$(1)))),GO386,\
+$(if $(filter mips64%,$(word 1,$(subst /, ,$(1)))),GOMIPS64,GOMIPS)))=$(word 2,$(subst /, ,$(1))))
+endef
+name = $(subst /,-,$(1))
+
+.PHONY: all build demo test check deps bench cross emulate e2e race size lint fuzz clean
+
+all: build
+
+build:
+	$(BUILD) -o $(OUT)/postern .
+
+# Two gateways, a WAN and a Modbus link on one machine; no root needed where user
+# namespaces are allowed.
+demo:
+	@$(BUILD) -tags demo -o $(OUT)/postern-demo .
+	@$(OUT)/postern-demo demo
+
+# All checks, from lint to the end-to-end tests against strongSwan. Installs what is missing.
+test: deps lint check race fuzz cross emulate size e2e
+	@echo "make test: all checks passed"
+
+# Debian's packages; nothing happens where all of them are there.
+deps:
+	@.ci/deps
+
+# Unit tests, vectors, the simulation, and the privileged tests of single parts.
+check: deps
+	$(GO) test ./...
+
+race: deps
+	CGO_ENABLED=1 $(GO) test -race ./engine/... ./ike
+
+fuzz:
+	@.ci/fuzz $(FUZZTIME)
+
+# The compilers' and linters' opinion; the linter is a tool of the build, not a dependency.
+lint:
+	@test -z "$$(gofmt -l .)" || { echo "not formatted (run gofmt -w):"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags demo ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+cross:
+	@set -e; $(foreach t,$(TARGETS:linux/%=%),echo "build linux/$(t)"; \
+		$(call env,$(t)) $(BUILD) -o $(OUT)/postern-$(call name,$(t)) .; )
+
+# The pure packages on other processors.
+emulate: deps
+	@set -e; $(foreach t,$(EMULATED),echo "test ./esp ./ike on $(t)"; \
+		$(call env,$(t)) $(GO) test -short -exec qemu-$(word 1,$(subst /, ,$(t)))-static ./esp ./ike; )
+
+# Stripped and compressed size for each target, and the budget.
+size: cross
+	@.ci/size $(OUT)
+
+# Throughput and allocations, beside the bare ciphers in the same run.
+bench:
+	@.ci/bench
+
+e2e: deps
+	POSTERN_E2E=require $(GO) test -count=1 -timeout 30m ./platform/e2e
+
+clean:
+	rm -rf $(OUT)

@@ -1,0 +1,418 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"postern/esp"
+)
+
+// IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA.
+
+// halfOpenLife is how long a peer may take between its first message and IKE_AUTH.
+const halfOpenLife = 30 * time.Second
+
+// idOfAddr returns the identity that an address is.
+func idOfAddr(a netip.Addr) ID {
+	if a.Is4() {
+		return ID{IDIPv4, string(a.AsSlice())}
+	}
+	return ID{IDIPv6, string(a.AsSlice())}
+}
+
+// findSecret returns the secret that fits the pair of identities best: one that names
+// both, then one that names one, then one for anybody. Zero identities are not known.
+func findSecret(secrets []Secret, local, remote ID) *Secret {
+	var best *Secret
+	score := -1
+	for i := range secrets {
+		s := &secrets[i]
+		l, r := false, false
+		for _, id := range s.IDs {
+			l = l || local != ID{} && id == local
+			r = r || remote != ID{} && id == remote
+		}
+		n := 0
+		switch {
+		case l && r:
+			n = 4
+		case r && !s.others(local, remote):
+			n = 3
+		case l && !s.others(local, remote):
+			n = 2
+		case len(s.IDs) == 0:
+			n = 1
+		case l && remote == ID{}, r && local == ID{}:
+			n = 1
+		default:
+			continue
+		}
+		if n > score {
+			best, score = s, n
+		}
+	}
+	return best
+}
+
+// others tells whether the secret names somebody who is neither of the two.
+func (s *Secret) others(a, b ID) bool {
+	for _, id := range s.IDs {
+		if id != a && id != b {
+			return true
+		}
+	}
+	return false
+}
+
+// authSend sends our IKE_AUTH request.
+func (m *Machine) authSend(sa *ikeSA) {
+	c := sa.conn
+	sa.localID = c.LocalID
+	if sa.localID == (ID{}) {
+		sa.localID = idOfAddr(sa.path.Local.Addr())
+	}
+	secret := findSecret(m.secrets, sa.localID, c.RemoteID)
+	if secret == nil {
+		m.destroy(sa, ErrNoSecret)
+		return
+	}
+	if len(sa.conns.wanted) == 0 {
+		m.destroy(sa, ErrNoChild)
+		return
+	}
+	w := sa.conns.wanted[0]
+	spi, ok := m.allocSPI(false)
+	if !ok {
+		m.destroy(sa, ErrTableFull)
+		return
+	}
+	sa.init.spiIn = spi
+	sa.init.child = w.cfg
+	sa.init.childTS = m.offerTS(sa, w.cfg, &w.flow)
+	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
+	sa.req = request{task: task{kind: taskAuth}}
+	idBody := sa.localID.appendBody(nil)
+	auth := pskAuth(sa.suite.PRF, secret.Key, sa.init.request, sa.nr, sa.keys.pi, idBody)
+	m.sendRequest(sa, ExchangeAuth, func(b *Builder) {
+		b.ID(PayloadIDi, sa.localID)
+		if !m.knows(sa, c.RemoteID) {
+			b.Notify(NotifyInitialContact, ProtoNone, nil, nil)
+		}
+		if c.RemoteID != (ID{}) {
+			b.ID(PayloadIDr, c.RemoteID)
+		}
+		b.Auth(AuthPSK, auth)
+		b.SA(sa.init.offered)
+		b.TS(PayloadTSi, sa.init.childTS[0])
+		b.TS(PayloadTSr, sa.init.childTS[1])
+	})
+}
+
+// knows tells whether there is another IKE SA with the peer, in which case we must not
+// say INITIAL_CONTACT (RFC 7296 section 2.4).
+func (m *Machine) knows(sa *ikeSA, peer ID) bool {
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o != sa && o.state != StateFree && o.state != StateConnecting && o.localID == sa.localID &&
+			(o.peerID == peer || peer == ID{}) {
+			return true
+		}
+	}
+	return false
+}
+
+// authRequest handles the peer's IKE_AUTH request.
+func (m *Machine) authRequest(sa *ikeSA, p Path) {
+	idi, idr, auth := m.msg.Find(PayloadIDi), m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
+	err := m.authenticate(sa, idi, idr, auth)
+	if err != nil {
+		// The peer learns nothing but that it failed (section 2.21.2).
+		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
+		m.destroy(sa, err)
+		return
+	}
+	_, contact := m.msg.FindNotify(NotifyInitialContact)
+	req := peerCreate{kind: taskCreateChild, ni: sa.ni, nr: sa.nr}
+	var no *refusal
+	childless := m.msg.Find(PayloadSA) == nil
+	if !childless {
+		no = m.parseCreate(sa, &req, true)
+	}
+	secret := findSecret(m.secrets, sa.localID, sa.peerID)
+	mine := pskAuth(sa.suite.PRF, secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
+	m.establish(sa)
+	var c *childSA
+	if !childless && no == nil {
+		c, no = m.createChild(sa, &req, nil)
+	}
+	if no != nil {
+		m.event(Event{Kind: EvRefused, Conn: sa.connName(), IKE: sa.unique, Path: p, Text: no.t.String(), Err: no.err})
+	}
+	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
+		b.ID(PayloadIDr, sa.localID)
+		b.Auth(AuthPSK, mine)
+		if c != nil {
+			b.SA([]Proposal{req.answer(c.spiIn)})
+			b.TS(PayloadTSi, c.remote)
+			b.TS(PayloadTSr, c.local)
+		} else if no != nil {
+			no.write(b)
+		}
+	})
+	m.resolveDuplicates(sa, contact)
+}
+
+// authenticate finds the connection that the peer's identity and addresses fit, and
+// checks its AUTH payload. sa.conn is set only if all is well.
+func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
+	if idi == nil {
+		return ErrNoIdentity
+	}
+	peer, err := ParseID(idi.Body)
+	if err != nil {
+		return err
+	}
+	var asked ID
+	if idr != nil {
+		if asked, err = ParseID(idr.Body); err != nil {
+			return err
+		}
+	}
+	if auth == nil {
+		return ErrNoAuth
+	}
+	method, data, err := ParseAuth(auth.Body)
+	if err != nil {
+		return err
+	}
+	if method != AuthPSK {
+		return ErrAuthMethod
+	}
+	own := idOfAddr(sa.path.Local.Addr())
+	err = &IdentityError{peer, asked}
+	for _, s := range m.conns {
+		c := s.conn
+		local := c.LocalID
+		if local == (ID{}) {
+			local = own
+		}
+		if !c.matches(sa.path) || c.RemoteID != (ID{}) && c.RemoteID != peer || idr != nil && asked != local {
+			continue
+		}
+		if _, ok := chooseProposal(c.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
+			err = ErrNoProposal
+			continue
+		}
+		secret := findSecret(m.secrets, local, peer)
+		if secret == nil {
+			err = ErrNoSecret
+			continue
+		}
+		want := pskAuth(sa.suite.PRF, secret.Key, sa.init.request, sa.nr, sa.keys.pi, idi.Body)
+		if !constantEqual(want, data) {
+			return &AuthError{peer}
+		}
+		sa.conn, sa.localID, sa.peerID = c, local, peer
+		return nil
+	}
+	return err
+}
+
+// establish makes an authenticated IKE SA ready for use.
+func (m *Machine) establish(sa *ikeSA) {
+	sa.state = StateEstablished
+	sa.established = m.now.Mono
+	sa.lastIn = m.now.Mono
+	sa.timers[tConnect] = never
+	m.armLife(sa)
+	sa.init.wipe()
+	m.event(Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
+	s := m.stateOf(sa.conn)
+	if s == nil {
+		return
+	}
+	s.tries, s.retryAt = 0, never
+	if len(s.wanted) > 0 && !sa.initiator {
+		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
+	}
+}
+
+// armLife sets the lifetimes and the liveness check of an IKE SA.
+func (m *Machine) armLife(sa *ikeSA) {
+	c := sa.conn
+	if c.RekeyTime > 0 {
+		soft := c.RekeyTime - m.random(c.RandTime)
+		m.arm(sa, tRekey, max(soft, time.Second))
+		sa.rekeyAt = sa.timers[tRekey]
+		over := c.OverTime
+		if over <= 0 {
+			over = c.RekeyTime / 10
+		}
+		m.arm(sa, tExpire, c.RekeyTime+over)
+		sa.expireAt = sa.timers[tExpire]
+	}
+	if c.DPDDelay > 0 {
+		m.arm(sa, tLiveness, c.DPDDelay)
+	}
+}
+
+// authResponse handles the response to our IKE_AUTH request.
+func (m *Machine) authResponse(sa *ikeSA, p Path) {
+	idr, auth := m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
+	refused := m.notifyError()
+	if idr == nil || auth == nil {
+		if refused == nil {
+			refused = ErrNoAuth
+		}
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: refused})
+		m.destroy(sa, refused)
+		return
+	}
+	peer, err := ParseID(idr.Body)
+	if err == nil && sa.conn.RemoteID != (ID{}) && peer != sa.conn.RemoteID {
+		err = &IdentityError{peer, sa.conn.RemoteID}
+	}
+	if err == nil {
+		var method AuthMethod
+		var data []byte
+		method, data, err = ParseAuth(auth.Body)
+		secret := findSecret(m.secrets, sa.localID, sa.conn.RemoteID)
+		switch {
+		case err != nil:
+		case method != AuthPSK:
+			err = ErrAuthMethod
+		case secret == nil:
+			err = ErrNoSecret
+		case !constantEqual(pskAuth(sa.suite.PRF, secret.Key, sa.init.response, sa.ni, sa.keys.pr, idr.Body), data):
+			err = &AuthError{peer}
+		}
+	}
+	m.answered(sa)
+	if err != nil {
+		// The peer believes in this SA; tell it once that we do not (section 2.21.2).
+		m.send(sa.path, m.sealed(sa, sa.header(ExchangeInformational, sa.sendID, false), func(b *Builder) {
+			b.Notify(NotifyAuthenticationFailed, ProtoNone, nil, nil)
+		}))
+		m.destroy(sa, err)
+		return
+	}
+	sa.peerID = peer
+	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
+	sa.init.spiIn = 0
+	var mine wish
+	if len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
+		mine = s.wanted[0]
+		s.wanted = s.wanted[1:]
+	} else {
+		mine = wish{cfg: cfg}
+	}
+	rest := s.wanted
+	s.wanted = nil
+	ni, nr := sa.ni, sa.nr
+	m.establish(sa)
+	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
+	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
+	m.createdFirst(sa, p, refused)
+	m.resolveDuplicates(sa, false)
+	for _, w := range rest {
+		m.want(s, w)
+	}
+}
+
+// createdFirst takes the CHILD SA out of the IKE_AUTH response. That it is refused
+// does not end the IKE SA (section 1.2).
+func (m *Machine) createdFirst(sa *ikeSA, p Path, refused error) {
+	err := refused
+	if err == nil && m.msg.Find(PayloadSA) == nil {
+		err = ErrNoProposal
+	}
+	if err == nil {
+		_, err = m.parseCreated(sa)
+	}
+	if err != nil {
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), Child: sa.req.task.cfg.Name, IKE: sa.unique, Path: p, Err: err})
+		m.createFailed(sa, err)
+		return
+	}
+	m.installOurs(sa, nil)
+}
+
+// resolveDuplicates looks for other IKE SAs between the same two, after sa has been
+// established. If the peer says that it knows of no other, those are gone. If both
+// sides connected at the same time, the SA with the higher initiator's SPI stays:
+// both see both, so both come to the same result.
+func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o == sa || o.state != StateEstablished || o.localID != sa.localID || o.peerID != sa.peerID {
+			continue
+		}
+		if o.conn == sa.conn && o.initiator != sa.initiator && m.now.Mono-o.established < halfOpenLife {
+			loser, winner := o, sa
+			if sa.spiI < o.spiI {
+				loser, winner = sa, o
+			}
+			for j := range loser.tasks {
+				if t := &loser.tasks[j]; t.kind == taskCreateChild {
+					m.queue(winner, *t)
+					t.waiters = nil
+				}
+			}
+			m.closeIKE(loser, ErrReplaced, nil)
+			continue
+		}
+		if contact {
+			m.destroy(o, ErrReplaced)
+		}
+	}
+}
+
+// wipe forgets what is needed only until IKE_AUTH is over.
+func (s *initState) wipe() {
+	s.pair.wipe()
+	from := s.from
+	*s = initState{from: from}
+}
+
+// offerTS returns the selectors that we offer for a CHILD SA: ours and the peer's. The
+// packet that asked for it comes first (RFC 7296 section 2.9).
+func (m *Machine) offerTS(sa *ikeSA, cfg *Child, flow *esp.Flow) [2][]esp.Selector {
+	local := resolveTS(cfg.LocalTS, sa.path.Local.Addr())
+	remote := resolveTS(cfg.RemoteTS, sa.path.Remote.Addr())
+	if flow.Local.IsValid() && esp.MatchFlow(local, remote, flow) {
+		local = append([]esp.Selector{flowSelector(flow.Local, flow, flow.LocalPort)}, local...)
+		remote = append([]esp.Selector{flowSelector(flow.Remote, flow, flow.RemotePort)}, remote...)
+	}
+	return [2][]esp.Selector{local, remote}
+}
+
+func flowSelector(a netip.Addr, f *esp.Flow, port uint16) esp.Selector {
+	s := esp.Selector{Proto: f.Proto, StartPort: port, EndPort: port, Start: a, End: a}
+	if f.NoPorts || f.Proto == 0 {
+		s.StartPort, s.EndPort = 0, 65535
+	}
+	return s
+}
+
+// resolveTS puts the address in place of the dynamic selectors.
+func resolveTS(ts []TS, a netip.Addr) []esp.Selector {
+	out := make([]esp.Selector, 0, len(ts)+1)
+	for _, t := range ts {
+		s := t.Selector
+		if t.Dynamic {
+			s.Start, s.End = a, a
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// proposal returns the suite as a proposal of one transform for each type.
+func (s IKESuite) proposal() Proposal {
+	p := Proposal{Proto: ProtoIKE, Transforms: []Transform{{TransformEncr, s.Encr, s.KeyBits}, {Type: TransformPRF, ID: uint16(s.PRF)}}}
+	if s.Integ != 0 {
+		p.Transforms = append(p.Transforms, Transform{Type: TransformInteg, ID: s.Integ})
+	}
+	p.Transforms = append(p.Transforms, Transform{Type: TransformDH, ID: uint16(s.DH)})
+	return p
+}

@@ -1,0 +1,728 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"time"
+
+	"postern/esp"
+)
+
+// CREATE_CHILD_SA (RFC 7296 section 1.3): another CHILD SA, or a new one in place of an
+// old. The rekeying of the IKE SA itself is in rekey.go; it shares the four steps.
+//
+//	ours:    createStart -> (key pair) -> createSend ... createResponse -> (g^ir) -> createKeyed
+//	theirs:  createRequest -> (key pair and g^ir) -> createRespond
+
+// peerCreate is a CREATE_CHILD_SA request of the peer while its job is out.
+type peerCreate struct {
+	kind    taskKind // taskCreateChild, taskRekeyChild or taskRekeyIKE
+	path    Path
+	chosen  Proposal
+	suite   esp.Suite
+	ike     IKESuite
+	dh      DHGroup
+	ni, nr  []byte
+	cfg     *Child
+	local   []esp.Selector
+	remote  []esp.Selector
+	target  uint32 // the CHILD SA that is rekeyed
+	spiOut  uint32
+	peerSPI uint64 // of the new IKE SA
+	spiIn   uint32
+}
+
+// answer is the SA payload's proposal of our response.
+func (r *peerCreate) answer(spi uint32) Proposal {
+	return Proposal{Num: r.chosen.Num, Proto: ProtoESP, SPI: be32(spi), Transforms: r.chosen.Transforms}
+}
+
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+// spiMin is the lowest SPI that may be used: those below are reserved (RFC 4303 section 2.1).
+const spiMin = 256
+
+// withoutDH returns the proposals as IKE_AUTH carries them: the first CHILD SA takes its
+// keys from the IKE SA's exchange (RFC 7296 section 1.2).
+func withoutDH(ps []Proposal) []Proposal {
+	var out []Proposal
+	for _, p := range ps {
+		q := Proposal{Proto: p.Proto}
+		for _, t := range p.Transforms {
+			if t.Type != TransformDH {
+				q.Transforms = append(q.Transforms, t)
+			}
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
+// allocSPI takes an SPI for an inbound SA. A part of the table is kept for rekeying.
+func (m *Machine) allocSPI(rekey bool) (uint32, bool) {
+	used, free := 0, false
+	for i := range m.children {
+		if m.children[i].state != ChildFree {
+			used++
+		} else {
+			free = true
+		}
+	}
+	if !free || !rekey && used >= len(m.children)-reserve(len(m.children)) {
+		return 0, false
+	}
+	return m.env.AllocSPI()
+}
+
+// createStart begins a CREATE_CHILD_SA of ours.
+func (m *Machine) createStart(sa *ikeSA, t task) {
+	req := request{active: true, task: t, exchange: ExchangeCreateChild, id: sa.sendID}
+	switch t.kind {
+	case taskRekeyChild:
+		c := m.findChild(t.target)
+		if c == nil || c.state != ChildInstalled || c.ike != sa.slot {
+			m.settle(t.waiters, nil) // it has been replaced or closed meanwhile
+			return
+		}
+		c.state = ChildRekeying
+		req.ts = [2][]esp.Selector{c.local, c.remote}
+		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
+		if offers(req.offered, c.dh) {
+			req.group = c.dh
+		}
+	case taskCreateChild:
+		req.ts = m.offerTS(sa, t.cfg, &t.flow)
+		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
+	case taskRekeyIKE:
+		req.offered, req.group = sa.conn.Proposals, sa.suite.DH
+		if !offers(req.offered, req.group) {
+			req.group = firstGroup(req.offered)
+		}
+	}
+	if t.group != DHNone {
+		req.group = t.group
+	}
+	req.ni = m.nonce()
+	sa.req = req
+	if req.group == DHNone {
+		m.createSend(sa, Result{})
+		return
+	}
+	m.startWork(sa, laneOurs, jobReqPair, req.group, nil, nil)
+}
+
+// createSend sends the request once the key pair, if any, is there.
+func (m *Machine) createSend(sa *ikeSA, r Result) {
+	req := &sa.req
+	if r.err != nil {
+		m.createFailed(sa, r.err)
+		return
+	}
+	req.pair = r.pair
+	t := &req.task
+	if t.kind == taskRekeyIKE {
+		m.rekeySend(sa)
+		return
+	}
+	var old *childSA
+	if t.kind == taskRekeyChild {
+		if old = m.findChild(t.target); old == nil || old.state != ChildRekeying {
+			m.createAbandoned(sa)
+			return
+		}
+	}
+	spi, ok := m.allocSPI(old != nil)
+	if !ok {
+		m.createFailed(sa, ErrTableFull)
+		return
+	}
+	req.spiIn = spi
+	req.offered = numbered(req.offered, ProtoESP, be32(spi))
+	m.sendRequest(sa, ExchangeCreateChild, func(b *Builder) {
+		if old != nil {
+			b.Notify(NotifyRekeySA, ProtoESP, be32(old.spiIn), nil)
+		}
+		b.SA(req.offered)
+		b.Nonce(req.ni)
+		if req.pair != nil {
+			b.KE(req.group, req.pair.public())
+		}
+		b.TS(PayloadTSi, req.ts[0])
+		b.TS(PayloadTSr, req.ts[1])
+	})
+}
+
+// createAbandoned frees the window of an exchange that was never sent.
+func (m *Machine) createAbandoned(sa *ikeSA) {
+	m.settle(sa.req.task.waiters, nil)
+	m.releaseSPI(sa.req.spiIn)
+	sa.req.pair.wipe()
+	sa.req = request{}
+}
+
+// createResponse handles the peer's answer to our CREATE_CHILD_SA.
+func (m *Machine) createResponse(sa *ikeSA) {
+	req := &sa.req
+	if n, ok := m.msg.FindNotify(NotifyInvalidKEPayload); ok {
+		var g DHGroup
+		if len(n.Data) == 2 {
+			g = DHGroup(binary.BigEndian.Uint16(n.Data))
+		}
+		t := req.task
+		if g == req.group || !offers(req.offered, g) || t.tries > maxInitRetries {
+			m.createFailed(sa, &NotifyError{n.Type, "asks for a group that we did not offer"})
+			return
+		}
+		m.createReset(sa)
+		m.answered(sa)
+		t.group = g
+		t.tries++
+		sa.tasks = append([]task{t}, sa.tasks...)
+		return
+	}
+	if err := m.notifyError(); err != nil {
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+		m.createFailed(sa, err)
+		return
+	}
+	var ke []byte
+	var err error
+	if req.task.kind == taskRekeyIKE {
+		ke, err = m.parseRekeyed(sa)
+	} else {
+		ke, err = m.parseCreated(sa)
+	}
+	if err != nil {
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+		m.createFailed(sa, err)
+		return
+	}
+	if ke == nil {
+		m.createKeyed(sa, Result{})
+		return
+	}
+	m.startWork(sa, laneOurs, jobReqShared, req.group, req.pair, ke)
+}
+
+// parseCreated takes the CHILD SA of the message into sa.req, and returns the peer's
+// public value if there is one.
+func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
+	req := &sa.req
+	body, tsi, tsr := m.msg.Find(PayloadSA), m.msg.Find(PayloadTSi), m.msg.Find(PayloadTSr)
+	if body == nil || tsi == nil || tsr == nil {
+		return nil, ErrNoProposal
+	}
+	offer, err := ParseSA(body.Body)
+	if err != nil {
+		return nil, err
+	}
+	if len(offer) != 1 || !checkChosen(offer[0], req.offered) || len(offer[0].SPI) != 4 ||
+		binary.BigEndian.Uint32(offer[0].SPI) < spiMin {
+		return nil, ErrNoProposal
+	}
+	req.chosen = offer[0]
+	req.peerSPI = append([]byte(nil), offer[0].SPI...)
+	_, dh, err := offer[0].espSuite()
+	if err != nil {
+		return nil, err
+	}
+	local, err := ParseTS(tsi.Body)
+	if err != nil {
+		return nil, err
+	}
+	remote, err := ParseTS(tsr.Body)
+	if err != nil {
+		return nil, err
+	}
+	// The responder may only narrow (section 2.9).
+	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
+		return nil, ErrWidened
+	}
+	req.gotTS = [2][]esp.Selector{local, remote}
+	if n := m.msg.Find(PayloadNonce); n != nil {
+		if len(n.Body) < nonceMin || len(n.Body) > nonceMax {
+			return nil, ErrNonce
+		}
+		req.nr = append([]byte(nil), n.Body...)
+	}
+	if len(req.nr) == 0 {
+		return nil, ErrNonce
+	}
+	if dh == DHNone {
+		return nil, nil
+	}
+	return m.peerKE(dh, req)
+}
+
+// peerKE returns the public value of a response, which must be of the group that we sent ours for.
+func (m *Machine) peerKE(dh DHGroup, req *request) ([]byte, error) {
+	p := m.msg.Find(PayloadKE)
+	if p == nil || req.pair == nil || dh != req.group {
+		return nil, ErrGroup
+	}
+	g, ke, err := ParseKE(p.Body)
+	if err == nil && (g != dh || len(ke) != g.publicLen()) {
+		err = ErrGroup
+	}
+	return ke, err
+}
+
+// within tells whether every selector is inside one of the offered ones.
+func within(got, offered []esp.Selector) bool {
+	for _, g := range got {
+		ok := false
+		for _, o := range offered {
+			ok = ok || o.Contains(g)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return len(got) > 0
+}
+
+// createKeyed installs what our CREATE_CHILD_SA has made.
+func (m *Machine) createKeyed(sa *ikeSA, r Result) {
+	if r.err != nil {
+		m.createFailed(sa, r.err)
+		return
+	}
+	if sa.req.task.kind == taskRekeyIKE {
+		m.rekeyKeyed(sa, r.shared)
+		return
+	}
+	m.installOurs(sa, r.shared)
+}
+
+// installOurs puts the CHILD SA of sa.req in place, and the old one, if it replaces one, on
+// its way out.
+func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
+	req := sa.req
+	suite, dh, err := req.chosen.espSuite()
+	if err != nil {
+		m.createFailed(sa, err)
+		return
+	}
+	c := m.install(sa, &childParams{
+		cfg: req.task.cfg, suite: suite, dh: dh, ours: true,
+		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
+		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
+	})
+	if c == nil {
+		m.createFailed(sa, ErrTableFull)
+		return
+	}
+	sa.req.spiIn, sa.req.task.waiters = 0, nil
+	if req.exchange == ExchangeCreateChild {
+		m.answered(sa)
+	} else {
+		sa.req = request{} // IKE_AUTH has been accounted for
+	}
+	if req.task.kind == taskRekeyChild {
+		m.childRekeyed(sa, c, req.task.target, req.rival)
+	} else {
+		m.event(Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path})
+		m.resolveTwins(sa, c)
+	}
+	m.settle(req.task.waiters, nil)
+}
+
+// createReset undoes the reservations of our exchange and puts what it was to replace
+// back to normal.
+func (m *Machine) createReset(sa *ikeSA) {
+	req := &sa.req
+	m.releaseSPI(req.spiIn)
+	req.spiIn = 0
+	if req.task.kind == taskRekeyChild {
+		if c := m.findChild(req.task.target); c != nil && c.state == ChildRekeying {
+			c.state = ChildInstalled
+		}
+	}
+	if req.task.kind == taskRekeyIKE {
+		m.rekeyReset(sa)
+	}
+}
+
+// createFailed ends our CREATE_CHILD_SA (or the CHILD SA of IKE_AUTH) without success.
+func (m *Machine) createFailed(sa *ikeSA, err error) {
+	req := sa.req
+	m.createReset(sa)
+	sa.req.spiIn = 0
+	if req.exchange == ExchangeCreateChild && req.data != nil {
+		m.answered(sa)
+	} else {
+		sa.req.pair.wipe()
+		sa.req = request{}
+	}
+	t := req.task
+	if t.kind == taskRekeyIKE && sa.collision.slot != 0 {
+		m.adoptRival(sa) // the peer's own rekeying took its place
+		m.settle(t.waiters, nil)
+		return
+	}
+	if isNotify(err, NotifyTemporaryFailure) {
+		m.again(sa, t)
+		return
+	}
+	switch t.kind {
+	case taskCreateChild:
+		m.settle(t.waiters, err)
+		t.waiters = nil
+		s := m.stateOf(sa.conn)
+		if s != nil && t.cfg.StartAction == StartStart {
+			s.tries++
+			s.wanted = append(s.wanted, wish{cfg: t.cfg})
+			d := m.backoff(s.tries)
+			m.armRetry(s, d)
+			m.event(Event{Kind: EvFailed, Conn: sa.connName(), Child: t.cfg.Name, IKE: sa.unique, Count: s.tries, Delay: d, Err: err})
+			return
+		}
+		m.event(Event{Kind: EvFailed, Conn: sa.connName(), Child: t.cfg.Name, IKE: sa.unique, Err: err})
+	case taskRekeyChild:
+		c := m.findChild(t.target)
+		if req.rival != 0 {
+			// The peer's rekeying of the same SA took its place.
+			m.settle(t.waiters, nil)
+			if c != nil && c.state == ChildInstalled {
+				m.superseded(c, req.rival)
+			}
+			return
+		}
+		if isNotify(err, NotifyChildSANotFound) {
+			// The peer does not have it any more (section 2.25): neither do we.
+			m.settle(t.waiters, err)
+			if c != nil && c.state == ChildInstalled {
+				m.childDown(c, err)
+				m.removeChild(c)
+				if s := m.stateOf(sa.conn); s != nil {
+					m.want(s, wish{cfg: t.cfg})
+				}
+			}
+			return
+		}
+		m.settle(t.waiters, err)
+		t.waiters = nil
+		if c != nil && c.state == ChildInstalled {
+			m.again(sa, t) // until the hard lifetime
+		}
+	case taskRekeyIKE:
+		m.settle(t.waiters, err)
+		t.waiters = nil
+		if sa.state == StateEstablished {
+			m.again(sa, t)
+		}
+	}
+}
+
+// createRequest handles a CREATE_CHILD_SA request of the peer.
+func (m *Machine) createRequest(sa *ikeSA, p Path) {
+	req := peerCreate{kind: taskCreateChild, path: p}
+	no := m.parseRequest(sa, &req)
+	if no != nil {
+		m.refuse(sa, p, ExchangeCreateChild, no)
+		return
+	}
+	req.nr = m.nonce()
+	sa.peer = req
+	if req.dh == DHNone {
+		m.createRespond(sa, Result{})
+		return
+	}
+	_, ke, _ := ParseKE(m.msg.Find(PayloadKE).Body)
+	m.startWork(sa, lanePeers, jobRespond, req.dh, nil, ke)
+}
+
+// busy is the answer to what would collide with something under way (section 2.25).
+func busy(err error) *refusal { return &refusal{t: NotifyTemporaryFailure, err: err} }
+
+// parseRequest takes the CREATE_CHILD_SA request of the message into req.
+func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
+	if sa.state != StateEstablished || sa.closeErr != nil {
+		return busy(ErrClosing)
+	}
+	body, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadNonce)
+	if body == nil || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+		return &refusal{t: NotifyInvalidSyntax, err: ErrNonce}
+	}
+	req.ni = append([]byte(nil), ni.Body...)
+	offered, err := ParseSA(body.Body)
+	if err != nil {
+		return &refusal{t: NotifyInvalidSyntax, err: err}
+	}
+	if len(offered) > 0 && offered[0].Proto == ProtoIKE {
+		return m.parseRekey(sa, req, offered)
+	}
+	if sa.req.active && sa.req.task.kind == taskRekeyIKE || sa.collision.slot != 0 {
+		return busy(ErrRekeying)
+	}
+	if n, ok := m.msg.FindNotify(NotifyRekeySA); ok {
+		req.kind = taskRekeyChild
+		var c *childSA
+		if n.Proto == ProtoESP && len(n.SPI) == 4 {
+			c = m.childOf(sa, binary.BigEndian.Uint32(n.SPI))
+		}
+		switch {
+		case c == nil || c.state == ChildRekeyed && c.outGone:
+			return &refusal{t: NotifyChildSANotFound, proto: n.Proto, spi: n.SPI, err: ErrUnknownSPI}
+		case c.state == ChildDeleting || c.state == ChildRekeyed:
+			return busy(ErrClosing)
+		}
+		req.target, req.cfg = c.unique, c.cfg
+	}
+	return m.parseCreate(sa, req, false)
+}
+
+// parseCreate chooses a CHILD SA of the connection for the proposals and selectors of the
+// message, as responder. first is set in IKE_AUTH, where there is no key exchange.
+func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
+	bad := func(err error) *refusal { return &refusal{t: NotifyInvalidSyntax, err: err} }
+	tsi, tsr := m.msg.Find(PayloadTSi), m.msg.Find(PayloadTSr)
+	if tsi == nil || tsr == nil {
+		return bad(ErrNoTS)
+	}
+	offered, err := ParseSA(m.msg.Find(PayloadSA).Body)
+	if err != nil {
+		return bad(err)
+	}
+	remoteTS, err := ParseTS(tsi.Body)
+	if err != nil {
+		return bad(err)
+	}
+	localTS, err := ParseTS(tsr.Body)
+	if err != nil {
+		return bad(err)
+	}
+	var group DHGroup
+	var ke []byte
+	if k := m.msg.Find(PayloadKE); k != nil && !first {
+		if group, ke, err = ParseKE(k.Body); err != nil {
+			return bad(err)
+		}
+	}
+	no := &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
+	best := 0
+	for _, cfg := range sa.conn.Children {
+		if req.kind == taskRekeyChild && cfg != req.cfg {
+			continue
+		}
+		local := narrowTS(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS)
+		remote := narrowTS(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
+		if !sharedFamily(local, remote) {
+			continue
+		}
+		chosen, ok := chooseProposal(cfg.Proposals, offered, group, first)
+		var suite esp.Suite
+		var dh DHGroup
+		if ok {
+			suite, dh, err = chosen.espSuite()
+			ok = err == nil && len(chosen.SPI) == 4 && binary.BigEndian.Uint32(chosen.SPI) >= spiMin
+		}
+		if !ok {
+			if best == 0 {
+				no = &refusal{t: NotifyNoProposalChosen, err: ErrNoProposal}
+			}
+			continue
+		}
+		// What takes the peer's selectors as they are fits better than what narrows them.
+		score := 1
+		if within(localTS, local) && within(remoteTS, remote) {
+			score = 2
+		}
+		if score <= best {
+			continue
+		}
+		best = score
+		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
+		req.local, req.remote = local, remote
+	}
+	if best == 0 {
+		return no
+	}
+	if first {
+		req.dh = DHNone
+	}
+	req.spiOut = binary.BigEndian.Uint32(req.chosen.SPI)
+	if req.dh != DHNone && group != req.dh {
+		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(req.dh)), err: ErrGroup}
+	}
+	if req.dh != DHNone && len(ke) != req.dh.publicLen() {
+		return bad(ErrKELength)
+	}
+	return nil
+}
+
+// sharedFamily tells whether a packet can match both sides.
+func sharedFamily(local, remote []esp.Selector) bool {
+	for _, l := range local {
+		for _, r := range remote {
+			if l.Start.Is4() == r.Start.Is4() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// createRespond answers the peer's CREATE_CHILD_SA once the shared secret, if any, is there.
+func (m *Machine) createRespond(sa *ikeSA, r Result) {
+	req := sa.peer
+	sa.peer = peerCreate{}
+	defer r.pair.wipe()
+	no := m.stillWanted(sa, &req, r.err)
+	if no == nil && req.kind == taskRekeyIKE {
+		m.rekeyRespond(sa, &req, r)
+		return
+	}
+	var c *childSA
+	if no == nil {
+		c, no = m.createChild(sa, &req, r.shared)
+	}
+	if no != nil {
+		m.refuse(sa, req.path, ExchangeCreateChild, no)
+		return
+	}
+	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
+		b.SA([]Proposal{req.answer(c.spiIn)})
+		b.Nonce(req.nr)
+		if r.pair != nil {
+			b.KE(req.dh, r.pair.public())
+		}
+		b.TS(PayloadTSi, c.remote)
+		b.TS(PayloadTSr, c.local)
+	})
+	if req.kind == taskCreateChild {
+		m.resolveTwins(sa, c)
+	}
+}
+
+// stillWanted checks, after the job, that what the request is about is still there.
+func (m *Machine) stillWanted(sa *ikeSA, req *peerCreate, err error) *refusal {
+	switch {
+	case err != nil:
+		return &refusal{t: NotifyInvalidSyntax, err: err}
+	case sa.state != StateEstablished || sa.closeErr != nil:
+		return busy(ErrClosing)
+	case req.kind == taskRekeyChild:
+		if c := m.findChild(req.target); c == nil || c.state != ChildInstalled && c.state != ChildRekeying {
+			return busy(ErrClosing)
+		}
+	}
+	return nil
+}
+
+// createChild installs, as responder, the CHILD SA that req asks for.
+func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*childSA, *refusal) {
+	spi, ok := m.allocSPI(req.kind == taskRekeyChild)
+	if !ok {
+		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
+	}
+	c := m.install(sa, &childParams{
+		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
+		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
+		standby: req.kind == taskRekeyChild,
+	})
+	if c == nil {
+		m.env.FreeSPI(spi)
+		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
+	}
+	if req.kind != taskRekeyChild {
+		m.event(Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path})
+		return c, nil
+	}
+	old := m.findChild(req.target)
+	if sa.req.active && sa.req.task.kind == taskRekeyChild && sa.req.task.target == old.unique {
+		sa.req.rival = c.unique // decided when our own is answered
+		return c, nil
+	}
+	m.superseded(old, c.unique)
+	return c, nil
+}
+
+// childParams is what a new CHILD SA is made from.
+type childParams struct {
+	cfg           *Child
+	suite         esp.Suite
+	dh            DHGroup
+	ours          bool // we started the exchange
+	standby       bool
+	spiIn, spiOut uint32
+	ni, nr        []byte // of the exchange: its initiator's first
+	shared        []byte
+	local, remote []esp.Selector
+}
+
+// install derives the keys of a CHILD SA (section 2.17) and hands both directions out. It
+// returns nil if there is no room.
+func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
+	var c *childSA
+	for i := range m.children {
+		if m.children[i].state == ChildFree {
+			c = &m.children[i]
+			break
+		}
+	}
+	if c == nil {
+		return nil
+	}
+	m.nextChild++
+	low := p.ni
+	if bytes.Compare(p.nr, low) < 0 {
+		low = p.nr
+	}
+	*c = childSA{
+		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
+		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.encap(),
+		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: low,
+		installed: m.now.Mono,
+	}
+	c.timers.clear()
+	encr, integ := p.suite.KeyLens()
+	keymat := childKeymat(sa.suite.PRF, sa.keys.d, p.shared, p.ni, p.nr, 2*(encr+integ))
+	take := func(n int) []byte {
+		k := append([]byte(nil), keymat[:n]...)
+		keymat = keymat[n:]
+		return k
+	}
+	all := keymat
+	first := [2][]byte{take(encr), take(integ)}  // from the exchange's initiator
+	second := [2][]byte{take(encr), take(integ)} // to it
+	clear(all)
+	out, in := first, second
+	if !p.ours {
+		out, in = second, first
+	}
+	path := sa.path
+	base := esp.SA{
+		Mode: esp.Tunnel, Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
+		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,
+	}
+	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
+		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
+			Standby: dir == esp.Out && p.standby}
+		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
+		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})
+	}
+	add(esp.In, c.spiIn, in)
+	add(esp.Out, c.spiOut, out)
+	m.armChildLife(c)
+	if p.standby {
+		m.armChild(c, tcUse, standbyMax)
+	}
+	return c
+}
+
+// armChildLife sets the lifetimes of a CHILD SA.
+func (m *Machine) armChildLife(c *childSA) {
+	life := c.cfg.LifeTime
+	if soft := c.cfg.RekeyTime; soft > 0 {
+		if life == 0 {
+			life = soft + soft/10
+		}
+		m.armChild(c, tcRekey, max(soft-m.random(c.cfg.RandTime), time.Second))
+		c.rekeyAt = c.timers[tcRekey]
+	}
+	if life > 0 {
+		m.armChild(c, tcExpire, life)
+		c.expireAt = c.timers[tcExpire]
+	}
+}

@@ -1,0 +1,122 @@
+package ike
+
+import "errors"
+
+// INFORMATIONAL (RFC 7296 section 1.4): deletes, errors, and the empty one that asks
+// whether the peer is alive.
+
+// infoRequest handles the peer's INFORMATIONAL request.
+func (m *Machine) infoRequest(sa *ikeSA, p Path) {
+	var spis []uint32
+	var over error
+	for i := range m.msg.Payloads {
+		pl := &m.msg.Payloads[i]
+		switch pl.Type {
+		case PayloadDelete:
+			d, err := ParseDelete(pl.Body)
+			switch {
+			case err != nil:
+				no := &refusal{t: NotifyInvalidSyntax, err: err}
+				m.refuse(sa, p, ExchangeInformational, no)
+				m.destroy(sa, err)
+				return
+			case d.Proto == ProtoIKE:
+				over = ErrPeerDeleted
+			case d.Proto == ProtoESP:
+				for _, spi := range d.SPIs {
+					if c := m.childOf(sa, spi); c != nil {
+						if c.state != ChildDeleting && !c.outGone {
+							spis = append(spis, c.spiIn)
+						}
+						m.deletedByPeer(c)
+					}
+				}
+			}
+		case PayloadNotify:
+			n, err := ParseNotify(pl.Body)
+			if err != nil || !n.Type.IsError() {
+				continue // unknown status notifies are to be ignored (section 3.10.1)
+			}
+			err = &NotifyError{n.Type, ""}
+			m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: err})
+			if n.Type == NotifyAuthenticationFailed || n.Type == NotifyInvalidSyntax {
+				over = err // section 2.21.2 and 2.21.3
+			}
+		}
+	}
+	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
+		if over == nil && len(spis) > 0 {
+			b.Delete(ProtoESP, spis)
+		}
+	})
+	if over == nil {
+		return
+	}
+	if sa.collision.slot != 0 {
+		m.adoptRival(sa)
+	}
+	switch {
+	case sa.state == StateRekeyed || sa.state == StateDeleting && sa.closeErr != nil:
+		over = sa.closeErr
+	}
+	m.destroy(sa, over)
+}
+
+// deletedByPeer takes a CHILD SA out because the peer says so. If both sides delete it at
+// the same time, ours goes on and finds nothing left.
+func (m *Machine) deletedByPeer(c *childSA) {
+	sa := &m.sas[c.ike]
+	if c.state == ChildInstalled || c.state == ChildRekeying {
+		if sa.req.active && sa.req.task.target == c.unique && sa.req.rival != 0 {
+			c.heir = sa.req.rival // the peer's own rekeying was faster
+			m.superseded(c, c.heir)
+		} else {
+			m.childLost(c, ErrPeerDeleted)
+			m.childDown(c, ErrPeerDeleted)
+			m.dropChildTasks(sa, c)
+		}
+	}
+	m.retire(c)
+}
+
+// deleteChildStart sends the DELETE for one CHILD SA. It names the SPI of our inbound SA,
+// the one that the peer uses (section 1.4.1).
+func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
+	c := m.findChild(t.target)
+	if c == nil || c.ike != sa.slot || c.state != ChildDeleting {
+		m.settle(t.waiters, nil)
+		return
+	}
+	m.deleteOut(c)
+	sa.req = request{task: t}
+	m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoESP, []uint32{c.spiIn}) })
+}
+
+// infoResponse handles the response to our INFORMATIONAL request. What its Delete payloads
+// name is the other half of what we deleted.
+func (m *Machine) infoResponse(sa *ikeSA) {
+	t := m.answered(sa)
+	m.settle(t.waiters, nil)
+	switch t.kind {
+	case taskDeleteIKE:
+		err := sa.closeErr
+		if err == nil {
+			err = ErrTerminated
+		}
+		m.destroy(sa, err)
+	case taskDeleteChild:
+		if c := m.findChild(t.target); c != nil && c.state == ChildDeleting {
+			m.retire(c)
+		}
+	case taskLiveness:
+		if err := m.notifyError(); err != nil {
+			m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+		}
+	}
+}
+
+// isNotify tells whether err is the peer's error notify of that type.
+func isNotify(err error, t NotifyType) bool {
+	var n *NotifyError
+	return errors.As(err, &n) && n.Type == t
+}

@@ -1,0 +1,454 @@
+package ike
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+)
+
+// IKE_SA_INIT (RFC 7296 section 1.2): key exchange, nonces and NAT detection, in clear.
+
+const (
+	nonceLen = 32 // ours; at least half the key size of every PRF (section 2.10)
+	nonceMin = 16 // theirs (section 3.9)
+	nonceMax = 256
+
+	// maxInitRetries is how many COOKIE and INVALID_KE_PAYLOAD answers one attempt
+	// follows: anybody can send them.
+	maxInitRetries = 8
+)
+
+func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr(), port)
+}
+
+// target returns where the next attempt of a connection goes: its single remote
+// addresses in turn, from the address of ours that fits.
+func (m *Machine) target(s *connState) (Path, error) {
+	var remotes []netip.Addr
+	for _, p := range s.conn.RemoteAddrs {
+		if p.IsSingleIP() {
+			remotes = append(remotes, p.Addr())
+		}
+	}
+	if len(remotes) == 0 {
+		return Path{}, ErrNoRemote
+	}
+	remote := remotes[s.remote%len(remotes)]
+	p := Path{Remote: netip.AddrPortFrom(remote, 500), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.IKE)}
+	if port := s.conn.RemotePort; port != 0 && port != 500 {
+		// Only port 500 speaks without the marker.
+		p = Path{Remote: netip.AddrPortFrom(remote, port), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.NATT), NATT: true}
+	}
+	for _, a := range s.conn.LocalAddrs {
+		if a.Is4() == remote.Is4() {
+			p.Local = netip.AddrPortFrom(a, p.Local.Port())
+			return p, nil
+		}
+	}
+	if len(s.conn.LocalAddrs) > 0 {
+		return Path{}, ErrFamily
+	}
+	local, ok := m.env.Source(remote)
+	if !ok {
+		return Path{}, ErrNoRoute
+	}
+	p.Local = netip.AddrPortFrom(local.Unmap(), p.Local.Port())
+	return p, nil
+}
+
+// connect starts an attempt to establish an IKE SA.
+func (m *Machine) connect(s *connState) {
+	s.retryAt = never
+	p, err := m.target(s)
+	if err != nil {
+		m.attemptFailed(s, err)
+		return
+	}
+	sa := m.newSA(true, false)
+	if sa == nil {
+		m.attemptFailed(s, ErrTableFull)
+		return
+	}
+	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap
+	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
+	sa.init.offered = s.conn.Proposals
+	sa.init.group = firstGroup(s.conn.Proposals)
+	sa.ni = m.nonce()
+	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
+	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
+}
+
+func (m *Machine) nonce() []byte {
+	n := make([]byte, nonceLen)
+	m.env.Random(n)
+	return n
+}
+
+// firstGroup returns the first DH group of the proposals, DHNone if there is none.
+func firstGroup(ps []Proposal) DHGroup {
+	for _, p := range ps {
+		for _, t := range p.Transforms {
+			if t.Type == TransformDH && t.ID != 0 {
+				return DHGroup(t.ID)
+			}
+		}
+	}
+	return DHNone
+}
+
+// offers tells whether one of the proposals has the group.
+func offers(ps []Proposal, g DHGroup) bool {
+	for _, p := range ps {
+		for _, t := range p.Transforms {
+			if t.Type == TransformDH && DHGroup(t.ID) == g {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// initSend sends our IKE_SA_INIT request once the key pair is there.
+func (m *Machine) initSend(sa *ikeSA, r Result) {
+	if r.err != nil {
+		m.destroy(sa, r.err)
+		return
+	}
+	sa.init.pair = r.pair
+	m.initTransmit(sa)
+}
+
+func (m *Machine) initTransmit(sa *ikeSA) {
+	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeInit, 0, false))
+	if len(sa.init.cookie) > 0 {
+		b.Notify(NotifyCookie, ProtoNone, nil, sa.init.cookie) // first of all (section 2.6)
+	}
+	b.SA(numbered(sa.init.offered, ProtoIKE, nil))
+	b.KE(sa.init.group, sa.init.pair.public())
+	b.Nonce(sa.ni)
+	m.natNotifies(b, sa, sa.path)
+	sa.init.request = b.Finish()
+	m.traceMessage("sending", sa.path, sa, sa.init.request)
+	m.transmit(sa, ExchangeInit, sa.init.request)
+}
+
+// numbered returns proposals as they stand in an SA payload: numbered from 1, for the
+// protocol, each with the SPI.
+func numbered(ps []Proposal, proto Protocol, spi []byte) []Proposal {
+	out := make([]Proposal, len(ps))
+	for i, p := range ps {
+		out[i] = Proposal{Num: uint8(i + 1), Proto: proto, SPI: spi, Transforms: p.Transforms}
+	}
+	return out
+}
+
+// matches tells whether a connection is for this pair of addresses.
+func (c *Conn) matches(p Path) bool {
+	if len(c.LocalAddrs) > 0 {
+		found := false
+		for _, a := range c.LocalAddrs {
+			found = found || a == p.Local.Addr()
+		}
+		if !found {
+			return false
+		}
+	}
+	for _, r := range c.RemoteAddrs {
+		if r.Contains(p.Remote.Addr()) {
+			return true
+		}
+	}
+	return len(c.RemoteAddrs) == 0
+}
+
+// Half-open IKE SAs of one source address: a few, so that one host cannot take all
+// places even if it shows cookies, and several sites behind one NAT can start together.
+func (m *Machine) halfOpenPerHost() int { return max(5, m.halfOpenMax/8) }
+
+// initRequest handles the first message of a peer. Until its cookie has been checked,
+// and it fits one of our connections, nothing is kept of it.
+func (m *Machine) initRequest(p Path, h *Header, b []byte) {
+	if h.Flags&FlagInitiator == 0 || h.ID != 0 || h.SPIi == 0 {
+		m.drop(p, ErrUnexpected)
+		return
+	}
+	half, host := 0, 0
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state == StateFree || sa.initiator {
+			continue
+		}
+		if sa.spiI == h.SPIi && sameHost(sa.init.from, p.Remote) {
+			m.initRepeated(sa, p, b)
+			return
+		}
+		if sa.state == StateConnecting {
+			half++
+			if sameHost(sa.path.Remote, p.Remote) {
+				host++
+			}
+		}
+	}
+	err := m.msg.Parse(b)
+	var critical *CriticalError
+	if errors.As(err, &critical) {
+		m.refuseInit(p, h, NotifyUnsupportedCriticalPayload, []byte{byte(critical.Type)}, err)
+		return
+	}
+	if err == nil && m.msg.SKOff == 0 {
+		err = checkRules(&m.msg, ExchangeInit, false, false)
+	}
+	if err != nil {
+		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
+		return
+	}
+	m.tracePayloads("received", p, nil)
+	saBody, keBody, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
+	if saBody == nil || keBody == nil || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrNonce)
+		return
+	}
+	if !m.checkCookie(h, p, ni.Body, half) {
+		return
+	}
+	if half >= m.halfOpenMax || host >= m.halfOpenPerHost() {
+		m.drop(p, ErrHalfOpen)
+		return
+	}
+	offered, err := ParseSA(saBody.Body)
+	group, ke, kerr := ParseKE(keBody.Body)
+	if err == nil {
+		err = kerr
+	}
+	if err != nil {
+		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
+		return
+	}
+	var chosen Proposal
+	ok, force := false, false
+	for _, s := range m.conns {
+		if s.conn.matches(p) {
+			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
+				force = s.conn.Encap
+				break
+			}
+		}
+	}
+	if !ok {
+		m.refuseInit(p, h, NotifyNoProposalChosen, nil, ErrNoProposal)
+		return
+	}
+	suite, err := chosen.ikeSuite()
+	if err != nil {
+		m.refuseInit(p, h, NotifyNoProposalChosen, nil, err)
+		return
+	}
+	if suite.DH != group {
+		m.refuseInit(p, h, NotifyInvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(suite.DH)), ErrGroup)
+		return
+	}
+	if len(ke) != group.publicLen() {
+		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrKELength)
+		return
+	}
+	sa := m.newSA(false, false)
+	if sa == nil {
+		m.drop(p, ErrTableFull)
+		return
+	}
+	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force
+	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
+	sa.init.from = p.Remote
+	sa.init.request = append([]byte(nil), b...)
+	sa.init.offered = []Proposal{chosen}
+	m.natDetect(sa, p, 0)
+	m.arm(sa, tConnect, halfOpenLife)
+	m.startWork(sa, lanePeers, jobInitResponse, group, nil, ke)
+}
+
+// refuseInit answers an initial request with an unprotected error notify.
+func (m *Machine) refuseInit(p Path, h *Header, t NotifyType, data []byte, err error) {
+	if t != NotifyInvalidKEPayload {
+		m.event(Event{Kind: EvRefused, Path: p, Text: t.String(), Err: err})
+	}
+	if t == NotifyInvalidKEPayload || m.notices.allow(m.now.Mono) {
+		m.notice(p, h, t, data)
+	}
+}
+
+// initRepeated handles an initial request whose IKE SA is there already: it is a
+// retransmission and gets the same answer, or it is late, or not the same at all.
+func (m *Machine) initRepeated(sa *ikeSA, p Path, b []byte) {
+	if sa.state == StateConnecting && sa.reply.valid && sa.reply.id == 0 && string(b) == string(sa.init.request) {
+		m.send(p, sa.reply.data)
+		return
+	}
+	if sa.jobs[lanePeers] == jobNone {
+		m.drop(p, ErrRepeated)
+	}
+}
+
+// initRespond sends the response once the shared secret is there.
+func (m *Machine) initRespond(sa *ikeSA, r Result) {
+	if r.err != nil {
+		h := Header{SPIi: sa.spiI, Exchange: ExchangeInit, Flags: FlagInitiator}
+		m.refuseInit(sa.path, &h, NotifyInvalidSyntax, nil, r.err)
+		m.destroy(sa, r.err)
+		return
+	}
+	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeInit, 0, true))
+	b.SA(sa.init.offered)
+	b.KE(sa.suite.DH, r.pair.public())
+	b.Nonce(sa.nr)
+	m.natNotifies(b, sa, sa.path)
+	sa.init.response = b.Finish()
+	r.pair.wipe()
+	if err := m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared)); err != nil {
+		m.destroy(sa, err)
+		return
+	}
+	m.traceMessage("sending", sa.path, sa, sa.init.response)
+	sa.reply = reply{true, 0, sa.init.response}
+	sa.recvID = 1
+	m.send(sa.path, sa.init.response)
+}
+
+// keyed derives the keys of an IKE SA and makes its ciphers.
+func (m *Machine) keyed(sa *ikeSA, skeyseed []byte) (err error) {
+	sa.keys = sa.suite.deriveKeys(skeyseed, sa.ni, sa.nr, sa.spiI, sa.spiR)
+	clear(skeyseed)
+	k := &sa.keys
+	i, err := newSKCipher(sa.suite, k.ei, k.ai)
+	if err != nil {
+		return err
+	}
+	r, err := newSKCipher(sa.suite, k.er, k.ar)
+	if err != nil {
+		return err
+	}
+	if sa.initiator {
+		sa.sealer, sa.opener = i, r
+	} else {
+		sa.sealer, sa.opener = r, i
+	}
+	return nil
+}
+
+// initResponse handles what comes back for our initial request. It is not
+// authenticated: what it says is believed only as far as it makes sense.
+func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
+	if !sa.initiator || sa.state != StateConnecting || !sa.req.active || sa.req.exchange != ExchangeInit ||
+		h.Flags&FlagResponse == 0 || h.ID != 0 || sa.jobs[laneOurs] != jobNone || !sameHost(sa.path.Remote, p.Remote) {
+		m.drop(p, ErrUnexpected)
+		return
+	}
+	err := m.msg.Parse(b)
+	if err == nil {
+		err = checkRules(&m.msg, ExchangeInit, true, false)
+	}
+	if err != nil {
+		m.drop(p, err)
+		return
+	}
+	m.tracePayloads("received", p, sa)
+	if m.msg.Find(PayloadSA) == nil {
+		m.initRefused(sa, p)
+		return
+	}
+	ke, nr := m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
+	offer, err := ParseSA(m.msg.Find(PayloadSA).Body)
+	switch {
+	case err != nil:
+	case ke == nil || nr == nil || len(nr.Body) < nonceMin || len(nr.Body) > nonceMax || h.SPIr == 0:
+		err = ErrNonce
+	case len(offer) != 1 || !checkChosen(offer[0], numbered(sa.init.offered, ProtoIKE, nil)):
+		err = ErrNoProposal
+	}
+	var group DHGroup
+	var pub []byte
+	if err == nil {
+		sa.suite, err = offer[0].ikeSuite()
+	}
+	if err == nil {
+		group, pub, err = ParseKE(ke.Body)
+	}
+	if err == nil && (group != sa.init.group || sa.suite.DH != group || len(pub) != group.publicLen()) {
+		err = ErrGroup
+	}
+	if err != nil {
+		m.drop(p, err)
+		return
+	}
+	sa.spiR = h.SPIr
+	sa.nr = append([]byte(nil), nr.Body...)
+	sa.init.response = append([]byte(nil), b...)
+	sa.timers[tRetransmit] = never
+	m.natDetect(sa, p, sa.spiR)
+	m.startWork(sa, laneOurs, jobInitShared, group, sa.init.pair, pub)
+}
+
+// initRefused handles an answer without an SA: COOKIE (section 2.6), INVALID_KE_PAYLOAD
+// (section 1.3), or an error.
+func (m *Machine) initRefused(sa *ikeSA, p Path) {
+	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
+		if sa.init.retries++; sa.init.retries > maxInitRetries {
+			m.drop(p, ErrTooManyRetries)
+			return
+		}
+		sa.init.cookie = append([]byte(nil), n.Data...)
+		m.initTransmit(sa)
+		return
+	}
+	if n, ok := m.msg.FindNotify(NotifyInvalidKEPayload); ok {
+		var g DHGroup
+		if len(n.Data) == 2 {
+			g = DHGroup(binary.BigEndian.Uint16(n.Data))
+		}
+		if sa.init.retries++; sa.init.retries > maxInitRetries || g == sa.init.group || !offers(sa.init.offered, g) {
+			m.drop(p, &NotifyError{n.Type, "asks for a group that we did not offer"})
+			return
+		}
+		sa.init.group = g
+		sa.timers[tRetransmit] = never
+		sa.init.pair.wipe()
+		m.startWork(sa, laneOurs, jobInitPair, g, nil, nil)
+		return
+	}
+	if err := m.notifyError(); err != nil {
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: err})
+		m.destroy(sa, err)
+		return
+	}
+	m.drop(p, ErrUnexpected)
+}
+
+// notifyError returns the first error notify of the message, or nil.
+func (m *Machine) notifyError() error {
+	var err error
+	m.msg.EachNotify(func(n Notify) {
+		if err == nil && n.Type.IsError() {
+			err = &NotifyError{n.Type, ""}
+		}
+	})
+	return err
+}
+
+// initKeyed goes on to IKE_AUTH once the shared secret is there.
+func (m *Machine) initKeyed(sa *ikeSA, r Result) {
+	err := r.err
+	if err == nil {
+		err = m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared))
+	}
+	if err != nil {
+		m.destroy(sa, err)
+		return
+	}
+	sa.init.pair.wipe()
+	sa.init.pair = nil
+	m.answered(sa)
+	if sa.natKnown && sa.encap() {
+		sa.path = m.floated(sa.path)
+	}
+	m.authSend(sa)
+}

@@ -1,0 +1,565 @@
+package ike
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"postern/esp"
+)
+
+// Machine speaks IKEv2 for one host. Call one method at a time, from one goroutine;
+// after each of Configure, Datagram, Command, Timeout and Done, take the outputs with
+// Next until it returns false, then wait for the next input or for Deadline.
+type Machine struct {
+	// Trace makes the machine tell about each message with an EvTrace.
+	Trace bool
+
+	env      Env
+	ports    Ports
+	now      Time
+	wake     time.Duration
+	out      []Output
+	outHead  int
+	sas      []ikeSA
+	children []childSA
+	conns    []*connState
+	secrets  []Secret
+	msg      Message // the datagram at hand
+
+	halfOpenMax int
+	cookieFrom  int
+	cookies     cookieJar
+	notices     limiter
+
+	nextIKE   uint32
+	nextChild uint32
+	workSeq   uint64
+}
+
+// New makes a machine with tables of the given size. At most 65,536 IKE SAs.
+func New(env Env, lim Limits) *Machine {
+	return &Machine{
+		env: env, wake: never,
+		sas:         make([]ikeSA, min(max(lim.IKESAs, 2), 1<<slotBits)),
+		children:    make([]childSA, max(lim.ChildSAs, 2)),
+		halfOpenMax: max(lim.HalfOpen, 1),
+		cookieFrom:  max(lim.Cookies, 0),
+		ports:       Ports{500, 4500},
+		msg:         Message{},
+	}
+}
+
+// Configure takes a configuration in place of the one before. Connections that are the
+// same keep their SAs; those that have gone or changed are closed. It starts what is
+// to be started.
+func (m *Machine) Configure(now Time, cfg Config) error {
+	m.now = now
+	m.ports = Ports{500, 4500}
+	if cfg.Ports.IKE != 0 {
+		m.ports.IKE = cfg.Ports.IKE
+	}
+	if cfg.Ports.NATT != 0 {
+		m.ports.NATT = cfg.Ports.NATT
+	}
+	old, oldSecrets := m.conns, m.secrets
+	m.conns, m.secrets = nil, cfg.Secrets
+	for _, c := range cfg.Conns {
+		i := slices.IndexFunc(old, func(s *connState) bool {
+			return s != nil && reflect.DeepEqual(s.conn, c) && sameKey(oldSecrets, cfg.Secrets, c)
+		})
+		if i >= 0 {
+			m.conns = append(m.conns, old[i])
+			old[i] = nil
+			continue
+		}
+		m.conns = append(m.conns, &connState{conn: c, retryAt: never})
+	}
+	for _, s := range old {
+		if s != nil {
+			m.closeConn(s)
+		}
+	}
+	for _, s := range m.conns {
+		for _, c := range s.conn.Children {
+			if c.StartAction == StartStart {
+				m.want(s, wish{cfg: c})
+			}
+		}
+	}
+	m.finish()
+	return nil
+}
+
+// sameKey tells whether a connection authenticates with the same key as before.
+func sameKey(old, now []Secret, c *Conn) bool {
+	a, b := findSecret(old, c.LocalID, c.RemoteID), findSecret(now, c.LocalID, c.RemoteID)
+	if a == nil || b == nil {
+		return a == b
+	}
+	return constantEqual(a.Key, b.Key)
+}
+
+// closeConn ends all that belongs to a connection that is configured no more.
+func (m *Machine) closeConn(s *connState) {
+	for _, w := range s.wanted {
+		m.settle(w.waiters, ErrTerminated)
+	}
+	s.wanted, s.retryAt = nil, never
+	for i := range m.sas {
+		sa := &m.sas[i]
+		switch {
+		case sa.state == StateConnecting && sa.conns == s:
+			sa.conns = nil
+			m.destroy(sa, ErrTerminated)
+		case sa.state != StateFree && sa.conn == s.conn:
+			m.closeIKE(sa, ErrTerminated, nil)
+		}
+	}
+}
+
+// Next returns the next thing to do.
+func (m *Machine) Next() (Output, bool) {
+	if m.outHead == len(m.out) {
+		clear(m.out)
+		m.out, m.outHead = m.out[:0], 0
+		return Output{}, false
+	}
+	o := m.out[m.outHead]
+	m.outHead++
+	return o, true
+}
+
+// finish ends every input: tasks that became possible start.
+func (m *Machine) finish() { m.runTasks() }
+
+func (m *Machine) event(e Event) {
+	m.out = append(m.out, Output{Kind: OutEvent, Event: e})
+}
+
+// drop counts a datagram that leads nowhere.
+func (m *Machine) drop(p Path, err error) {
+	m.event(Event{Kind: EvDropped, Path: p, Err: err})
+}
+
+func (m *Machine) send(p Path, b []byte) {
+	m.out = append(m.out, Output{Kind: OutSend, Path: p, Data: b})
+}
+
+func be64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
+
+// Datagram takes a message from the network, without its non-ESP marker. b is the
+// machine's until it returns, and is overwritten by decryption.
+func (m *Machine) Datagram(now Time, p Path, b []byte) {
+	m.now = now
+	p.Local = netip.AddrPortFrom(p.Local.Addr().Unmap(), p.Local.Port())
+	p.Remote = netip.AddrPortFrom(p.Remote.Addr().Unmap(), p.Remote.Port())
+	m.datagram(p, b)
+	m.finish()
+}
+
+func (m *Machine) datagram(p Path, b []byte) {
+	h, err := ParseHeader(b)
+	if err != nil {
+		m.drop(p, err)
+		return
+	}
+	if h.Major != versionMajor {
+		m.otherVersion(p, &h)
+		return
+	}
+	response := h.Flags&FlagResponse != 0
+	if h.Exchange == ExchangeInit && h.SPIr == 0 && !response {
+		m.initRequest(p, &h, b)
+		return
+	}
+	sa := m.lookup(&h)
+	if sa == nil {
+		m.unknownSPI(p, &h)
+		return
+	}
+	if h.Exchange == ExchangeInit {
+		m.initResponse(sa, p, &h, b)
+		return
+	}
+	inner, parseErr := m.open(sa, b)
+	if !inner {
+		m.drop(p, parseErr)
+		return
+	}
+	if sa.lastIn = m.now.Mono; sa.lastIn == 0 {
+		sa.lastIn = 1
+	}
+	if response {
+		m.response(sa, p, parseErr)
+	} else {
+		m.request(sa, p, parseErr)
+	}
+}
+
+// open decrypts an encrypted message of sa into m.msg. authentic tells whether its
+// integrity check passed; err, for an authentic message, what is wrong with its payloads.
+func (m *Machine) open(sa *ikeSA, b []byte) (authentic bool, err error) {
+	outer := m.msg.Parse(b)
+	var critical *CriticalError
+	if outer != nil && !errors.As(outer, &critical) {
+		return false, outer
+	}
+	if m.msg.SKOff == 0 || sa.opener == nil {
+		return false, ErrUnprotected
+	}
+	ivOff := m.msg.SKOff + payloadHdr
+	inner, err := sa.opener.open(b, m.msg.SKOff, ivOff)
+	if err != nil {
+		return false, err
+	}
+	if err := m.msg.ParseInner(m.msg.SKNext, inner); err != nil {
+		return true, err
+	}
+	return true, outer
+}
+
+// otherVersion handles messages of other versions of IKE (RFC 7296 section 2.5): a
+// higher one is answered with our version, an older one cannot be answered in a way
+// that it understands.
+func (m *Machine) otherVersion(p Path, h *Header) {
+	m.drop(p, &VersionError{h.Major, h.Minor})
+	if h.Major < versionMajor || h.Flags&FlagResponse != 0 || !m.notices.allow(m.now.Mono) {
+		return
+	}
+	m.notice(p, h, NotifyInvalidMajorVersion, nil)
+}
+
+// unknownSPI handles messages for an IKE SA that we do not have (RFC 7296 sections 1.5
+// and 2.21.4): a request is answered, at a limited rate, so that a peer whose SA we have
+// forgotten learns it.
+func (m *Machine) unknownSPI(p Path, h *Header) {
+	m.drop(p, ErrUnknownSPI)
+	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational || !m.notices.allow(m.now.Mono) {
+		return
+	}
+	m.notice(p, h, NotifyInvalidIKESPI, nil)
+}
+
+// notice answers a request outside of any IKE SA with a single, unprotected notify:
+// same SPIs, exchange and message ID (RFC 7296 section 1.5).
+func (m *Machine) notice(p Path, h *Header, t NotifyType, data []byte) {
+	r := Header{SPIi: h.SPIi, SPIr: h.SPIr, Major: versionMajor, Exchange: h.Exchange, ID: h.ID,
+		Flags: FlagResponse | ^h.Flags&FlagInitiator}
+	b := NewBuilder(nil, r)
+	b.Notify(t, ProtoNone, nil, data)
+	out := b.Finish()
+	m.traceMessage("sending", p, nil, out)
+	m.send(p, out)
+}
+
+// request handles an authentic request. perr tells what its parsing found.
+func (m *Machine) request(sa *ikeSA, p Path, perr error) {
+	h := &m.msg.Header
+	switch {
+	case sa.reply.valid && h.ID == sa.reply.id:
+		m.send(p, sa.reply.data) // our response got lost
+		return
+	case h.ID != sa.recvID:
+		m.drop(p, ErrMessageID)
+		return
+	case sa.jobs[lanePeers] != jobNone:
+		return // its answer is being computed
+	case sa.state == StateConnecting && (sa.initiator || h.Exchange != ExchangeAuth),
+		sa.state != StateConnecting && h.Exchange == ExchangeAuth:
+		m.drop(p, ErrUnexpected)
+		return
+	}
+	m.tracePayloads("received", p, sa)
+	if !sa.initiator && sa.state == StateConnecting {
+		sa.path = p // the initiator may have moved to port 4500 (RFC 7296 section 2.23)
+	}
+	var critical *CriticalError
+	if errors.As(perr, &critical) {
+		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyUnsupportedCriticalPayload, data: []byte{byte(critical.Type)}, err: perr})
+		return
+	}
+	if perr == nil {
+		perr = checkRules(&m.msg, h.Exchange, false, true)
+	}
+	if perr != nil {
+		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyInvalidSyntax, err: perr})
+		m.destroy(sa, perr) // RFC 7296 section 2.21.3
+		return
+	}
+	switch h.Exchange {
+	case ExchangeAuth:
+		m.authRequest(sa, p)
+	case ExchangeCreateChild:
+		m.createRequest(sa, p)
+	case ExchangeInformational:
+		m.infoRequest(sa, p)
+	default:
+		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyInvalidSyntax, err: ErrUnexpected})
+	}
+}
+
+// response handles an authentic response.
+func (m *Machine) response(sa *ikeSA, p Path, perr error) {
+	h := &m.msg.Header
+	if !sa.req.active || h.ID != sa.req.id || h.Exchange != sa.req.exchange {
+		m.drop(p, ErrMessageID)
+		return
+	}
+	if sa.jobs[laneOurs] != jobNone {
+		return
+	}
+	m.tracePayloads("received", p, sa)
+	if perr == nil {
+		perr = checkRules(&m.msg, h.Exchange, true, true)
+	}
+	sa.timers[tRetransmit] = never
+	if perr != nil {
+		m.event(Event{Kind: EvRefused, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: perr})
+		m.destroy(sa, perr)
+		return
+	}
+	switch h.Exchange {
+	case ExchangeAuth:
+		m.authResponse(sa, p)
+	case ExchangeCreateChild:
+		m.createResponse(sa)
+	case ExchangeInformational:
+		m.infoResponse(sa)
+	}
+}
+
+// Command takes a wish of the user or of the data path.
+func (m *Machine) Command(now Time, c Command) {
+	m.now = now
+	w := &waiter{tag: c.Tag, left: 1}
+	var err error
+	switch c.Kind {
+	case CmdInitiate, CmdAcquire:
+		err = m.cmdInitiate(&c, w)
+	case CmdTerminate:
+		err = m.cmdTerminate(&c, w)
+	case CmdRekey:
+		err = m.cmdRekey(&c, w)
+	}
+	m.settle([]*waiter{w}, err)
+	m.finish()
+}
+
+func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
+	found := false
+	for _, s := range m.conns {
+		if c.Conn != "" && s.conn.Name != c.Conn {
+			continue
+		}
+		for _, cfg := range s.conn.Children {
+			if c.Child != "" && cfg.Name != c.Child {
+				continue
+			}
+			found = true
+			if c.Kind == CmdAcquire {
+				m.want(s, wish{cfg: cfg, flow: c.Flow})
+				continue
+			}
+			w.left++
+			s.retryAt = never // asked for: no back-off
+			m.want(s, wish{cfg: cfg, waiters: []*waiter{w}})
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
+
+func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
+	found := false
+	whole := c.Child == "" && c.ChildID == 0
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state == StateFree || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole {
+			if sa.state == StateConnecting && sa.conn == nil {
+				continue // nobody knows yet whose it is
+			}
+			found = true
+			w.left++
+			m.closeIKE(sa, ErrTerminated, w)
+			continue
+		}
+		for j := range m.children {
+			k := &m.children[j]
+			if k.state != ChildInstalled && k.state != ChildRekeying || k.ike != sa.slot ||
+				c.Child != "" && k.cfg.Name != c.Child || c.ChildID != 0 && k.unique != c.ChildID {
+				continue
+			}
+			found = true
+			w.left++
+			m.closeChild(sa, k, ErrTerminated, w)
+		}
+	}
+	for _, s := range m.conns {
+		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
+			continue
+		}
+		s.wanted = slices.DeleteFunc(s.wanted, func(x wish) bool {
+			if c.Child != "" && x.cfg.Name != c.Child {
+				return false
+			}
+			found = true
+			m.settle(x.waiters, ErrTerminated)
+			return true
+		})
+		if len(s.wanted) == 0 {
+			s.retryAt = never
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
+
+func (m *Machine) cmdRekey(c *Command, w *waiter) error {
+	found := false
+	whole := c.Child == "" && c.ChildID == 0
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state != StateEstablished || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole {
+			found = true
+			w.left++
+			m.queue(sa, task{kind: taskRekeyIKE, waiters: []*waiter{w}})
+			continue
+		}
+		for j := range m.children {
+			k := &m.children[j]
+			if k.state != ChildInstalled || k.ike != i || c.Child != "" && k.cfg.Name != c.Child || c.ChildID != 0 && k.unique != c.ChildID {
+				continue
+			}
+			found = true
+			w.left++
+			m.queue(sa, task{kind: taskRekeyChild, cfg: k.cfg, target: k.unique, waiters: []*waiter{w}})
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
+
+// want brings a CHILD SA up: at once where there is an IKE SA or none is being tried,
+// otherwise when the next attempt is due.
+func (m *Machine) want(s *connState, w wish) {
+	if sa := m.established(s.conn); sa != nil {
+		for i := range m.children {
+			c := &m.children[i]
+			if c.ike == sa.slot && c.cfg == w.cfg && (c.state == ChildInstalled || c.state == ChildRekeying) &&
+				(!w.flow.Local.IsValid() || esp.MatchFlow(c.local, c.remote, &w.flow)) {
+				m.settle(w.waiters, nil)
+				return
+			}
+		}
+		m.queue(sa, task{kind: taskCreateChild, cfg: w.cfg, flow: w.flow, waiters: w.waiters})
+		return
+	}
+	i := slices.IndexFunc(s.wanted, func(o wish) bool { return o.cfg == w.cfg })
+	if i < 0 {
+		s.wanted = append(s.wanted, w)
+	} else {
+		s.wanted[i].waiters = append(s.wanted[i].waiters, w.waiters...)
+	}
+	if s.retryAt == never && m.attempt(s) == nil {
+		m.connect(s)
+	}
+}
+
+// retry is the next attempt after a failed one.
+func (m *Machine) retry(s *connState) {
+	if m.established(s.conn) != nil {
+		wanted := s.wanted
+		s.wanted = nil
+		for _, w := range wanted {
+			m.want(s, w)
+		}
+		return
+	}
+	if len(s.wanted) > 0 && m.attempt(s) == nil {
+		m.connect(s)
+	}
+}
+
+// Back-off between attempts: after a refusal or a lost route, from the first delay,
+// doubled up to the last. An attempt that timed out has already taken long.
+const (
+	retryFirst = 2 * time.Second
+	retryLast  = time.Minute
+)
+
+// attemptFailed ends an attempt of a connection: its commands learn why, and if it is to
+// be tried again, the time for that is set.
+func (m *Machine) attemptFailed(s *connState, err error) {
+	if m.stateOf(s.conn) != s {
+		return
+	}
+	s.tries++
+	s.remote++
+	again := s.conn.KeyingTries == 0 || s.tries < s.conn.KeyingTries
+	var delay time.Duration
+	if len(s.wanted) > 0 && again {
+		delay = m.backoff(s.tries)
+		m.armRetry(s, delay)
+	}
+	if err == nil {
+		return
+	}
+	m.event(Event{Kind: EvFailed, Conn: s.conn.Name, Count: s.tries, Delay: delay, Err: err})
+	for i := range s.wanted {
+		m.settle(s.wanted[i].waiters, err)
+		s.wanted[i].waiters = nil
+	}
+	if !again {
+		s.wanted, s.tries = nil, 0
+	}
+}
+
+// backoff returns the delay before the attempt that follows n failed ones, with up to
+// a quarter of jitter so that many peers of a gateway that comes back do not come at once.
+func (m *Machine) backoff(n int) time.Duration {
+	d := retryFirst << min(n-1, 10)
+	d = min(max(d, retryFirst), retryLast)
+	return d + m.random(d/4)
+}
+
+// random returns a random duration below d.
+func (m *Machine) random(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	var b [8]byte
+	m.env.Random(b[:])
+	return time.Duration(be64(b[:]) % uint64(d))
+}
+
+// limiter lets a bounded number of unprotected notices through per second.
+type limiter struct {
+	since time.Duration
+	n     int
+}
+
+const noticesPerSecond = 10
+
+func (l *limiter) allow(now time.Duration) bool {
+	if now-l.since >= time.Second || now < l.since {
+		l.since, l.n = now, 0
+	}
+	l.n++
+	return l.n <= noticesPerSecond
+}

@@ -1,0 +1,99 @@
+package ike
+
+import (
+	"crypto/subtle"
+	"errors"
+	"fmt"
+)
+
+// Why an SA ended, an attempt failed or a request was refused. These stand in the Err of
+// events; the machine has gone on when one is told.
+var (
+	ErrTerminated  = errors.New("terminated")
+	ErrReplaced    = errors.New("replaced by another one")
+	ErrPeerDeleted = errors.New("deleted by the peer")
+	ErrLifetime    = errors.New("lifetime is over")
+	ErrTimeout     = errors.New("the peer does not answer; check its address, that it runs, and that UDP ports 500 and 4500 pass")
+
+	ErrTableFull = errors.New("no room in the SA table; choose a larger board profile")
+	ErrNoRemote  = errors.New("no single remote address to connect to; set remote_addrs")
+	ErrFamily    = errors.New("local_addrs has no address of the remote address's family")
+	ErrNoRoute   = errors.New("no route to the peer")
+	ErrNoSecret  = errors.New("no pre-shared key for this pair of identities; add one under [secrets]")
+	ErrNoChild   = errors.New("the connection has no child to negotiate")
+	ErrNotFound  = errors.New("nothing of that name")
+
+	ErrNoProposal = errors.New("no proposal in common; compare the proposals of both sides")
+	ErrGroup      = errors.New("key exchange does not use the chosen group")
+	ErrKELength   = errors.New("public value of the key exchange has the wrong length")
+	ErrNonce      = errors.New("SA, KE or nonce payload is missing or has the wrong length")
+	ErrNoTS       = errors.New("traffic selectors are missing")
+	ErrTSMismatch = errors.New("the peer's traffic selectors fit no child; compare local_ts and remote_ts of both sides")
+	ErrWidened    = errors.New("the peer chose traffic selectors outside of those offered")
+	ErrNoIdentity = errors.New("identity is missing")
+	ErrNoAuth     = errors.New("AUTH is missing: the peer wants EAP, or gave no reason")
+	ErrAuthMethod = errors.New("the peer authenticates by another method than a pre-shared key")
+	ErrClosing    = errors.New("the SA in question is being closed")
+	ErrRekeying   = errors.New("the IKE SA is being rekeyed")
+
+	ErrUnprotected    = errors.New("message is not encrypted")
+	ErrUnknownSPI     = errors.New("unknown SPI")
+	ErrMessageID      = errors.New("message ID is not the one expected")
+	ErrUnexpected     = errors.New("message does not fit the state")
+	ErrRepeated       = errors.New("initial request of an IKE SA that is past it")
+	ErrHalfOpen       = errors.New("too many half-open IKE SAs")
+	ErrTooManyRetries = errors.New("too many COOKIE or INVALID_KE_PAYLOAD answers")
+)
+
+// NotifyError is an error that the peer reported (RFC 7296 section 3.10.1).
+type NotifyError struct {
+	Type NotifyType
+	Why  string
+}
+
+// Error says what the peer reported, and for the frequent ones what to look at.
+func (e *NotifyError) Error() string {
+	s := "the peer answers " + e.Type.String()
+	if e.Why != "" {
+		return s + ": it " + e.Why
+	}
+	switch e.Type {
+	case NotifyAuthenticationFailed:
+		s += "; compare the pre-shared keys and the identities of both sides"
+	case NotifyNoProposalChosen:
+		s += "; compare the proposals of both sides"
+	case NotifyTSUnacceptable:
+		s += "; compare local_ts and remote_ts of both sides"
+	}
+	return s
+}
+
+// VersionError is a message of another version of IKE.
+type VersionError struct{ Major, Minor uint8 }
+
+// Error names the version.
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("IKE version %d.%d is not spoken here; set the peer to IKEv2", e.Major, e.Minor)
+}
+
+// IdentityError is an identity that fits no connection.
+type IdentityError struct{ Got, Want ID }
+
+// Error names both identities.
+func (e *IdentityError) Error() string {
+	if e.Want == (ID{}) {
+		return fmt.Sprintf("no connection for a peer %v at this address", e.Got)
+	}
+	return fmt.Sprintf("the peer is %v, which does not go together with %v", e.Got, e.Want)
+}
+
+// AuthError is a wrong AUTH payload.
+type AuthError struct{ Peer ID }
+
+// Error names the peer.
+func (e *AuthError) Error() string {
+	return fmt.Sprintf("%v does not have the same pre-shared key as we have for it", e.Peer)
+}
+
+// constantEqual compares secrets in constant time.
+func constantEqual(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }

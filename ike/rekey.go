@@ -1,0 +1,224 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"time"
+)
+
+// Rekeying of the IKE SA by CREATE_CHILD_SA (RFC 7296 sections 1.3.2 and 2.18). The new
+// IKE SA inherits the CHILD SAs; the old one is deleted by the side that asked.
+
+// rekeyedMax is how long a replaced IKE SA waits for the peer's DELETE.
+const rekeyedMax = time.Minute
+
+// ikeCollision remembers the IKE SA that the peer made by rekeying sa while our own
+// rekeying of it is unanswered. slot is the table index plus one; 0 means none.
+type ikeCollision struct {
+	slot int
+	low  []byte
+}
+
+// rekeySend sends the request once the key pair is there. The slot of the new IKE SA is
+// taken now, because its SPI goes into the request.
+func (m *Machine) rekeySend(sa *ikeSA) {
+	nsa := m.newSA(true, true)
+	if nsa == nil {
+		m.createFailed(sa, ErrTableFull)
+		return
+	}
+	req := &sa.req
+	req.newSlot = nsa.slot + 1
+	req.offered = numbered(req.offered, ProtoIKE, binary.BigEndian.AppendUint64(nil, nsa.spiI))
+	m.sendRequest(sa, ExchangeCreateChild, func(b *Builder) {
+		b.SA(req.offered)
+		b.Nonce(req.ni)
+		b.KE(req.group, req.pair.public())
+	})
+}
+
+// rekeyReset gives back the slot of an IKE SA that will not be.
+func (m *Machine) rekeyReset(sa *ikeSA) {
+	if i := sa.req.newSlot - 1; i >= 0 {
+		nsa := &m.sas[i]
+		*nsa = ikeSA{slot: i, spiI: nsa.spiI, spiR: nsa.spiR}
+		nsa.timers.clear()
+	}
+	sa.req.newSlot = 0
+}
+
+// parseRekeyed takes the new IKE SA of the response into sa.req and returns the peer's
+// public value.
+func (m *Machine) parseRekeyed(sa *ikeSA) ([]byte, error) {
+	req := &sa.req
+	body, nr := m.msg.Find(PayloadSA), m.msg.Find(PayloadNonce)
+	if body == nil || nr == nil || len(nr.Body) < nonceMin || len(nr.Body) > nonceMax {
+		return nil, ErrNonce
+	}
+	offer, err := ParseSA(body.Body)
+	if err != nil {
+		return nil, err
+	}
+	if len(offer) != 1 || !checkChosen(offer[0], req.offered) || len(offer[0].SPI) != 8 || be64(offer[0].SPI) == 0 {
+		return nil, ErrNoProposal
+	}
+	suite, err := offer[0].ikeSuite()
+	if err != nil {
+		return nil, err
+	}
+	req.chosen, req.nr = offer[0], append([]byte(nil), nr.Body...)
+	req.peerSPI = append([]byte(nil), offer[0].SPI...)
+	return m.peerKE(suite.DH, req)
+}
+
+// rekeyKeyed makes the new IKE SA out of our answered request.
+func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
+	req := sa.req
+	nsa := &m.sas[req.newSlot-1]
+	suite, err := req.chosen.ikeSuite()
+	if err == nil {
+		err = m.succeed(sa, nsa, suite, req.ni, req.nr, shared, nsa.spiI, be64(req.peerSPI))
+	}
+	if err != nil {
+		m.createFailed(sa, err)
+		return
+	}
+	sa.req.newSlot, sa.req.task.waiters = 0, nil
+	m.answered(sa)
+	if i := sa.collision.slot - 1; i >= 0 {
+		rival := &m.sas[i]
+		low := req.ni
+		if bytes.Compare(req.nr, low) < 0 {
+			low = req.nr
+		}
+		if rival.state == StateEstablished && bytes.Compare(low, sa.collision.low) < 0 {
+			// Ours has the lowest nonce: it is the one too many.
+			m.adoptRival(sa)
+			m.closeIKE(nsa, ErrReplaced, nil)
+			m.settle(req.task.waiters, nil)
+			return
+		}
+		sa.collision = ikeCollision{}
+		m.await(rival)
+	}
+	m.adopt(sa, nsa)
+	m.settle(req.task.waiters, nil)
+	m.closeIKE(sa, ErrReplaced, nil)
+}
+
+// parseRekey takes a request to rekey the IKE SA into req, as responder.
+func (m *Machine) parseRekey(sa *ikeSA, req *peerCreate, offered []Proposal) *refusal {
+	if sa.req.active {
+		switch sa.req.task.kind {
+		case taskCreateChild, taskRekeyChild, taskDeleteChild:
+			return busy(ErrRekeying)
+		}
+	}
+	if sa.collision.slot != 0 {
+		return busy(ErrRekeying)
+	}
+	req.kind = taskRekeyIKE
+	k := m.msg.Find(PayloadKE)
+	if k == nil {
+		return &refusal{t: NotifyInvalidSyntax, err: ErrGroup}
+	}
+	group, ke, err := ParseKE(k.Body)
+	if err != nil {
+		return &refusal{t: NotifyInvalidSyntax, err: err}
+	}
+	chosen, ok := chooseProposal(sa.conn.Proposals, offered, group, false)
+	if ok {
+		req.ike, err = chosen.ikeSuite()
+		ok = err == nil && len(chosen.SPI) == 8 && be64(chosen.SPI) != 0
+	}
+	if !ok {
+		return &refusal{t: NotifyNoProposalChosen, err: ErrNoProposal}
+	}
+	if req.ike.DH != group {
+		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(req.ike.DH)), err: ErrGroup}
+	}
+	if len(ke) != group.publicLen() {
+		return &refusal{t: NotifyInvalidSyntax, err: ErrKELength}
+	}
+	req.chosen, req.dh, req.peerSPI = chosen, group, be64(chosen.SPI)
+	return nil
+}
+
+// rekeyRespond makes the new IKE SA that the peer asked for, and answers.
+func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
+	nsa := m.newSA(false, true)
+	if nsa == nil {
+		m.refuse(sa, req.path, ExchangeCreateChild, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull})
+		return
+	}
+	if err := m.succeed(sa, nsa, req.ike, req.ni, req.nr, r.shared, req.peerSPI, nsa.spiR); err != nil {
+		m.destroy(nsa, err)
+		m.refuse(sa, req.path, ExchangeCreateChild, &refusal{t: NotifyNoProposalChosen, err: err})
+		return
+	}
+	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
+		b.SA([]Proposal{{Num: req.chosen.Num, Proto: ProtoIKE, SPI: binary.BigEndian.AppendUint64(nil, nsa.spiR), Transforms: req.chosen.Transforms}})
+		b.Nonce(req.nr)
+		b.KE(req.dh, r.pair.public())
+	})
+	low := req.ni
+	if bytes.Compare(req.nr, low) < 0 {
+		low = req.nr
+	}
+	sa.collision = ikeCollision{nsa.slot + 1, low}
+	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
+		m.adoptRival(sa)
+	}
+}
+
+// succeed fills nsa in as the successor of sa (RFC 7296 section 2.18). The CHILD SAs stay
+// where they are.
+func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte, spiI, spiR uint64) error {
+	nsa.suite, nsa.ni, nsa.nr, nsa.spiI, nsa.spiR = suite, ni, nr, spiI, spiR
+	if err := m.keyed(nsa, skeyseedRekey(sa.suite.PRF, sa.keys.d, shared, ni, nr)); err != nil {
+		return err
+	}
+	nsa.state, nsa.conn = StateEstablished, sa.conn
+	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
+	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
+	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
+	m.armLife(nsa)
+	return nil
+}
+
+// adopt moves the CHILD SAs, and what is still to be done with them, from sa to nsa.
+func (m *Machine) adopt(sa, nsa *ikeSA) {
+	for i := range m.children {
+		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
+			c.ike = nsa.slot
+		}
+	}
+	tasks := sa.tasks
+	sa.tasks = nil
+	for _, t := range tasks {
+		if t.kind == taskRekeyIKE || t.kind == taskLiveness {
+			m.settle(t.waiters, nil)
+			continue
+		}
+		m.queue(nsa, t)
+	}
+	nsa.waiters, sa.waiters = append(nsa.waiters, sa.waiters...), nil
+	m.event(Event{Kind: EvIKERekeyed, Conn: nsa.connName(), IKE: nsa.unique, Old: sa.unique, Path: nsa.path})
+}
+
+// adoptRival makes the IKE SA that the peer's rekeying of sa has made its successor.
+func (m *Machine) adoptRival(sa *ikeSA) {
+	nsa := &m.sas[sa.collision.slot-1]
+	sa.collision = ikeCollision{}
+	if nsa.state == StateEstablished {
+		m.adopt(sa, nsa)
+	}
+	m.await(sa)
+}
+
+// await leaves a replaced IKE SA to the peer's DELETE.
+func (m *Machine) await(sa *ikeSA) {
+	sa.state, sa.closeErr = StateRekeyed, ErrReplaced
+	sa.timers[tRekey], sa.timers[tLiveness] = never, never
+	m.arm(sa, tExpire, rekeyedMax)
+}

@@ -1,0 +1,369 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"postern/esp"
+)
+
+// ikeSA is one slot of the IKE SA table.
+type ikeSA struct {
+	slot      int
+	unique    uint32
+	state     State
+	initiator bool
+	conn      *Conn
+	conns     *connState // of an attempt that we started; nil otherwise
+	spiI      uint64
+	spiR      uint64
+	path      Path
+
+	suite   IKESuite
+	keys    ikeKeys
+	sealer  *skCipher // protects what we send
+	opener  *skCipher // opens what the peer sends
+	ni, nr  []byte
+	localID ID
+	peerID  ID
+
+	natLocal bool // a NAT is in front of us
+	natPeer  bool // a NAT is in front of the peer
+	natKnown bool // the peer takes part in NAT detection
+	force    bool // UDP encapsulation is wanted even without a NAT
+
+	init    initState // until IKE_AUTH is over
+	req     request   // our outstanding request
+	sendID  uint32    // message ID of our next request
+	recvID  uint32    // message ID of the peer's next request
+	reply   reply     // our last response, for retransmissions
+	peer    peerCreate
+	tasks   []task
+	jobs    [numLanes]job
+	jobIDs  [numLanes]uint64
+	timers  saDeadlines
+	waiters []*waiter // commands that wait for this SA's end
+
+	established time.Duration
+	rekeyAt     time.Duration
+	expireAt    time.Duration
+	lastIn      time.Duration // when the last authentic message came
+
+	collision ikeCollision
+	closeErr  error // why it is being closed
+}
+
+// initState is what IKE_SA_INIT leaves for IKE_AUTH.
+type initState struct {
+	request  []byte // RealMessage1
+	response []byte // RealMessage2
+	offered  []Proposal
+	group    DHGroup
+	pair     *keyPair
+	peerKE   []byte
+	cookie   []byte
+	retries  int            // COOKIE and INVALID_KE_PAYLOAD answers so far
+	child    *Child         // the CHILD SA that IKE_AUTH carries
+	from     netip.AddrPort // where the first message came from, as responder
+	spiIn    uint32
+	childTS  [2][]esp.Selector // offered: local, remote
+}
+
+// childSA is one slot of the CHILD SA table: a pair of ESP SAs.
+type childSA struct {
+	unique   uint32
+	state    ChildState
+	ike      int // slot of its IKE SA
+	conn     *Conn
+	cfg      *Child
+	spiIn    uint32
+	spiOut   uint32
+	suite    esp.Suite
+	dh       DHGroup
+	encap    bool
+	local    []esp.Selector
+	remote   []esp.Selector
+	byPeer   bool // the peer started the exchange that made it
+	standby  bool // the outbound SA is not in use yet
+	outGone  bool // the outbound SA is deleted already
+	heir     uint32
+	nonceLow []byte // the lower nonce of its exchange, for collisions
+	timers   childDeadlines
+	waiters  []*waiter
+
+	installed time.Duration
+	rekeyAt   time.Duration
+	expireAt  time.Duration
+}
+
+// connState is what the machine knows of a connection beside its SAs.
+type connState struct {
+	conn    *Conn
+	wanted  []wish
+	tries   int           // attempts since the last success
+	retryAt time.Duration // next attempt
+	remote  int           // index of the remote address to try
+}
+
+// wish is a CHILD SA that somebody wants up.
+type wish struct {
+	cfg     *Child
+	flow    esp.Flow
+	waiters []*waiter
+}
+
+// waiter is a command that has not ended. left counts what it still waits for.
+type waiter struct {
+	tag  uint64
+	left int
+	err  error
+}
+
+// settle tells the waiters that one of the things that they wait for ended.
+func (m *Machine) settle(ws []*waiter, err error) {
+	for _, w := range ws {
+		if w.err == nil {
+			w.err = err
+		}
+		if w.left--; w.left == 0 {
+			m.event(Event{Kind: EvDone, Tag: w.tag, Err: w.err})
+		}
+	}
+}
+
+// localSPI is the SPI that the peer must name in the messages that it sends us.
+func (sa *ikeSA) localSPI() uint64 {
+	if sa.initiator {
+		return sa.spiI
+	}
+	return sa.spiR
+}
+
+// encap tells whether the CHILD SAs travel in UDP.
+func (sa *ikeSA) encap() bool { return sa.natLocal || sa.natPeer }
+
+// newSA takes a free slot of the IKE SA table. Some slots are kept for rekeying, so
+// that a full table never keeps a tunnel from living on.
+func (m *Machine) newSA(initiator, rekey bool) *ikeSA {
+	free, used := -1, 0
+	for i := range m.sas {
+		if m.sas[i].state != StateFree {
+			used++
+		} else if free < 0 {
+			free = i
+		}
+	}
+	if free < 0 || !rekey && used >= len(m.sas)-reserve(len(m.sas)) {
+		return nil
+	}
+	sa := &m.sas[free]
+	m.nextIKE++
+	*sa = ikeSA{slot: free, unique: m.nextIKE, state: StateConnecting, initiator: initiator}
+	sa.timers.clear()
+	if spi := m.newIKESPI(free); initiator {
+		sa.spiI = spi
+	} else {
+		sa.spiR = spi
+	}
+	return sa
+}
+
+// reserve is the part of a table of n slots that only rekeying may use.
+func reserve(n int) int {
+	if n < 2 {
+		return 0
+	}
+	return max(1, n/8)
+}
+
+// slotBits is how many low bits of an IKE SPI hold the slot; the other 48 are random.
+const slotBits = 16
+
+func (m *Machine) newIKESPI(slot int) uint64 {
+	for {
+		var b [8]byte
+		m.env.Random(b[:])
+		spi := be64(b[:])>>slotBits<<slotBits | uint64(slot)
+		if spi>>slotBits != 0 && spi != m.sas[slot].spiI && spi != m.sas[slot].spiR {
+			return spi
+		}
+	}
+}
+
+// lookup returns the IKE SA whose local SPI the header names, or nil.
+func (m *Machine) lookup(h *Header) *ikeSA {
+	// The Initiator flag tells that the original initiator sent it: then the
+	// responder's SPI is ours.
+	spi := h.SPIi
+	if h.Flags&FlagInitiator != 0 {
+		spi = h.SPIr
+	}
+	slot := int(spi & (1<<slotBits - 1))
+	if spi == 0 || slot >= len(m.sas) {
+		return nil
+	}
+	sa := &m.sas[slot]
+	if sa.state == StateFree || sa.localSPI() != spi || sa.initiator == (h.Flags&FlagInitiator != 0) {
+		return nil
+	}
+	if sa.initiator && sa.spiR != 0 && h.SPIr != sa.spiR || !sa.initiator && h.SPIi != sa.spiI {
+		return nil
+	}
+	return sa
+}
+
+// findChild returns the CHILD SA with that unique number, or nil.
+func (m *Machine) findChild(unique uint32) *childSA {
+	for i := range m.children {
+		if m.children[i].state != ChildFree && m.children[i].unique == unique {
+			return &m.children[i]
+		}
+	}
+	return nil
+}
+
+// childOf returns the CHILD SA of sa whose outbound SPI (the one that the peer
+// receives on and names in REKEY_SA and DELETE) is spi, or nil.
+func (m *Machine) childOf(sa *ikeSA, spi uint32) *childSA {
+	for i := range m.children {
+		c := &m.children[i]
+		if c.state != ChildFree && c.ike == sa.slot && c.spiOut == spi {
+			return c
+		}
+	}
+	return nil
+}
+
+// established returns the IKE SA of a connection that carries its CHILD SAs, or nil.
+func (m *Machine) established(conn *Conn) *ikeSA {
+	var best *ikeSA
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state == StateEstablished && sa.closeErr == nil && sa.conn == conn && (best == nil || sa.unique > best.unique) {
+			best = sa
+		}
+	}
+	return best
+}
+
+// attempt returns the IKE SA with which we are just connecting, or nil.
+func (m *Machine) attempt(s *connState) *ikeSA {
+	for i := range m.sas {
+		if sa := &m.sas[i]; sa.state == StateConnecting && sa.conns == s {
+			return sa
+		}
+	}
+	return nil
+}
+
+// stateOf returns the machine's record of a connection, or nil if it is configured no more.
+func (m *Machine) stateOf(conn *Conn) *connState {
+	for _, s := range m.conns {
+		if s.conn == conn {
+			return s
+		}
+	}
+	return nil
+}
+
+// destroy takes an IKE SA and its CHILD SAs out of the tables without a word to the
+// peer, and does what the configuration says should follow. err is the reason.
+func (m *Machine) destroy(sa *ikeSA, err error) {
+	if sa.state == StateFree {
+		return
+	}
+	was := sa.state
+	for i := range m.children {
+		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
+			if c.state == ChildInstalled || c.state == ChildRekeying {
+				m.childLost(c, err)
+			}
+			c.heir = 0
+			m.childDown(c, err)
+			m.removeChild(c)
+		}
+	}
+	lost := sa.tasks
+	if sa.req.active {
+		lost = append(lost, sa.req.task)
+	}
+	m.dropRequest(sa, err)
+	for i := range lost {
+		t := &lost[i]
+		if t.kind == taskCreateChild && t.cfg.StartAction == StartStart && err != ErrTerminated {
+			m.wishAgain(sa.conn, t.cfg)
+		}
+		if i < len(sa.tasks) { // dropRequest has told those of the request
+			m.settle(t.waiters, err)
+		}
+	}
+	if was != StateConnecting {
+		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+	}
+	waiters, s := sa.waiters, sa.conns
+	m.releaseSPI(sa.init.spiIn)
+	m.releaseSPI(sa.peer.spiIn)
+	sa.init.pair.wipe()
+	sa.keys.wipe()
+	*sa = ikeSA{slot: sa.slot, spiI: sa.spiI, spiR: sa.spiR}
+	sa.timers.clear()
+	if err == ErrTerminated {
+		err = nil
+	}
+	m.settle(waiters, err)
+	if was == StateConnecting && s != nil {
+		m.attemptFailed(s, err)
+	}
+}
+
+func (sa *ikeSA) connName() string {
+	if sa.conn == nil {
+		return ""
+	}
+	return sa.conn.Name
+}
+
+func (m *Machine) releaseSPI(spi uint32) {
+	if spi != 0 {
+		m.env.FreeSPI(spi)
+	}
+}
+
+// List calls visit with a snapshot of every IKE SA until it returns false.
+func (m *Machine) List(visit func(*SAInfo) bool) {
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state == StateFree || sa.state == StateConnecting && sa.initiator && sa.conn == nil {
+			continue // the latter is a place for the outcome of a rekeying
+		}
+		info := SAInfo{
+			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
+			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
+			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
+			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt,
+		}
+		if sa.req.active {
+			info.Tasks = append(info.Tasks, sa.req.task.kind.String())
+		}
+		for _, t := range sa.tasks {
+			info.Tasks = append(info.Tasks, t.kind.String())
+		}
+		for j := range m.children {
+			c := &m.children[j]
+			if c.state == ChildFree || c.ike != i {
+				continue
+			}
+			info.Children = append(info.Children, ChildInfo{
+				Unique: c.unique, Name: c.cfg.Name, State: c.state, SPIIn: c.spiIn, SPIOut: c.spiOut,
+				Suite: c.suite, DH: c.dh, Encap: c.encap, LocalTS: c.local, RemoteTS: c.remote,
+				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
+			})
+		}
+		if !visit(&info) {
+			return
+		}
+	}
+}
+
+// sameHost tells whether two paths lead to the same remote address.
+func sameHost(a, b netip.AddrPort) bool { return a.Addr() == b.Addr() }

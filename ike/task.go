@@ -1,0 +1,167 @@
+package ike
+
+import (
+	"slices"
+	"time"
+
+	"postern/esp"
+)
+
+// taskKind names something that we want to do with an IKE SA.
+type taskKind uint8
+
+const (
+	taskInit taskKind = iota
+	taskAuth
+	taskCreateChild
+	taskRekeyChild
+	taskDeleteChild
+	taskRekeyIKE
+	taskDeleteIKE
+	taskLiveness
+)
+
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD"}
+
+// String returns charon's name of the task.
+func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
+
+// task is one exchange that we want to start. target is the unique number of the CHILD
+// SA that it is about.
+type task struct {
+	kind      taskKind
+	cfg       *Child
+	flow      esp.Flow
+	target    uint32
+	group     DHGroup // to use after INVALID_KE_PAYLOAD
+	tries     int
+	notBefore time.Duration
+	waiters   []*waiter
+}
+
+// same tells whether two tasks would do the same thing.
+func (t *task) same(o *task) bool {
+	return t.kind == o.kind && t.target == o.target && (t.kind != taskCreateChild || t.cfg == o.cfg)
+}
+
+// queue appends a task, unless it waits or runs already: then only its waiters join.
+func (m *Machine) queue(sa *ikeSA, t task) {
+	if sa.state != StateEstablished && t.kind != taskDeleteIKE && t.kind != taskDeleteChild {
+		m.settle(t.waiters, ErrTerminated)
+		return
+	}
+	if sa.req.active && sa.req.task.same(&t) {
+		sa.req.task.waiters = append(sa.req.task.waiters, t.waiters...)
+		return
+	}
+	for i := range sa.tasks {
+		if sa.tasks[i].same(&t) {
+			sa.tasks[i].waiters = append(sa.tasks[i].waiters, t.waiters...)
+			return
+		}
+	}
+	if t.notBefore > m.now.Mono {
+		m.arm(sa, tTask, t.notBefore-m.now.Mono)
+	}
+	sa.tasks = append(sa.tasks, t)
+}
+
+// again puts a task off, for a peer that is busy (TEMPORARY_FAILURE, RFC 7296 section
+// 2.25) or an exchange that we cannot start now.
+func (m *Machine) again(sa *ikeSA, t task) {
+	t.tries++
+	t.notBefore = m.now.Mono + time.Second<<min(t.tries, 5) + m.random(time.Second)
+	m.queue(sa, t)
+}
+
+// runTasks starts the next task of every IKE SA whose window is free.
+func (m *Machine) runTasks() {
+	for i := range m.sas {
+		sa := &m.sas[i]
+		for len(sa.tasks) > 0 && !sa.req.active && (sa.state == StateEstablished || sa.state == StateRekeyed) {
+			j := slices.IndexFunc(sa.tasks, func(t task) bool { return t.notBefore <= m.now.Mono })
+			if j < 0 {
+				first := sa.tasks[0].notBefore
+				for _, t := range sa.tasks {
+					first = min(first, t.notBefore)
+				}
+				m.arm(sa, tTask, first-m.now.Mono)
+				break
+			}
+			t := sa.tasks[j]
+			sa.tasks = slices.Delete(sa.tasks, j, j+1)
+			m.start(sa, t)
+		}
+	}
+}
+
+// start begins the exchange of a task.
+func (m *Machine) start(sa *ikeSA, t task) {
+	switch t.kind {
+	case taskCreateChild, taskRekeyChild, taskRekeyIKE:
+		m.createStart(sa, t)
+	case taskDeleteChild:
+		m.deleteChildStart(sa, t)
+	case taskDeleteIKE:
+		sa.state = StateDeleting
+		sa.req.task = t
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoIKE, nil) })
+	case taskLiveness:
+		sa.req.task = t
+		m.sendRequest(sa, ExchangeInformational, nil)
+	}
+}
+
+// deleteTries is how often the DELETE of an IKE SA is repeated: what is gone on our
+// side need not be waited for as long as a tunnel that should live.
+const deleteTries = 3
+
+// closeIKE ends an IKE SA in agreement with the peer. w, if any, learns of the end.
+func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
+	if w != nil {
+		sa.waiters = append(sa.waiters, w)
+	}
+	switch sa.state {
+	case StateConnecting:
+		m.destroy(sa, err)
+	case StateEstablished, StateRekeyed:
+		if slices.ContainsFunc(sa.tasks, func(t task) bool { return t.kind == taskDeleteIKE }) {
+			return
+		}
+		if sa.closeErr == nil {
+			sa.closeErr = err
+		}
+		for _, t := range sa.tasks {
+			if t.kind == taskCreateChild && t.cfg.StartAction == StartStart && err != ErrTerminated {
+				m.wishAgain(sa.conn, t.cfg)
+			}
+			m.settle(t.waiters, err)
+		}
+		sa.tasks = append(sa.tasks[:0], task{kind: taskDeleteIKE})
+		sa.timers[tRekey], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never
+	}
+}
+
+// checkLiveness asks a peer that has been silent for the connection's DPDDelay whether
+// it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
+// as an answer.
+func (m *Machine) checkLiveness(sa *ikeSA) {
+	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
+		return
+	}
+	last := max(sa.lastIn, sa.established)
+	for i := range m.children {
+		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
+			_, _, in := m.env.Usage(c.spiIn)
+			last = max(last, in)
+		}
+	}
+	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
+		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
+		return
+	}
+	m.arm(sa, tLiveness, sa.conn.DPDDelay)
+	if !sa.req.active && len(sa.tasks) == 0 {
+		m.queue(sa, task{kind: taskLiveness})
+	}
+}
