@@ -379,7 +379,7 @@ func (s *secret) fitsPair(local, remote ike.ID) bool {
 
 // initiates tells whether a child makes us call the peer without being asked.
 func (c *conn) initiates() bool {
-	return slices.ContainsFunc(c.children, func(ch *child) bool { return ch.StartAction != ike.StartNone })
+	return callable(c.Conn) && slices.ContainsFunc(c.children, func(ch *child) bool { return ch.StartAction != ike.StartNone })
 }
 
 // checkOrder notes children that an earlier one leaves nothing to: the first policy

@@ -85,8 +85,10 @@ var daemonSection = &section{
 	keys: []key{
 		{"interface", aText, `name of the TUN device; "postern0"`,
 			func(s *scope, n *node) { s.interfaceName(n, &s.cfg.Daemon.Interface) }},
+		// 576 is what every IPv4 host must take (RFC 791); more than Ethernet's 1500 does not
+		// fit into a packet buffer of every board.
 		{"mtu", aNumber, `MTU of the TUN device, 576 to 1500; 0: computed from the path and the ciphers`,
-			func(s *scope, n *node) { s.mtu(n, &s.cfg.Daemon.MTU) }},
+			func(s *scope, n *node) { s.zeroOr(n, 576, 1500, &s.cfg.Daemon.MTU) }},
 		{"board", aText, `how much memory to use: "tiny", "small", "large"; "auto": by the device's RAM`,
 			func(s *scope, n *node) { s.board(n, &s.cfg.Daemon.Board) }},
 		{"ike_port", aNumber, `our UDP port for IKE; 500`,
@@ -189,7 +191,7 @@ var childSection = &section{
 		{"rand_time", aDuration, `rekey up to that much earlier, by chance; life_time less rekey_time`,
 			func(s *scope, n *node) { s.duration(n, &s.child.RandTime) }},
 		{"replay_window", aNumber, `how many packets late one may come, 64 to 4096; 0: replays are not noticed; 128`,
-			func(s *scope, n *node) { s.replayWindow(n, &s.child.ReplayWindow) }},
+			func(s *scope, n *node) { s.zeroOr(n, 64, 4096, &s.child.ReplayWindow) }},
 		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,
 			func(s *scope, n *node) {
 				s.word(n, startWords, func(i int) { s.child.StartAction = ike.StartAction(i) })
@@ -250,6 +252,7 @@ func (l *loader) walk(sec *section, t *node, s *scope) {
 			l.walkNamed(sb, n, s)
 		case n.kind != kindTable:
 			l.wrongKind(n, "%s must be a section [%s]", n.name, sb.sec.path)
+			l.broken = true
 		default:
 			l.walk(sb.sec, n, sb.scope(s, n))
 		}
@@ -260,14 +263,16 @@ func (l *loader) walk(sec *section, t *node, s *scope) {
 func (l *loader) walkNamed(sb *sub, n *node, s *scope) {
 	if n.kind != kindTable {
 		l.wrongKind(n, "%s must be sections with names: [%s]", n.name, sb.sec.path)
+		l.broken = true
 		return
 	}
 	for _, e := range n.entries {
 		switch {
 		case e.kind != kindTable:
-			l.wrongKind(e, "%s must be a section with a name: [%s]", n.name, sb.sec.path)
+			l.wrongKind(e, "%s in [%s] must be a section with a name: [%s]", shown(e.name), n.name, sb.sec.path)
+			l.broken = true
 		case !goodName(e.name):
-			e.bad = true
+			l.broken = true
 			l.problem(e.key, "use letters, digits, - and _", "%s is no name for a section", shown(e.name))
 		default:
 			l.walk(sb.sec, e, sb.scope(s, e))
@@ -287,7 +292,6 @@ func (l *loader) wrongKind(n *node, format string, args ...any) {
 	at := n.at
 	if n.kind == kindTable || n.kind == kindTables {
 		at = n.key
-		l.broken = true
 	}
 	l.problem(at, "", "%s, not %s", fmt.Sprintf(format, args...), n.kind)
 }

@@ -84,6 +84,9 @@ type document struct {
 	p     unstable.Parser
 	root  *node
 	cur   *node // the table of the last header
+
+	lastOffset int // what where was asked for last, and its answer
+	lastPlace  pos
 }
 
 // tree builds the tree of tables from the text. The parser below checks the syntax;
@@ -120,10 +123,17 @@ func (l *loader) tree(data []byte) *node {
 	return d.root
 }
 
-// where turns an offset in the file into a place.
+// where turns an offset in the file into a place. Most calls go forward within a line,
+// of which no part is counted twice then.
 func (d *document) where(offset int) pos {
 	i := sort.SearchInts(d.lines, offset+1) - 1
-	return pos{i + 1, utf8.RuneCount(d.data[d.lines[i]:offset]) + 1}
+	p, from := pos{i + 1, 1}, d.lines[i]
+	if d.lastPlace.line == p.line && d.lastOffset <= offset {
+		p, from = d.lastPlace, d.lastOffset
+	}
+	p.col += utf8.RuneCount(d.data[from:offset])
+	d.lastPlace, d.lastOffset = p, offset
+	return p
 }
 
 // of returns where a node of the parser stands.
@@ -337,24 +347,27 @@ func (n *node) seal() {
 	}
 }
 
-// syntaxHints say what to do about the parser's errors, by a part of their text.
-var syntaxHints = []struct{ part, hint string }{
-	{"quoted", `put texts into quotes: key = "text"`},
-	{"start of value", `put texts into quotes: key = "text"`},
-	{"expected keyword", `put texts into quotes: key = "text"`},
-	{"expected newline", `write one key = value per line, texts in quotes`},
-	{"expected '='", `write key = value`},
-	{"start of key", `write key = value; a comment starts with #`},
-	{"array", `lists are written ["a", "b"]`},
-	{"inline table", `write it as a section of its own: [name]`},
-	{"table name", `sections are written [name]`},
-	{"unterminated", `close the text with the quote that opens it`},
-	{"not terminated", `close the text with the quotes that open it`},
-	{"new lines", `close the text with the quote that opens it`},
-	{"escape", `write \\ for a backslash, or put the text into 'single quotes'`},
-	{"UTF-8", `save the file as UTF-8`},
-	{"carriage return", `end lines with LF or CRLF`},
+// syntaxHints say what to do about the parser's errors, by a part of their text. What,
+// where it is there, stands for the parser's words.
+var syntaxHints = []struct{ part, what, hint string }{
+	{"quoted", "a text without quotes", quoteHint},
+	{"start of value", "a text without quotes, or no value", quoteHint},
+	{"expected keyword", "a text without quotes", quoteHint},
+	{"expected newline", "", `write one key = value per line, texts in quotes`},
+	{"expected '='", "", `write key = value`},
+	{"start of key", "", `write key = value; a comment starts with #`},
+	{"array", "", `lists are written ["a", "b"]`},
+	{"inline table", "", `write it as a section of its own: [name]`},
+	{"table name", "", `sections are written [name]`},
+	{"unterminated", "", `close the text with the quote that opens it`},
+	{"not terminated", "", `close the text with the quotes that open it`},
+	{"new lines", "", `close the text with the quote that opens it`},
+	{"escape", "", `write \\ for a backslash, or put the text into 'single quotes'`},
+	{"UTF-8", "", `save the file as UTF-8`},
+	{"carriage return", "", `end lines with LF or CRLF`},
 }
+
+const quoteHint = `write key = "text"`
 
 // syntax notes an error of the parser, whose last good expression ended at offset end,
 // and returns the offset of the next line that looks like the start of an expression,
@@ -376,8 +389,14 @@ func (d *document) syntax(err error, end int) int {
 	for _, h := range syntaxHints {
 		if strings.Contains(msg, h.part) {
 			hint = h.hint
+			if h.what != "" {
+				msg = h.what
+			}
 			break
 		}
+	}
+	if first, here := d.where(start).line, d.where(at).line; first < here {
+		msg += ", in what begins in line " + strconv.Itoa(first)
 	}
 	d.problem(d.where(at), hint, "%s", msg)
 

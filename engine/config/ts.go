@@ -183,6 +183,9 @@ func parseProto(text string) (uint8, bool) {
 	if num, ok := protoAliases[text]; ok {
 		return num, true
 	}
+	if num, err := strconv.ParseUint(text, 10, 8); err == nil {
+		return uint8(num), true
+	}
 	for num := range 256 {
 		if esp.ProtoName(uint8(num)) == text {
 			return uint8(num), true

@@ -147,21 +147,13 @@ func (s *scope) port(n *node, to *uint16) {
 	*to = uint16(v)
 }
 
-func (s *scope) mtu(n *node, to *int) {
-	if n.text == "0" {
-		return
-	}
-	// 576 is what every IPv4 host must take (RFC 791); more than Ethernet's 1500 does not
-	// fit into a packet buffer of every board.
-	s.number(n, 576, 1500, to)
-}
-
-func (s *scope) replayWindow(n *node, to *int) {
-	if n.text == "0" {
+// zeroOr reads a number for which 0 has a meaning outside the range.
+func (s *scope) zeroOr(n *node, low, high int, to *int) {
+	if v, err := strconv.ParseInt(n.text, 0, 64); err == nil && v == 0 {
 		*to = 0
 		return
 	}
-	s.number(n, 64, 4096, to)
+	s.number(n, low, high, to)
 }
 
 func (s *scope) factor(n *node, low, high float64, to *float64) {

@@ -1,0 +1,183 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"postern/board"
+	"postern/esp"
+	"postern/ike"
+)
+
+// samplesDir is the room of the samples, seen from this package.
+const samplesDir = "../../configs"
+
+// samples returns the samples' names and texts.
+func samples(t testing.TB) map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(samplesDir, "*.toml"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("there are no samples in %s: %v", samplesDir, err)
+	}
+	out := make(map[string]string)
+	for _, p := range paths {
+		text, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[filepath.Base(p)] = string(text)
+	}
+	return out
+}
+
+// loadSample loads a sample as a user would have it: his own file with mode 600.
+func loadSample(t *testing.T, name, text string) *Config {
+	t.Helper()
+	c, err := Load(write(t, t.TempDir(), name, text, 0o600))
+	if err != nil {
+		t.Fatalf("the sample %s is refused:\n%v", name, err)
+	}
+	return c
+}
+
+func TestSamplesAreRight(t *testing.T) {
+	for name, text := range samples(t) {
+		t.Run(name, func(t *testing.T) {
+			c := loadSample(t, name, text)
+			for _, w := range c.Warnings() {
+				t.Errorf("a sample must be an example, but: %v", w)
+			}
+			if len(c.marks) == 0 {
+				t.Error("the sample has no child, so it protects nothing")
+			}
+			prof := board.Small
+			if c.Daemon.Board != "auto" {
+				prof, _ = board.ByName(c.Daemon.Board)
+			}
+			if err := c.Fits(prof); err != nil {
+				t.Errorf("the sample does not fit its board: %v", err)
+			}
+			if !strings.Contains(text, "chmod 600") {
+				t.Error("the sample holds a secret and does not say that it must be protected")
+			}
+			for _, s := range c.IKE.Secrets {
+				if !strings.HasPrefix(string(s.Key), "EXAMPLE-") {
+					t.Errorf("the secret %s does not say that it is an example", s.Name)
+				}
+			}
+		})
+	}
+}
+
+// TestSamplesUseTheKeysOfTheSchema checks that every section of the schema, and all of
+// its keys but the few named here, are shown in a sample.
+func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
+	used := make(map[string]bool)
+	var visit func(sec *section, n *node)
+	visit = func(sec *section, n *node) {
+		for _, e := range n.entries {
+			used[sec.path+"."+e.name] = true
+			if sb := sec.sub(e.name); sb != nil && sb.named {
+				for _, named := range e.entries {
+					visit(sb.sec, named)
+				}
+			} else if sb != nil {
+				visit(sb.sec, e)
+			}
+		}
+	}
+	for name, text := range samples(t) {
+		root, problems := treeOf(text)
+		if len(problems) > 0 {
+			t.Errorf("%s is not TOML: %v", name, problems)
+		}
+		visit(rootSection, root)
+	}
+	rare := map[string]bool{ // for special cases; the tests have them
+		"daemon.interface": true, "log.esp": true, "connections.NAME.remote_port": true, "secrets.NAME.secret_file": true,
+	}
+	rootSection.each(func(sec *section) {
+		for _, k := range sec.keys {
+			name := sec.path + "." + k.name
+			if used[name] == rare[name] {
+				t.Errorf("%s: used in a sample %v, on the list of rare keys %v; it must be one of the two", name, used[name], rare[name])
+			}
+		}
+	})
+}
+
+// TestModbusSamplesAreTheEndsOfOneLink checks what the two files promise each other.
+func TestModbusSamplesAreTheEndsOfOneLink(t *testing.T) {
+	all := samples(t)
+	a := loadSample(t, "a.toml", all["modbus-gateway.toml"])
+	b := loadSample(t, "b.toml", all["modbus-plant.toml"])
+	ca, cb := a.IKE.Conns[0], b.IKE.Conns[0]
+	if ca.LocalID != cb.RemoteID || ca.RemoteID != cb.LocalID {
+		t.Errorf("the identities do not meet: %v and %v here, %v and %v there", ca.LocalID, ca.RemoteID, cb.LocalID, cb.RemoteID)
+	}
+	if ka, kb := a.IKE.Secrets[0].Key, b.IKE.Secrets[0].Key; string(ka) != string(kb) {
+		t.Error("the two ends have different keys")
+	}
+	if at := fmt.Sprint(ca.LocalAddrs[0]) + "/32"; at != cb.RemoteAddrs[0].String() {
+		t.Errorf("the plant calls %v, but the gateway is at %s", cb.RemoteAddrs[0], at)
+	}
+	pa, pb := a.Policies(nil), b.Policies(nil)
+	if len(pa) != len(pb) {
+		t.Fatalf("one end has %d children, the other %d", len(pa), len(pb))
+	}
+	for i := range pa {
+		if selectorSet(pa[i].LocalTS) != selectorSet(pb[i].RemoteTS) || selectorSet(pa[i].RemoteTS) != selectorSet(pb[i].LocalTS) {
+			t.Errorf("child %d protects %v = %v at one end and %v = %v at the other", i, pa[i].LocalTS, pa[i].RemoteTS, pb[i].LocalTS, pb[i].RemoteTS)
+		}
+	}
+	flow := esp.Flow{Local: netip.MustParseAddr("10.10.0.5"), Remote: netip.MustParseAddr("10.20.0.9"), Proto: esp.ProtoTCP, LocalPort: 40000, RemotePort: 502}
+	if !esp.MatchFlow(pa[0].LocalTS, pa[0].RemoteTS, &flow) {
+		t.Errorf("Modbus from the control room (%+v) is not protected by %v = %v", flow, pa[0].LocalTS, pa[0].RemoteTS)
+	}
+	flow.RemotePort = 80
+	if esp.MatchFlow(pa[0].LocalTS, pa[0].RemoteTS, &flow) {
+		t.Error("the sample says that only Modbus passes the tunnel, but HTTP does too")
+	}
+}
+
+// TestStrongSwanSampleShowsItsOtherEnd checks that the swanctl.conf in the comment is the
+// other end of the sample.
+func TestStrongSwanSampleShowsItsOtherEnd(t *testing.T) {
+	text := samples(t)["strongswan-peer.toml"]
+	c := loadSample(t, "s.toml", text)
+	conn, child := c.IKE.Conns[0], firstChild(c)
+	for _, want := range []string{
+		"#     local_addrs = " + conn.RemoteAddrs[0].Addr().String(),
+		"#     remote_addrs = " + conn.LocalAddrs[0].String(),
+		"#       id = " + conn.RemoteID.String() + "\n#     }\n#     remote {",
+		"#       id = " + conn.LocalID.String() + "\n#     }\n#     children {",
+		"#         local_ts = " + child.RemoteTS[0].String(),
+		"#         remote_ts = " + child.LocalTS[0].String(),
+		`#     secret = "` + string(c.IKE.Secrets[0].Key) + `"`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the swanctl.conf of the sample does not have %q", want)
+		}
+	}
+	for _, key := range []string{"proposals", "esp_proposals"} {
+		root, _ := treeOf(text)
+		n := root.get("connections").get("swan").get(key)
+		if n == nil {
+			n = root.get("connections").get("swan").get("children").get("net").get(key)
+		}
+		var words []string
+		for _, e := range n.list {
+			words = append(words, e.text)
+		}
+		if !strings.Contains(text, " "+key+" = "+strings.Join(words, ",")+"\n") {
+			t.Errorf("the swanctl.conf of the sample does not have the %s %v", key, words)
+		}
+	}
+	if conn.LocalID.Type != ike.IDFQDN {
+		t.Errorf("%v is not a name, which strongSwan reads as one without a prefix", conn.LocalID)
+	}
+}

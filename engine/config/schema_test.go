@@ -1,0 +1,254 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/engine/log"
+	"postern/ike"
+)
+
+// minimal is a configuration without problems, in which %s stands for more keys of the
+// connection and of the child.
+const minimal = `
+[connections.a]
+remote_addrs = ["198.51.100.7"]
+%s
+[connections.a.remote]
+id = "b.example"
+[connections.a.children.c]
+remote_ts = ["10.2.0.0/24"]
+%s
+[secrets.a]
+id = ["b.example"]
+secret = "an example of 24 octets."
+`
+
+// mustParse parses a text that has to be right.
+func mustParse(t *testing.T, text string) *Config {
+	t.Helper()
+	c, err := newLoader("test.toml", noSecretFiles).load([]byte(text))
+	if err != nil {
+		t.Fatalf("a correct configuration was refused:\n%v\nin\n%s", err, text)
+	}
+	return c
+}
+
+// noSecretFiles stands for the file system where no test needs one.
+func noSecretFiles(string) ([]byte, error) { return nil, fmt.Errorf("there are no files here") }
+
+// keyTests has for every key of the schema a value other than the default, and the
+// field in which it must be found.
+var keyTests = map[string]struct {
+	text string
+	want any
+	get  func(c *Config) any
+}{
+	"daemon.interface":           {`"ipsec7"`, "ipsec7", func(c *Config) any { return c.Daemon.Interface }},
+	"daemon.mtu":                 {`1380`, 1380, func(c *Config) any { return c.Daemon.MTU }},
+	"daemon.board":               {`"tiny"`, "tiny", func(c *Config) any { return c.Daemon.Board }},
+	"daemon.ike_port":            {`1500`, uint16(1500), func(c *Config) any { return c.IKE.Ports.IKE }},
+	"daemon.natt_port":           {`14500`, uint16(14500), func(c *Config) any { return c.IKE.Ports.NATT }},
+	"daemon.control":             {`"/tmp/p.sock"`, "/tmp/p.sock", func(c *Config) any { return c.Daemon.Control }},
+	"log.target":                 {`"syslog"`, "syslog", func(c *Config) any { return c.Log.Target }},
+	"log.ike":                    {`"debug"`, log.Debug, func(c *Config) any { return c.Log.IKE }},
+	"log.esp":                    {`"warn"`, log.Warn, func(c *Config) any { return c.Log.ESP }},
+	"log.net":                    {`"error"`, log.Error, func(c *Config) any { return c.Log.Net }},
+	"connections.NAME.encap":     {`true`, true, func(c *Config) any { return c.IKE.Conns[0].Encap }},
+	"connections.NAME.dpd_delay": {`"2m"`, 2 * time.Minute, func(c *Config) any { return c.IKE.Conns[0].DPDDelay }},
+	"connections.NAME.local_addrs": {`["192.0.2.1", "192.0.2.2"]`, "[192.0.2.1 192.0.2.2]",
+		func(c *Config) any { return fmt.Sprint(c.IKE.Conns[0].LocalAddrs) }},
+	"connections.NAME.remote_addrs": {`["192.0.2.9", "10.0.0.0/8", "%any"]`, "[192.0.2.9/32 10.0.0.0/8 0.0.0.0/0 ::/0]",
+		func(c *Config) any { return fmt.Sprint(c.IKE.Conns[0].RemoteAddrs) }},
+	"connections.NAME.remote_port": {`1500`, uint16(1500), func(c *Config) any { return c.IKE.Conns[0].RemotePort }},
+	"connections.NAME.proposals": {`["aes256-sha256-modp2048", "aes128gcm16-prfsha256-x25519"]`, 2,
+		func(c *Config) any { return len(c.IKE.Conns[0].Proposals) }},
+	"connections.NAME.keyingtries":        {`3`, 3, func(c *Config) any { return c.IKE.Conns[0].KeyingTries }},
+	"connections.NAME.rekey_time":         {`"1d"`, 24 * time.Hour, func(c *Config) any { return c.IKE.Conns[0].RekeyTime }},
+	"connections.NAME.over_time":          {`"90s"`, 90 * time.Second, func(c *Config) any { return c.IKE.Conns[0].OverTime }},
+	"connections.NAME.rand_time":          {`60`, time.Minute, func(c *Config) any { return c.IKE.Conns[0].RandTime }},
+	"connections.NAME.retransmit_timeout": {`"500ms"`, 500 * time.Millisecond, func(c *Config) any { return c.IKE.Conns[0].RetryTimeout }},
+	"connections.NAME.retransmit_base":    {`1.25`, 1.25, func(c *Config) any { return c.IKE.Conns[0].RetryBase }},
+	"connections.NAME.retransmit_tries":   {`9`, 9, func(c *Config) any { return c.IKE.Conns[0].RetryTries }},
+	"connections.NAME.local.auth":         {`"psk"`, 1, func(c *Config) any { return len(c.IKE.Conns) }},
+	"connections.NAME.local.id": {`"a.example"`, ike.ID{Type: ike.IDFQDN, Data: "a.example"},
+		func(c *Config) any { return c.IKE.Conns[0].LocalID }},
+	"connections.NAME.remote.auth": {`"psk"`, 1, func(c *Config) any { return len(c.IKE.Conns) }},
+	"connections.NAME.remote.id": {`"c@b.example"`, ike.ID{Type: ike.IDRFC822, Data: "c@b.example"},
+		func(c *Config) any { return c.IKE.Conns[0].RemoteID }},
+	"connections.NAME.children.CHILD.local_ts": {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]",
+		func(c *Config) any { return firstChild(c).LocalTS[0].String() }},
+	"connections.NAME.children.CHILD.remote_ts": {`["dynamic[udp/161]"]`, true,
+		func(c *Config) any { ts := firstChild(c).RemoteTS[0]; return ts.Dynamic && ts.Proto == 17 && ts.EndPort == 161 }},
+	"connections.NAME.children.CHILD.esp_proposals": {`["aes256-sha256", "aes128gcm16-x25519", "chacha20poly1305"]`, 3,
+		func(c *Config) any { return len(firstChild(c).Proposals) }},
+	"connections.NAME.children.CHILD.rekey_time":    {`"10m"`, 10 * time.Minute, func(c *Config) any { return firstChild(c).RekeyTime }},
+	"connections.NAME.children.CHILD.life_time":     {`"100m"`, 100 * time.Minute, func(c *Config) any { return firstChild(c).LifeTime }},
+	"connections.NAME.children.CHILD.rand_time":     {`"7m"`, 7 * time.Minute, func(c *Config) any { return firstChild(c).RandTime }},
+	"connections.NAME.children.CHILD.replay_window": {`4096`, 4096, func(c *Config) any { return firstChild(c).ReplayWindow }},
+	"connections.NAME.children.CHILD.start_action":  {`"trap"`, ike.StartTrap, func(c *Config) any { return firstChild(c).StartAction }},
+	"connections.NAME.children.CHILD.dpd_action":    {`"restart"`, ike.ActionRestart, func(c *Config) any { return firstChild(c).DPDAction }},
+	"connections.NAME.children.CHILD.close_action":  {`"trap"`, ike.ActionTrap, func(c *Config) any { return firstChild(c).CloseAction }},
+	"secrets.NAME.id": {`["a.example", "b@c.example"]`, []ike.ID{{Type: ike.IDFQDN, Data: "a.example"}, {Type: ike.IDRFC822, Data: "b@c.example"}},
+		func(c *Config) any { return c.IKE.Secrets[0].IDs }},
+	"secrets.NAME.secret": {`"0x000102030405060708090a0b0c0d0e0f"`, []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+		func(c *Config) any { return c.IKE.Secrets[0].Key }},
+	"secrets.NAME.secret_file": {`"plant.key"`, []byte("what is in plant.key"), func(c *Config) any { return c.IKE.Secrets[0].Key }},
+}
+
+func firstChild(c *Config) *ike.Child { return c.IKE.Conns[0].Children[0] }
+
+// TestEveryKeySetsItsField goes through the schema: a key without a test here fails, and
+// so does one that has no effect.
+func TestEveryKeySetsItsField(t *testing.T) {
+	seen := 0
+	rootSection.each(func(sec *section) {
+		for _, k := range sec.keys {
+			name := sec.path + "." + k.name
+			kt, ok := keyTests[name]
+			if !ok {
+				t.Errorf("%s is in the schema, but nothing here tests what it sets", name)
+				continue
+			}
+			seen++
+			if k.doc == "" {
+				t.Errorf("%s has no documentation", name)
+			}
+			t.Run(name, func(t *testing.T) {
+				text := documentWith(name, kt.text)
+				files := func(path string) ([]byte, error) { return []byte("what is in " + path), nil }
+				c, err := newLoader("test.toml", files).load([]byte(text))
+				if err != nil {
+					t.Fatalf("%s = %s was refused: %v\nin\n%s", name, kt.text, err, text)
+				}
+				if got := kt.get(c); !reflect.DeepEqual(got, kt.want) {
+					t.Errorf("%s = %s gives %v, expected %v", name, kt.text, got, kt.want)
+				}
+			})
+		}
+	})
+	if seen != len(keyTests) {
+		t.Errorf("%d keys are tested and %d of them are in the schema: a key has gone", len(keyTests), seen)
+	}
+}
+
+// documentWith returns a configuration that is right and has the key with that value.
+func documentWith(name, value string) string {
+	sections := []struct {
+		path string
+		keys map[string]string
+	}{
+		{"daemon", nil},
+		{"log", nil},
+		{"connections.NAME", map[string]string{"remote_addrs": `["198.51.100.7"]`}},
+		{"connections.NAME.local", nil},
+		{"connections.NAME.remote", nil},
+		{"connections.NAME.children.CHILD", map[string]string{"remote_ts": `["10.2.0.0/24"]`}},
+		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
+	}
+	var b strings.Builder
+	for _, s := range sections {
+		fmt.Fprintf(&b, "[%s]\n", s.path)
+		key, here := strings.CutPrefix(name, s.path+".")
+		here = here && !strings.Contains(key, ".")
+		if here {
+			fmt.Fprintf(&b, "%s = %s\n", key, value)
+		}
+		for k, v := range s.keys {
+			if here && (k == key || key == "secret_file") {
+				continue
+			}
+			fmt.Fprintf(&b, "%s = %s\n", k, v)
+		}
+	}
+	return b.String()
+}
+
+func TestReferenceNamesEveryKey(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteReference(&b); err != nil {
+		t.Fatal(err)
+	}
+	rootSection.each(func(sec *section) {
+		if sec.path != "" && !strings.Contains(b.String(), "["+sec.path+"]") {
+			t.Errorf("the reference does not have the section [%s]", sec.path)
+		}
+		for _, k := range sec.keys {
+			if !strings.Contains(b.String(), "\n  "+k.name+" ") {
+				t.Errorf("the reference does not have %s of [%s]", k.name, sec.path)
+			}
+		}
+	})
+}
+
+func TestDefaults(t *testing.T) {
+	c := mustParse(t, fmt.Sprintf(minimal, "", ""))
+	conn, child := c.IKE.Conns[0], firstChild(c)
+	for _, d := range []struct {
+		name      string
+		got, want any
+	}{
+		{"interface", c.Daemon.Interface, "postern0"},
+		{"mtu", c.Daemon.MTU, 0},
+		{"board", c.Daemon.Board, "auto"},
+		{"control", c.Daemon.Control, "/run/postern.sock"},
+		{"ports", c.IKE.Ports, ike.Ports{IKE: 500, NATT: 4500}},
+		{"log", c.Log, Log{"stderr", log.Info, log.Info, log.Info}},
+		{"local_addrs", len(conn.LocalAddrs), 0},
+		{"local id", conn.LocalID, ike.ID{}},
+		{"proposals", len(conn.Proposals), len(ike.DefaultProposals(ike.ProtoIKE))},
+		{"dpd_delay", conn.DPDDelay, 30 * time.Second},
+		{"keyingtries", conn.KeyingTries, 0},
+		{"IKE rekey_time", conn.RekeyTime, 4 * time.Hour},
+		{"over_time", conn.OverTime, 24 * time.Minute},
+		{"IKE rand_time", conn.RandTime, 24 * time.Minute},
+		{"retransmit_timeout", conn.RetryTimeout, 4 * time.Second},
+		{"retransmit_base", conn.RetryBase, 1.8},
+		{"retransmit_tries", conn.RetryTries, 5},
+		{"local_ts", child.LocalTS[0].Dynamic, true},
+		{"esp_proposals", len(child.Proposals), len(ike.DefaultProposals(ike.ProtoESP))},
+		{"child rekey_time", child.RekeyTime, time.Hour},
+		{"life_time", child.LifeTime, 66 * time.Minute},
+		{"child rand_time", child.RandTime, 6 * time.Minute},
+		{"replay_window", child.ReplayWindow, 128},
+		{"start_action", child.StartAction, ike.StartNone},
+		{"dpd_action", child.DPDAction, ike.ActionClear},
+		{"close_action", child.CloseAction, ike.ActionClear},
+	} {
+		if d.got != d.want {
+			t.Errorf("the default of %s is %v, expected %v", d.name, d.got, d.want)
+		}
+	}
+}
+
+func TestDefaultsFollowOtherValues(t *testing.T) {
+	for _, c := range []struct {
+		name, conn, child string
+		got               func(c *Config) any
+		want              any
+	}{
+		{"what is started is restarted", "", `start_action = "start"`,
+			func(c *Config) any { return firstChild(c).DPDAction == ike.ActionRestart && firstChild(c).CloseAction == ike.ActionRestart }, true},
+		{"what is trapped is trapped again", "", `start_action = "trap"`,
+			func(c *Config) any { return firstChild(c).DPDAction == ike.ActionTrap && firstChild(c).CloseAction == ike.ActionTrap }, true},
+		{"the file's word counts", "", "start_action = \"start\"\nclose_action = \"clear\"",
+			func(c *Config) any { return firstChild(c).CloseAction }, ike.ActionClear},
+		{"over_time is a tenth", `rekey_time = "10h"`, "", func(c *Config) any { return c.IKE.Conns[0].OverTime }, time.Hour},
+		{"rand_time is over_time", `over_time = "5m"`, "", func(c *Config) any { return c.IKE.Conns[0].RandTime }, 5 * time.Minute},
+		{"rand_time is at most half", "rekey_time = \"2m\"\nover_time = \"5m\"", "", func(c *Config) any { return c.IKE.Conns[0].RandTime }, time.Minute},
+		{"life_time is a tenth more", "", `rekey_time = "10m"`, func(c *Config) any { return firstChild(c).LifeTime }, 11 * time.Minute},
+		{"rand_time is the rest of life_time", "", `life_time = "70m"`, func(c *Config) any { return firstChild(c).RandTime }, 10 * time.Minute},
+		{"a child's rand_time is at most half", "", `life_time = "1d"`, func(c *Config) any { return firstChild(c).RandTime }, 30 * time.Minute},
+		{"without rekeying there is no end", "", `rekey_time = 0`, func(c *Config) any { return firstChild(c).LifeTime }, time.Duration(0)},
+		{"any peer", `local_addrs = ["%any"]`, "", func(c *Config) any { return len(c.IKE.Conns[0].LocalAddrs) }, 0},
+	} {
+		cfg := mustParse(t, fmt.Sprintf(minimal, c.conn, c.child))
+		if got := c.got(cfg); got != c.want {
+			t.Errorf("%s: got %v, expected %v", c.name, got, c.want)
+		}
+	}
+}
