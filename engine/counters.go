@@ -1,0 +1,105 @@
+package engine
+
+import "sync/atomic"
+
+// counter names one of the engine's counters. Each drop has a reason of its own, so
+// that "it does not work" can be told apart from "it does not work because".
+type counter uint8
+
+// The counters: what passed, then what did not and why.
+const (
+	cOutPackets    counter = iota // sealed and handed to a socket
+	cOutBytes                     // of inner packets
+	cInPackets                    // opened and handed to the TUN device
+	cInBytes                      // of inner packets
+	cOutMalformed                 // from the TUN device, not an IP packet
+	cOutNoPolicy                  // no SPD entry: RFC 4301 section 5.1 says drop
+	cOutDiscard                   // a DISCARD entry
+	cOutBypass                    // a BYPASS entry: the kernel should not have routed it here
+	cOutNoSA                      // had no SA and was not queued
+	cOutQueued                    // had no SA and was queued
+	cOutQueueFull                 // pushed out of the queue by a newer packet
+	cOutExpired                   // waited too long in the queue
+	cOutSequence                  // the SA has used up its sequence numbers
+	cOutTooBig                    // does not fit the buffer once sealed
+	cOutNoSocket                  // no socket of the family or kind that the SA needs
+	cOutSendError                 // the socket refused it
+	cAcquire                      // SAs asked for because a packet wanted one
+	cAcquireLost                  // … which the IKE loop was too busy to take
+	cInKeepalive                  // NAT keepalives (RFC 3948 section 2.3)
+	cInShort                      // shorter than its headers
+	cInUnknownSPI                 // no such SA
+	cInReplay                     // seen before, or left of the window
+	cInAuth                       // integrity check failed
+	cInPadding                    // authentic, but its padding is wrong
+	cInNextHeader                 // authentic, but what it carries is not IPv4 or IPv6
+	cInMalformed                  // authentic, but its inner packet is malformed
+	cInSelectors                  // inner addresses are not the SA's (RFC 4301 section 5.2)
+	cInDummy                      // dummy packets (RFC 4303 section 2.6)
+	cInECN                        // congestion was marked on a packet that cannot carry the mark (RFC 6040)
+	cInMoved                      // from another address than the SA's peer has
+	cInDeviceError                // the TUN device refused it
+	cIKEIn                        // IKE datagrams received
+	cIKEOut                       // IKE datagrams sent
+	cIKEShort                     // shorter than an IKE header
+	cIKEQueueFull                 // the IKE loop did not keep up
+	cIKESendError                 // the socket refused it
+	cReadErrors                   // reads from sockets that failed
+	numCounters
+)
+
+var counterNames = [numCounters]string{
+	cOutPackets:    "out_packets",
+	cOutBytes:      "out_bytes",
+	cInPackets:     "in_packets",
+	cInBytes:       "in_bytes",
+	cOutMalformed:  "out_drop_malformed",
+	cOutNoPolicy:   "out_drop_no_policy",
+	cOutDiscard:    "out_drop_discard",
+	cOutBypass:     "out_drop_bypass",
+	cOutNoSA:       "out_drop_no_sa",
+	cOutQueued:     "out_queued",
+	cOutQueueFull:  "out_drop_queue_full",
+	cOutExpired:    "out_drop_expired",
+	cOutSequence:   "out_drop_sequence",
+	cOutTooBig:     "out_drop_too_big",
+	cOutNoSocket:   "out_drop_no_socket",
+	cOutSendError:  "out_drop_send_error",
+	cAcquire:       "acquires",
+	cAcquireLost:   "acquires_lost",
+	cInKeepalive:   "in_keepalives",
+	cInShort:       "in_drop_short",
+	cInUnknownSPI:  "in_drop_unknown_spi",
+	cInReplay:      "in_drop_replay",
+	cInAuth:        "in_drop_auth",
+	cInPadding:     "in_drop_padding",
+	cInNextHeader:  "in_drop_next_header",
+	cInMalformed:   "in_drop_malformed",
+	cInSelectors:   "in_drop_selectors",
+	cInDummy:       "in_dummy",
+	cInECN:         "in_drop_ecn",
+	cInMoved:       "in_moved",
+	cInDeviceError: "in_drop_device_error",
+	cIKEIn:         "ike_in",
+	cIKEOut:        "ike_out",
+	cIKEShort:      "ike_drop_short",
+	cIKEQueueFull:  "ike_drop_queue_full",
+	cIKESendError:  "ike_drop_send_error",
+	cReadErrors:    "read_errors",
+}
+
+// String returns the counter's name in statistics.
+func (c counter) String() string { return counterNames[c] }
+
+// counters are written by every goroutine of the data path and read by anybody.
+type counters [numCounters]atomic.Uint64
+
+func (c *counters) inc(i counter)           { c[i].Add(1) }
+func (c *counters) add(i counter, n uint64) { c[i].Add(n) }
+func (c *counters) get(i counter) uint64    { return c[i].Load() }
+
+// CounterValue is the name and the value of one counter.
+type CounterValue struct {
+	Name  string
+	Value uint64
+}

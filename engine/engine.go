@@ -1,0 +1,424 @@
+// Package engine runs the tunnels: it is the only place with goroutines, tables and
+// loops. It gets the operating system through the interfaces in os.go, the IKE
+// protocol from package ike and the packet transforms from package esp.
+//
+// The goroutines, whose number does not depend on peers or SAs:
+//
+//   - one reads the TUN device, seals and sends (out.go)
+//   - one per socket reads, opens and writes to the TUN device (in.go)
+//   - one is the IKE loop: it owns the IKE machine and the writing side of the
+//     tables (ikeloop.go, install.go)
+//   - Profile.Workers compute for it what is slow
+//   - one accepts control clients, and three at most serve each of them (vici.go)
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"postern/board"
+	"postern/engine/config"
+	"postern/engine/log"
+	"postern/esp"
+	"postern/ike"
+)
+
+// Options are what an Engine is made of.
+type Options struct {
+	OS      OS
+	Config  *config.Config
+	Path    string // of the configuration file, for reload-settings; "": that is refused
+	Profile board.Profile
+	Log     *log.Logger // nil: no log
+	Version string
+	Kernel  string // release of the kernel, for the version command
+}
+
+// Engine is the daemon. Run it once; Reload may be called from any goroutine while it
+// runs.
+type Engine struct {
+	o     Options
+	d     *datapath
+	loop  *ikeLoop
+	start time.Time
+
+	// cfg is the configuration that runs. The IKE loop's, once it runs.
+	cfg     *config.Config
+	mtu     int
+	running chan struct{} // closed when the loop takes calls
+}
+
+// New checks the configuration against the board profile and makes tables and buffers.
+// It changes nothing in the system. Errors say what does not fit and what to do.
+func New(o Options) (*Engine, error) {
+	if err := o.Config.Fits(o.Profile); err != nil {
+		return nil, err
+	}
+	mtu, err := tunnelMTU(o.Config, o.Profile)
+	if err != nil {
+		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = log.New(io.Discard, log.Error)
+	}
+	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
+	now := func() ike.Time {
+		t := time.Now()
+		// Never 0, which says "never" in many places.
+		return ike.Time{Mono: t.Sub(e.start) + time.Second, Wall: t}
+	}
+	var l *ikeLoop
+	d, err := newDatapath(o.Profile, func(b []byte) { env{l}.Random(b) })
+	if err != nil {
+		return nil, err
+	}
+	l = newIKELoop(d, o.OS.Network, o.Log, now)
+	l.m = ike.New(env{l}, ike.Limits{
+		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
+	})
+	d.log, d.acquire, d.ports = o.Log, l.acquire, o.Config.IKE.Ports
+	d.clock = func() time.Duration { return now().Mono }
+	e.d, e.loop = d, l
+	return e, nil
+}
+
+// Run works until stop is closed, then closes the SAs with their peers, undoes what it
+// did to the system, and returns nil. An error says what could not be had, after
+// everything was undone, or what was lost while running.
+func (e *Engine) Run(stop <-chan struct{}) (err error) {
+	var undo undoList
+	defer undo.run(e)
+	listener, err := e.listen(&undo)
+	if err != nil {
+		return err
+	}
+	if err := e.openSockets(&undo); err != nil {
+		return err
+	}
+	if e.d.tun, err = e.o.OS.OpenTUN(e.cfg.Daemon.Interface, e.mtu); err != nil {
+		return fmt.Errorf("TUN device %s: %w", e.cfg.Daemon.Interface, err)
+	}
+	undo.add("TUN device", e.d.tun.Close)
+	e.loop.device = e.d.tun.Name()
+
+	// The kernel must know what to protect before the first connection starts, or the
+	// first packets would leave in clear.
+	spec, err := e.policySpecs(e.cfg)
+	if err != nil {
+		return err
+	}
+	e.d.spd.set(spec)
+	undo.add("routes", e.o.OS.Network.Clear)
+	e.loop.applied = e.d.spd.policies()
+	if err := e.o.OS.Network.Apply(e.loop.device, e.loop.applied); err != nil {
+		return fmt.Errorf("the routes for the policies could not be set: %w", err)
+	}
+	if err := e.loop.m.Configure(e.loop.now(), e.cfg.IKE); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	e.loop.drain()
+	e.o.Log.Log(log.Net, log.Info, "ready", log.Str("device", e.loop.device), log.Int("mtu", e.mtu))
+
+	// From here the goroutines own the fields.
+	var readers, workers sync.WaitGroup
+	lost := make(chan error, 1)
+	stopLoop, stopWorkers := make(chan struct{}), make(chan struct{})
+	readers.Go(func() {
+		if err := e.d.out.run(); err != nil {
+			lost <- fmt.Errorf("the TUN device %s is lost: %w", e.loop.device, err)
+		}
+	})
+	for s, in := range e.d.in {
+		if e.d.socks[s] != nil {
+			readers.Go(in.run)
+		}
+	}
+	for range max(e.o.Profile.Workers, 1) {
+		workers.Go(func() { e.loop.work(stopWorkers) })
+	}
+	close(e.running)
+	go e.loop.run(stopLoop)
+	if listener != nil {
+		e.serve(listener, &undo)
+	}
+
+	select {
+	case <-stop:
+	case err = <-lost:
+	}
+	close(stopLoop)
+	<-e.loop.stopped
+	undo.run(e) // closes what the readers wait for
+	readers.Wait()
+	close(stopWorkers)
+	workers.Wait()
+	e.loop.wipe()
+	return err
+}
+
+// undoList takes back what was done, the last first.
+type undoList struct {
+	steps []undoStep
+}
+
+type undoStep struct {
+	what string
+	f    func() error
+}
+
+func (u *undoList) add(what string, f func() error) {
+	u.steps = append(u.steps, undoStep{what, f})
+}
+
+func (u *undoList) run(e *Engine) {
+	for len(u.steps) > 0 {
+		s := u.steps[len(u.steps)-1]
+		u.steps = u.steps[:len(u.steps)-1]
+		if err := s.f(); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
+			e.o.Log.Log(log.Net, log.Warn, "could not be undone at the end", log.Str("what", s.what), log.Err(err))
+		}
+	}
+}
+
+// openSockets opens every socket that can be had. What a system without IPv6 or without
+// raw sockets lacks is a warning, as long as IKE can be spoken at all; that a port is
+// taken or forbidden is an error.
+func (e *Engine) openSockets(undo *undoList) error {
+	open := func(s sockID, f func() (Socket, error)) error {
+		sock, err := f()
+		if err != nil {
+			return err
+		}
+		e.d.socks[s] = sock
+		undo.add(s.String()+" socket", sock.Close)
+		return nil
+	}
+	var missing error
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		for _, s := range []struct {
+			id   sockID
+			port uint16
+		}{{sockIKE4, e.d.ports.IKE}, {sockNATT4, e.d.ports.NATT}} {
+			id, addr := s.id.family(any), netip.AddrPortFrom(any, s.port)
+			if err := open(id, func() (Socket, error) { return e.o.OS.ListenUDP(addr) }); err != nil {
+				if !familyMissing(err) {
+					return fmt.Errorf("%s socket, port %d: %w", id, s.port, err)
+				}
+				missing = errors.Join(missing, err)
+				e.o.Log.Log(log.Net, log.Warn, "peers of this address family cannot be reached: the system does not have it",
+					log.Str("socket", id.String()), log.Err(err))
+			}
+		}
+	}
+	if !e.d.canIKE(sockIKE4) && !e.d.canIKE(sockIKE6) {
+		return fmt.Errorf("neither IPv4 nor IPv6 is available for IKE: %w", missing)
+	}
+	for _, v6 := range []bool{false, true} {
+		id := sockESP4
+		if v6 {
+			id = sockESP6
+		}
+		if !e.d.canIKE(sockIKE4 + id - sockESP4) {
+			continue
+		}
+		if err := open(id, func() (Socket, error) { return e.o.OS.ListenESP(v6) }); err != nil {
+			e.o.Log.Log(log.Net, log.Warn, "no raw socket for ESP: only connections with UDP encapsulation will carry traffic (encap = yes forces it)",
+				log.Str("socket", id.String()), log.Err(err))
+		}
+	}
+	return nil
+}
+
+// canIKE tells whether both UDP sockets of the family of s, an IKE socket, are there.
+func (d *datapath) canIKE(s sockID) bool {
+	return d.socks[s] != nil && d.socks[s+sockNATT4-sockIKE4] != nil
+}
+
+// familyMissing tells whether an error means that the kernel does not have the address family.
+func familyMissing(err error) bool {
+	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EPROTONOSUPPORT)
+}
+
+// policySpecs returns the SPD's entries that follow from a configuration.
+func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
+	var spec []policySpec
+	policies := cfg.Policies(e.o.OS.Network.Source)
+	for _, conn := range cfg.IKE.Conns {
+		for _, child := range conn.Children {
+			trap := child.StartAction == ike.StartTrap || child.DPDAction == ike.ActionTrap || child.CloseAction == ike.ActionTrap
+			spec = append(spec, policySpec{
+				Policy: policies[len(spec)], conn: conn.Name, child: child.Name,
+				acquire: trap, wait: trap || child.StartAction == ike.StartStart, dynamic: dynamic(child),
+			})
+		}
+	}
+	return spec, e.d.spd.check(spec)
+}
+
+func dynamic(c *ike.Child) bool {
+	for _, side := range [][]ike.TS{c.LocalTS, c.RemoteTS} {
+		for i := range side {
+			if side[i].Dynamic {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Reload changes over to another configuration. Connections that stay the same keep
+// their SAs. An error means that nothing has changed.
+func (e *Engine) Reload(cfg *config.Config) error {
+	select {
+	case <-e.running:
+	default:
+		return errors.New("the daemon is not running yet")
+	}
+	if err := cfg.Fits(e.o.Profile); err != nil {
+		return err
+	}
+	mtu, err := tunnelMTU(cfg, e.o.Profile)
+	if err != nil {
+		return err
+	}
+	spec, err := e.policySpecs(cfg)
+	if err != nil {
+		return err
+	}
+	if lerr := e.loop.do(func() { err = e.change(cfg, spec, mtu) }); lerr != nil {
+		return lerr
+	}
+	return err
+}
+
+// change is Reload's part on the loop.
+func (e *Engine) change(cfg *config.Config, spec []policySpec, mtu int) error {
+	l, s := e.loop, e.d.spd
+	// First the kernel, so that what a new connection protects never leaves in clear.
+	list := plainPolicies(s.compile(spec))
+	if err := l.net.Apply(l.device, list); err != nil {
+		l.apply()
+		return fmt.Errorf("the routes for the policies could not be set: %w", err)
+	}
+	run := cfg.IKE
+	run.Ports = e.cfg.IKE.Ports
+	if err := l.m.Configure(l.now(), run); err != nil {
+		l.apply()
+		return err
+	}
+	s.set(spec)
+	if l.applied = list; !equalPolicies(list, s.policies()) {
+		l.apply() // an SA that ended took a policy of its own with it
+	}
+	l.drain()
+	l.out.flush()
+	e.tellRestart(cfg, mtu)
+	e.cfg = cfg
+	return nil
+}
+
+// tellRestart names what a reload cannot change.
+func (e *Engine) tellRestart(cfg *config.Config, mtu int) {
+	was, is := &e.cfg.Daemon, &cfg.Daemon
+	tell := func(changed bool, key string) {
+		if changed {
+			e.o.Log.Log(log.Net, log.Warn, "a changed setting takes effect after a restart only", log.Str("setting", key))
+		}
+	}
+	tell(was.Interface != is.Interface, "interface")
+	tell(mtu != e.mtu, "mtu")
+	tell(was.Board != is.Board, "board")
+	tell(was.IKEPort != is.IKEPort, "ike_port")
+	tell(was.NATTPort != is.NATTPort, "natt_port")
+	tell(was.Control != is.Control, "control")
+	is.IKEPort, is.NATTPort = was.IKEPort, was.NATTPort
+	cfg.IKE.Ports = e.cfg.IKE.Ports
+}
+
+// wipe forgets the keys of whatever is left, when nobody uses the tables any more.
+func (l *ikeLoop) wipe() {
+	for i := range l.d.sad.slots {
+		slot := &l.d.sad.slots[i]
+		if in := slot.in.Swap(nil); in != nil {
+			in.in.Wipe()
+		}
+		if slot.out != nil {
+			slot.out.out.Wipe()
+			slot.out = nil
+		}
+	}
+}
+
+// Counters returns the data path's counters, in a fixed order. It may be called from
+// any goroutine.
+func (e *Engine) Counters() []CounterValue {
+	out := make([]CounterValue, numCounters)
+	for c := range numCounters {
+		out[c] = CounterValue{c.String(), e.d.counts.get(c)}
+	}
+	return out
+}
+
+// MTU returns the MTU of the TUN device.
+func (e *Engine) MTU() int { return e.mtu }
+
+const (
+	// pathMTU is what an outer path is expected to carry.
+	pathMTU = 1500
+	// outerHeaders are the largest outer headers: IPv6 and UDP.
+	outerHeaders = 40 + 8
+	// minMTU is what IPv6 demands of a link (RFC 8200 section 5).
+	minMTU = 1280
+)
+
+// tunnelMTU returns the MTU of the TUN device: what is configured, or the largest that
+// every suite of the configuration can carry over an Ethernet path.
+func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
+	most := p.BufferSize - esp.HeadRoom - esp.TailRoom
+	if mtu := cfg.Daemon.MTU; mtu > 0 {
+		if mtu > most {
+			return 0, fmt.Errorf("mtu %d does not fit the buffers of the board profile %q: use at most %d", mtu, p.Name, most)
+		}
+		return mtu, nil
+	}
+	mtu := pathMTU - outerHeaders
+	for _, conn := range cfg.IKE.Conns {
+		for _, child := range conn.Children {
+			for _, prop := range child.Proposals {
+				for _, s := range proposedSuites(&prop) {
+					if n := s.MaxInner(pathMTU - outerHeaders); n > 0 {
+						mtu = min(mtu, n)
+					}
+				}
+			}
+		}
+	}
+	return min(max(mtu, minMTU), most), nil
+}
+
+// proposedSuites returns the suites that can come of an ESP proposal. Sequence numbers
+// do not matter here: they add nothing to a packet.
+func proposedSuites(p *ike.Proposal) []esp.Suite {
+	var out []esp.Suite
+	for _, e := range p.Transforms {
+		if e.Type != ike.TransformEncr {
+			continue
+		}
+		s := esp.Suite{Encr: esp.EncrID(e.ID), KeyBits: e.KeyBits}
+		out = append(out, s)
+		for _, i := range p.Transforms {
+			if i.Type == ike.TransformInteg && i.ID != 0 {
+				s.Integ = esp.IntegID(i.ID)
+				out = append(out, s)
+			}
+		}
+	}
+	return out
+}

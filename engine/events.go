@@ -1,0 +1,144 @@
+package engine
+
+import (
+	"errors"
+	"time"
+
+	"postern/engine/log"
+	"postern/ike"
+)
+
+// eventInterval and eventKeys bound the lines that unauthenticated peers can provoke:
+// one per kind, connection and reason in each interval.
+const (
+	eventInterval = 10 * time.Second
+	eventKeys     = 32
+)
+
+// eventLine is what the log says of an event.
+type eventLine struct {
+	level   log.Level
+	msg     string
+	limited bool // anybody can cause it at any rate
+}
+
+// eventLines is indexed by ike.EventKind. An empty message is not logged.
+var eventLines = [...]eventLine{
+	ike.EvIKEUp:        {log.Info, "IKE SA established", false},
+	ike.EvIKEDown:      {log.Info, "IKE SA closed", false},
+	ike.EvIKERekeyed:   {log.Info, "IKE SA rekeyed", false},
+	ike.EvChildUp:      {log.Info, "CHILD SA established, the tunnel is up", false},
+	ike.EvChildDown:    {log.Info, "CHILD SA closed", false},
+	ike.EvChildRekeyed: {log.Info, "CHILD SA rekeyed", false},
+	ike.EvDone:         {}, // the command's own affair
+	ike.EvInitiate:     {log.Info, "connecting to the peer", false},
+	ike.EvFailed:       {log.Warn, "the tunnel could not be established", false},
+	ike.EvRetransmit:   {log.Debug, "no answer yet, request repeated", false},
+	ike.EvNotify:       {log.Warn, "the peer reports an error", true},
+	ike.EvRefused:      {log.Warn, "the peer's request was refused", true},
+	ike.EvDropped:      {log.Info, "IKE message dropped", true},
+	ike.EvCookies:      {log.Warn, "many unfinished connection attempts: cookies are demanded from now on", false},
+	ike.EvTrace:        {log.Debug, "message", false},
+	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
+	ike.EvMoved:        {log.Info, "the peer's address has changed", false},
+}
+
+// retransmitsToTell is how many requests in a row the peer leaves unanswered before the
+// log says so to everybody: one or two are lost on every mobile link.
+const retransmitsToTell = 3
+
+// event does what follows from an event: it ends waiting commands, writes the log and
+// tells the control clients.
+func (l *ikeLoop) event(e *ike.Event) {
+	if e.Kind == ike.EvDone {
+		if done := l.waiters[e.Tag]; done != nil {
+			delete(l.waiters, e.Tag)
+			done(e.Err)
+		}
+		return
+	}
+	l.logEvent(e)
+	if l.onEvent != nil {
+		l.onEvent(e)
+	}
+}
+
+// eventText returns the level and the message of an event; "" if there is none.
+func eventText(e *ike.Event) (log.Level, string) {
+	if int(e.Kind) >= len(eventLines) {
+		return log.Debug, ""
+	}
+	line := &eventLines[e.Kind]
+	switch {
+	case e.Kind == ike.EvRetransmit && e.Count >= retransmitsToTell:
+		return log.Info, "the peer does not answer, request repeated"
+	case (e.Kind == ike.EvIKEDown || e.Kind == ike.EvChildDown) && !expected(e.Err):
+		return log.Warn, line.msg
+	case e.Kind == ike.EvCookies && e.Count == 0:
+		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
+	case e.Kind == ike.EvFailed && e.Delay == 0:
+		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
+	}
+	return line.level, line.msg
+}
+
+// expected tells whether an SA's end is part of ordinary life.
+func expected(err error) bool {
+	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted)
+}
+
+// logEvent writes the line of an event.
+func (l *ikeLoop) logEvent(e *ike.Event) {
+	level, msg := eventText(e)
+	if msg == "" || !l.log.Enabled(log.IKE, level) {
+		return
+	}
+	suppressed := 0
+	if eventLines[e.Kind].limited {
+		key := string([]byte{byte(e.Kind)}) + e.Conn
+		if e.Err != nil {
+			key += "\x00" + e.Err.Error()
+		}
+		var ok bool
+		if suppressed, ok = l.limit.Allow(key, l.now().Mono); !ok {
+			return
+		}
+	}
+	if e.Kind == ike.EvDropped {
+		suppressed += e.Count
+	}
+	f := make([]log.Field, 0, 12)
+	str := func(key, v string) {
+		if v != "" {
+			f = append(f, log.Str(key, v))
+		}
+	}
+	num := func(key string, v int) {
+		if v != 0 {
+			f = append(f, log.Int(key, v))
+		}
+	}
+	str("conn", e.Conn)
+	str("child", e.Child)
+	num("ike", int(e.IKE))
+	num("child_id", int(e.ChildID))
+	num("replaces", int(e.Old))
+	if e.Path.Remote.IsValid() {
+		f = append(f, log.AddrPort("peer", e.Path.Remote))
+	}
+	switch e.Kind {
+	case ike.EvInitiate, ike.EvFailed:
+		num("attempt", e.Count)
+	case ike.EvRetransmit:
+		num("repeated", e.Count)
+	case ike.EvCookies:
+		num("half_open", e.Count)
+	}
+	num("suppressed", suppressed)
+	if e.Delay > 0 {
+		f = append(f, log.Dur("next_in", e.Delay))
+	}
+	str("text", e.Text)
+	f = append(f, log.Err(e.Err))
+	l.log.Log(log.IKE, level, msg, f...)
+}

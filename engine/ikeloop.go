@@ -1,0 +1,309 @@
+package engine
+
+import (
+	"crypto/rand"
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"postern/engine/log"
+	"postern/esp"
+	"postern/ike"
+)
+
+// machine is the part of *ike.Machine that the loop uses. Tests script it.
+type machine interface {
+	Configure(now ike.Time, cfg ike.Config) error
+	Datagram(now ike.Time, p ike.Path, b []byte)
+	Command(now ike.Time, c ike.Command)
+	Timeout(now ike.Time)
+	Done(now ike.Time, r ike.Result)
+	Next() (ike.Output, bool)
+	Deadline() (at time.Duration, ok bool)
+	List(visit func(*ike.SAInfo) bool)
+}
+
+// Limits of the loop.
+const (
+	// commandQueue is how many wishes of the data path may wait for the loop. What finds
+	// no room is asked for again by the next packet.
+	commandQueue = 16
+	// datagramTurn is how many datagrams the loop takes before it looks at its timers and
+	// at everybody else.
+	datagramTurn = 16
+	// closeTime bounds how long the loop waits at the end for the peers to confirm that
+	// their SAs are deleted.
+	closeTime = 3 * time.Second
+)
+
+var errStopping = errors.New("the daemon is stopping")
+
+// ikeLoop owns the IKE machine, and with it the writing side of SAD and SPD. One
+// goroutine, run, does everything; others reach it through its queues and through do.
+//
+// Each turn takes one input (datagrams, a wish, a result, a call, the clock), gives it
+// to the machine, and then does what the machine says, strictly in its order, so that
+// an inbound SA is in the SAD before the message that announces it leaves.
+type ikeLoop struct {
+	m       machine
+	d       *datapath
+	out     *outbound // for packets that have waited
+	net     Network
+	device  string
+	log     *log.Logger
+	applied []esp.Policy // what the kernel was told last
+	now     func() ike.Time
+
+	wishes  chan ike.Command
+	calls   chan func()
+	feed    chan *ike.Work
+	results chan ike.Result
+	stopped chan struct{} // closed when run has returned
+
+	busy    atomic.Int32 // workers that compute
+	jobs    []*ike.Work  // no worker has taken these; at most two per IKE SA
+	waiters map[uint64]func(error)
+	tag     uint64
+	limit   *log.Limiter
+	onEvent func(*ike.Event) // told of every event, on the loop's goroutine; may be nil
+
+	dgram    ikeDatagram
+	sendBuf  []byte
+	sendOne  [1]esp.Datagram
+	nextTick time.Duration
+	nat      map[uint32]*natState
+}
+
+// newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
+func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *ikeLoop {
+	l := &ikeLoop{
+		d: d, net: net, log: lg, now: now,
+		// One buffer: what waits leaves it one by one, before the next is sealed.
+		out:     newOutbound(d, make([][]byte, 1), flowCache{}),
+		wishes:  make(chan ike.Command, commandQueue),
+		calls:   make(chan func()),
+		feed:    make(chan *ike.Work),
+		results: make(chan ike.Result),
+		stopped: make(chan struct{}),
+		waiters: make(map[uint64]func(error)),
+		limit:   log.NewLimiter(eventInterval, eventKeys),
+		dgram:   ikeDatagram{buf: make([]byte, d.udp.size)},
+		nat:     make(map[uint32]*natState),
+	}
+	return l
+}
+
+// acquire hands the data path's wish for an SA to the loop.
+func (l *ikeLoop) acquire(p *policy, f *esp.Flow) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdAcquire, Conn: p.conn, Child: p.child, Flow: *f}:
+		return true
+	default:
+		return false
+	}
+}
+
+// do runs f on the loop's goroutine and returns when it has. It must not be called
+// from there.
+func (l *ikeLoop) do(f func()) error {
+	done := make(chan struct{})
+	select {
+	case l.calls <- func() { f(); close(done) }:
+	case <-l.stopped:
+		return errStopping
+	}
+	select {
+	case <-done:
+		return nil
+	case <-l.stopped:
+		return errStopping
+	}
+}
+
+// work computes what the machine finds too slow, until stop is closed.
+func (l *ikeLoop) work(stop <-chan struct{}) {
+	for {
+		select {
+		case w := <-l.feed:
+			l.busy.Add(1)
+			r := w.Run()
+			l.busy.Add(-1)
+			select {
+			case l.results <- r:
+			case <-stop:
+				return
+			}
+		case <-stop:
+			return
+		}
+	}
+}
+
+// run is the loop. When stop is closed it terminates every SA, waits for the peers a
+// bounded time, and returns.
+func (l *ikeLoop) run(stop <-chan struct{}) {
+	defer close(l.stopped)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var end <-chan time.Time
+	over := false
+	l.nextTick = l.now().Mono + tickInterval
+	for !over {
+		now := l.now()
+		wake := l.nextTick
+		if at, ok := l.m.Deadline(); ok {
+			wake = min(wake, at)
+		}
+		timer.Reset(max(wake-now.Mono, 0))
+
+		feed, job := chan *ike.Work(nil), (*ike.Work)(nil)
+		if len(l.jobs) > 0 {
+			feed, job = l.feed, l.jobs[0]
+		}
+		select {
+		case <-l.d.ikeq.wake:
+			l.datagrams()
+		case c := <-l.wishes:
+			l.m.Command(l.now(), c)
+			l.drain()
+		case f := <-l.calls:
+			f()
+		case r := <-l.results:
+			l.m.Done(l.now(), r)
+			l.drain()
+		case feed <- job:
+			l.jobs[0] = nil
+			l.jobs = l.jobs[1:]
+		case <-timer.C:
+			now := l.now()
+			l.m.Timeout(now)
+			l.drain()
+			if now.Mono >= l.nextTick {
+				l.tick(now.Mono)
+				l.nextTick = now.Mono + tickInterval
+			}
+		case <-stop:
+			stop = nil
+			t := time.NewTimer(closeTime)
+			defer t.Stop()
+			end = t.C
+			l.command(ike.Command{Kind: ike.CmdTerminate}, func(error) { over = true })
+		case <-end:
+			l.log.Log(log.IKE, log.Warn, "not every peer has confirmed the end of its SAs; they will find out by their liveness checks")
+			over = true
+		}
+	}
+	for _, done := range l.waiters {
+		done(errStopping)
+	}
+}
+
+// datagrams gives waiting datagrams to the machine.
+func (l *ikeLoop) datagrams() {
+	for range datagramTurn {
+		if !l.d.ikeq.pop(&l.dgram) {
+			return
+		}
+		l.m.Datagram(l.now(), l.dgram.path, l.dgram.buf[:l.dgram.n])
+		l.drain()
+	}
+	select { // there may be more
+	case l.d.ikeq.wake <- struct{}{}:
+	default:
+	}
+}
+
+// command gives a command to the machine and calls done with its outcome, now or later,
+// on the loop's goroutine. It returns the tag by which forget gives up waiting.
+func (l *ikeLoop) command(c ike.Command, done func(error)) (tag uint64) {
+	l.tag++
+	c.Tag = l.tag
+	l.waiters[c.Tag] = done
+	l.m.Command(l.now(), c)
+	l.drain()
+	return c.Tag
+}
+
+// forget stops waiting for a command, which goes on all the same.
+func (l *ikeLoop) forget(tag uint64) { delete(l.waiters, tag) }
+
+// drain does what the machine says, in its order.
+func (l *ikeLoop) drain() {
+	for o, ok := l.m.Next(); ok; o, ok = l.m.Next() {
+		switch o.Kind {
+		case ike.OutSend:
+			l.send(o.Path, o.Data)
+		case ike.OutAddSA:
+			l.addSA(o.Add)
+		case ike.OutDelSA:
+			l.delSA(o.SPI, o.Inbound, o.Dir)
+		case ike.OutUseSA:
+			l.useSA(o.SPI, o.Inbound)
+		case ike.OutWork:
+			l.jobs = append(l.jobs, o.Work)
+		case ike.OutEvent:
+			l.event(&o.Event)
+		}
+	}
+}
+
+// send sends an IKE message through the socket of its path.
+func (l *ikeLoop) send(p ike.Path, b []byte) {
+	s := sockIKE4
+	l.sendBuf = l.sendBuf[:0]
+	if p.NATT {
+		s = sockNATT4
+		l.sendBuf = append(l.sendBuf, 0, 0, 0, 0) // the non-ESP marker
+	}
+	l.sendBuf = append(l.sendBuf, b...)
+	if l.transmit(s.family(p.Remote.Addr()), p, l.sendBuf) {
+		l.d.counts.inc(cIKEOut)
+	}
+}
+
+// transmit sends one datagram along a path.
+func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
+	if l.d.socks[s] == nil {
+		l.d.counts.inc(cIKESendError)
+		if l.d.mayNote(noteSend, l.now().Mono) {
+			l.log.Log(log.Net, log.Warn, "nothing can be sent to the peer: its address family is not available here",
+				log.AddrPort("to", p.Remote), log.Str("socket", s.String()))
+		}
+		return false
+	}
+	local := p.Local.Addr()
+	if local.IsUnspecified() {
+		local = netip.Addr{}
+	}
+	l.sendOne[0] = esp.Datagram{Buf: b, N: len(b), Local: local, Remote: p.Remote}
+	return l.d.write(s, l.sendOne[:], cIKESendError) == 1
+}
+
+// env is what the machine asks its surroundings for. The machine calls it only from
+// within its own methods, so on the loop's goroutine.
+type env struct{ l *ikeLoop }
+
+func (e env) Random(b []byte) {
+	_, _ = rand.Read(b) // it never fails: since Go 1.24 the process ends instead
+}
+
+func (e env) AllocSPI() (uint32, bool) { return e.l.d.sad.alloc() }
+
+func (e env) FreeSPI(spi uint32) {
+	in, out := e.l.d.sad.release(spi)
+	e.l.retire(in, out)
+}
+
+func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
+	return e.l.d.sad.usage(spi)
+}
+
+func (e env) Source(remote netip.Addr) (netip.Addr, bool) {
+	a, err := e.l.net.Source(remote)
+	if err != nil {
+		e.l.log.Log(log.Net, log.Debug, "no route to the peer", log.Addr("peer", remote), log.Err(err))
+		return netip.Addr{}, false
+	}
+	return a.Unmap(), a.IsValid()
+}

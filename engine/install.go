@@ -1,0 +1,195 @@
+package engine
+
+import (
+	"time"
+
+	"postern/engine/log"
+	"postern/esp"
+	"postern/ike"
+)
+
+// What the IKE loop does with SAs: into the tables, out of them, and what they need
+// from time to time. All of it runs on the loop's goroutine.
+
+// addSA puts one direction of a CHILD SA into the SAD. The keys are overwritten once
+// the ciphers have them.
+func (l *ikeLoop) addSA(c *ike.ChildSA) {
+	err := l.install(c)
+	clear(c.EncrKey)
+	clear(c.IntegKey)
+	if err != nil {
+		l.log.Log(log.ESP, log.Error, "CHILD SA could not be installed: it will carry nothing; terminate and initiate it again",
+			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Hex32("spi", c.SPI), log.Str("suite", c.Suite.String()), log.Err(err))
+	}
+}
+
+func (l *ikeLoop) install(c *ike.ChildSA) error {
+	if c.Dir == esp.In {
+		in, err := esp.NewInbound(&c.SA, numInContexts)
+		if err != nil {
+			return err
+		}
+		return l.d.sad.addIn(&inSA{
+			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
+			localTS: c.LocalTS, remoteTS: c.RemoteTS, remote: c.Remote, encap: c.Encap,
+			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
+		})
+	}
+	o, err := esp.NewOutbound(&c.SA, numOutContexts)
+	if err != nil {
+		return err
+	}
+	sa := &outSA{
+		spi: c.SPI, inbound: c.Inbound, out: o,
+		localTS: c.LocalTS, remoteTS: c.RemoteTS,
+		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
+		esn: c.Suite.ESN, standby: c.Standby,
+	}
+	sa.sock, sa.local, sa.remote = outerAddr(&c.SA)
+	old, err := l.d.sad.addOut(sa)
+	if err != nil {
+		return err
+	}
+	l.retire(nil, old)
+	if l.d.socks[sa.sock] == nil {
+		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the connection use encap",
+			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock.String()))
+	}
+	if !sa.standby {
+		l.use(sa)
+	}
+	return nil
+}
+
+// use makes an outbound SA the newest of its policy and sends what has waited for it.
+func (l *ikeLoop) use(sa *outSA) {
+	sa.standby = false
+	changed, taken := l.d.spd.bind(sa)
+	if changed {
+		l.apply()
+	}
+	if !taken {
+		l.log.Log(log.ESP, log.Warn, "no policy takes the CHILD SA: nothing will be sent through it; check the configuration, or whether the board profile has room for more policies",
+			log.Str("conn", sa.conn), log.Str("child", sa.child), log.Hex32("spi_out", sa.spi))
+	}
+	// Even when nothing waits: the queue must know the generation.
+	l.out.flush()
+}
+
+// apply tells the kernel the policies as they are now.
+func (l *ikeLoop) apply() {
+	l.applied = l.d.spd.policies()
+	if err := l.net.Apply(l.device, l.applied); err != nil {
+		l.log.Log(log.Net, log.Error, "the routes for the policies could not be set", log.Err(err))
+	}
+}
+
+// useSA moves traffic to an outbound SA that was on standby.
+func (l *ikeLoop) useSA(spi, inbound uint32) {
+	if slot := l.d.sad.findOut(spi, inbound); slot != nil && slot.out.standby {
+		l.use(slot.out)
+	}
+}
+
+// delSA takes one direction of a CHILD SA out of the SAD.
+func (l *ikeLoop) delSA(spi, inbound uint32, dir esp.Direction) {
+	if dir == esp.In {
+		l.retire(l.d.sad.delIn(spi), nil)
+		return
+	}
+	if slot := l.d.sad.findOut(spi, inbound); slot != nil {
+		out := slot.out
+		slot.out = nil
+		l.retire(nil, out)
+	}
+}
+
+// retire forgets the keys of SAs that are in the SAD no more. A packet that is just
+// being sealed or opened is finished; the next one finds no SA.
+func (l *ikeLoop) retire(in *inSA, out *outSA) {
+	if in != nil {
+		in.in.Wipe()
+	}
+	if out == nil {
+		return
+	}
+	if !out.standby && l.d.spd.unbind(out) {
+		l.apply()
+	}
+	out.out.Wipe()
+}
+
+const (
+	// tickInterval is half of what RFC 3948 section 4 recommends between NAT keepalives:
+	// what happened since the last tick is then known well enough to keep the rhythm.
+	tickInterval = 10 * time.Second
+	// keepaliveInterval is the longest silence towards a NAT (RFC 3948 section 4).
+	keepaliveInterval = 20 * time.Second
+	// rekeySequence is the sequence number from which on an SA without ESN is rekeyed
+	// whatever its lifetime: half a billion packets before the last, so that even a fast
+	// line leaves minutes for it.
+	rekeySequence = 0xe0000000
+)
+
+// natState is how long the way through a NAT to one peer has been silent.
+type natState struct {
+	packets uint64        // sent through its CHILD SAs until the last tick
+	last    time.Duration // the latest time by which something must have been sent
+	seen    bool
+}
+
+// tick does what has no deadline of its own: NAT keepalives, and rekeying of SAs whose
+// sequence numbers run out.
+func (l *ikeLoop) tick(now time.Duration) {
+	for _, s := range l.nat {
+		s.seen = false
+	}
+	l.m.List(func(sa *ike.SAInfo) bool {
+		l.keepalive(sa, now)
+		return true
+	})
+	for id, s := range l.nat {
+		if !s.seen {
+			delete(l.nat, id)
+		}
+	}
+	for i := range l.d.sad.slots {
+		o := l.d.sad.slots[i].out
+		if o == nil || o.esn || o.rekeying || o.standby || o.out.Seq() < rekeySequence {
+			continue
+		}
+		o.rekeying = true
+		l.log.Log(log.ESP, log.Info, "CHILD SA is rekeyed early: its sequence numbers run out; esn would avoid it",
+			log.Str("conn", o.conn), log.Str("child", o.child), log.Hex32("spi_out", o.spi))
+		l.m.Command(l.now(), ike.Command{Kind: ike.CmdRekey, Conn: o.conn, IKE: o.ike, ChildID: o.id})
+		l.drain()
+	}
+}
+
+// keepalive sends a NAT keepalive (RFC 3948 section 2.3) if a NAT is in front of us and
+// may have seen nothing for keepaliveInterval.
+func (l *ikeLoop) keepalive(sa *ike.SAInfo, now time.Duration) {
+	if sa.State != ike.StateEstablished || !sa.NATLocal || !sa.Path.NATT {
+		return
+	}
+	var packets uint64
+	for i := range sa.Children {
+		if slot := l.d.sad.slot(sa.Children[i].SPIIn); slot != nil && slot.out != nil {
+			packets += slot.out.out.Seq()
+		}
+	}
+	s := l.nat[sa.Unique]
+	if s == nil {
+		s = &natState{last: now - tickInterval, packets: packets}
+		l.nat[sa.Unique] = s
+	}
+	s.seen = true
+	if packets > s.packets { // at some time since the last tick
+		s.last = now - tickInterval
+	}
+	s.packets = packets
+	if now-s.last >= keepaliveInterval {
+		s.last = now
+		l.transmit(sockNATT4.family(sa.Path.Remote.Addr()), sa.Path, []byte{0xff})
+	}
+}

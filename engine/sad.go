@@ -1,0 +1,208 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"postern/esp"
+)
+
+// inSA is an inbound SA as the data path sees it. What a reader finds in the SAD stays
+// as it is but for the atomics.
+type inSA struct {
+	spi      uint32
+	in       *esp.Inbound
+	innerOff int // where the inner packet starts in the ESP packet
+	localTS  []esp.Selector
+	remoteTS []esp.Selector
+	remote   netip.AddrPort
+	encap    bool
+	conn     string
+	child    string
+	ike, id  uint32
+	lastIn   atomic.Int64 // when the last packet passed; 0: none did
+	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+}
+
+// outSA is an outbound SA as the data path sees it: immutable but for the atomics and
+// standby, which is the IKE loop's alone.
+type outSA struct {
+	spi      uint32
+	inbound  uint32 // SPI of the pair's inbound SA: its slot
+	out      *esp.Outbound
+	sock     sockID
+	local    netip.Addr
+	remote   netip.AddrPort // port 0 without encapsulation
+	localTS  []esp.Selector
+	remoteTS []esp.Selector
+	conn     string
+	child    string
+	ike, id  uint32
+	esn      bool
+	standby  bool
+	rekeying bool         // asked for because the sequence numbers run out; the IKE loop's
+	lastOut  atomic.Int64 // when the last packet passed; 0: none did
+}
+
+// sadSlot is one CHILD SA: an inbound and an outbound SA. All but in belongs to the IKE loop.
+type sadSlot struct {
+	in   atomic.Pointer[inSA]
+	spi  uint32 // reserved or in use; 0: the slot is free
+	last uint32 // the SPI that the slot had before
+	out  *outSA
+}
+
+// sad is the security association database. Its low SPI bits are the slot, the rest is
+// random: a look-up is one index and one compare, a stale SPI finds nothing, and the
+// table cannot grow. lookup may be called from any goroutine; everything else belongs
+// to the IKE loop.
+type sad struct {
+	slots  []sadSlot
+	mask   uint32
+	free   []uint32 // a ring: a slot that was given back is used again last
+	head   int
+	nfree  int
+	random func([]byte)
+}
+
+// errSlot says that an SA arrived for an SPI that AllocSPI had not given out. The SAD
+// is unchanged.
+var errSlot = errors.New("the SPI is not reserved in the SAD")
+
+// minSPI is the first SPI that is not reserved (RFC 4303 section 2.1).
+const minSPI = 256
+
+// newSAD returns a SAD of n slots, n a power of two.
+func newSAD(n int, random func([]byte)) *sad {
+	s := &sad{slots: make([]sadSlot, n), mask: uint32(n - 1), free: make([]uint32, n), nfree: n, random: random}
+	for i := range s.free {
+		s.free[i] = uint32(i)
+	}
+	return s
+}
+
+// lookup returns the inbound SA of spi, or nil.
+func (s *sad) lookup(spi uint32) *inSA {
+	if sa := s.slots[spi&s.mask].in.Load(); sa != nil && sa.spi == spi {
+		return sa
+	}
+	return nil
+}
+
+// alloc reserves a slot and returns the SPI for it.
+func (s *sad) alloc() (uint32, bool) {
+	if s.nfree == 0 {
+		return 0, false
+	}
+	i := s.free[s.head]
+	slot := &s.slots[i]
+	for {
+		var b [4]byte
+		s.random(b[:])
+		spi := binary.BigEndian.Uint32(b[:])&^s.mask | i
+		if spi < minSPI || spi == slot.last {
+			continue
+		}
+		s.head = (s.head + 1) % len(s.free)
+		s.nfree--
+		slot.spi = spi
+		return spi, true
+	}
+}
+
+// slot returns the slot that spi reserves, or nil.
+func (s *sad) slot(spi uint32) *sadSlot {
+	if slot := &s.slots[spi&s.mask]; spi != 0 && slot.spi == spi {
+		return slot
+	}
+	return nil
+}
+
+// release gives back what alloc reserved. It returns what was still in the slot.
+func (s *sad) release(spi uint32) (in *inSA, out *outSA) {
+	slot := s.slot(spi)
+	if slot == nil {
+		return nil, nil
+	}
+	in, out = slot.in.Swap(nil), slot.out
+	slot.out, slot.last, slot.spi = nil, spi, 0
+	s.free[(s.head+s.nfree)%len(s.free)] = spi & s.mask
+	s.nfree++
+	return in, out
+}
+
+// used returns how many slots are not free.
+func (s *sad) used() int { return len(s.slots) - s.nfree }
+
+// addIn publishes an inbound SA in the slot that its SPI reserves.
+func (s *sad) addIn(sa *inSA) error {
+	slot := s.slot(sa.spi)
+	if slot == nil {
+		return errSlot
+	}
+	slot.in.Store(sa)
+	return nil
+}
+
+// delIn takes an inbound SA out; the slot stays reserved until release.
+func (s *sad) delIn(spi uint32) *inSA {
+	if slot := s.slot(spi); slot != nil {
+		return slot.in.Swap(nil)
+	}
+	return nil
+}
+
+// addOut puts an outbound SA into its pair's slot and returns the one that it replaces.
+func (s *sad) addOut(sa *outSA) (old *outSA, err error) {
+	slot := s.slot(sa.inbound)
+	if slot == nil {
+		return nil, errSlot
+	}
+	old, slot.out = slot.out, sa
+	return old, nil
+}
+
+// findOut returns the slot with the outbound SA spi. Outbound SPIs are the peers'
+// choice, so two peers may have chosen the same one: inbound, the SPI of the pair's
+// inbound SA, decides, and only if it is 0 the first one that is found.
+func (s *sad) findOut(spi, inbound uint32) *sadSlot {
+	if inbound != 0 {
+		if slot := s.slot(inbound); slot != nil && slot.out != nil && slot.out.spi == spi {
+			return slot
+		}
+		return nil
+	}
+	for i := range s.slots {
+		if o := s.slots[i].out; o != nil && o.spi == spi {
+			return &s.slots[i]
+		}
+	}
+	return nil
+}
+
+// usage returns what passed through the pair of the inbound spi.
+func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
+	slot := s.slot(spi)
+	if slot == nil {
+		return
+	}
+	if sa := slot.in.Load(); sa != nil {
+		in, lastIn = sa.in.Usage(), time.Duration(sa.lastIn.Load())
+	}
+	if slot.out != nil {
+		out = slot.out.out.Usage()
+	}
+	return
+}
+
+// innerOffset returns where the payload starts in an ESP packet of that suite: behind
+// SPI, sequence number and IV (RFC 4303 section 2).
+func innerOffset(s esp.Suite) int {
+	if s.Encr == esp.EncrAESCBC {
+		return 8 + 16
+	}
+	return 8 + 8
+}

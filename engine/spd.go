@@ -1,0 +1,282 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"postern/esp"
+)
+
+// policy is one entry of the SPD: what it selects, what happens then and, for PROTECT,
+// which child of which connection carries it. Readers find it through a snapshot and
+// see it unchanged but for the atomics.
+type policy struct {
+	esp.Policy
+	conn, child string
+	wait        bool // a packet without an SA waits for one
+	acquire     bool // and asks the IKE loop for it
+
+	// sas are the outbound SAs bound to the entry, the newest first: several where road
+	// warriors have narrowed its selectors each to its own.
+	sas atomic.Pointer[[]*outSA]
+	// acquired is when an SA was last asked for.
+	acquired atomic.Int64
+}
+
+// find returns the newest SA whose own selectors match the flow, or nil.
+func (p *policy) find(f *esp.Flow) *outSA {
+	list := p.sas.Load()
+	if list == nil {
+		return nil
+	}
+	for _, sa := range *list {
+		if esp.MatchFlow(sa.localTS, sa.remoteTS, f) {
+			return sa
+		}
+	}
+	return nil
+}
+
+// bound returns how many SAs are bound to the entry.
+func (p *policy) bound() int {
+	if list := p.sas.Load(); list != nil {
+		return len(*list)
+	}
+	return 0
+}
+
+const (
+	// acquireInterval bounds how often one policy asks for an SA.
+	acquireInterval = time.Second
+	// acquireNarrow is the same for a policy that has SAs, none of which takes the packet:
+	// the peer has narrowed the selectors and will most likely do it again.
+	acquireNarrow = time.Minute
+)
+
+// mayAcquire tells whether the policy may ask for an SA at now, and notes that it did.
+func (p *policy) mayAcquire(now time.Duration) bool {
+	if !p.acquire {
+		return false
+	}
+	interval := acquireInterval
+	if p.bound() > 0 {
+		interval = acquireNarrow
+	}
+	last := p.acquired.Load()
+	if last != 0 && now-time.Duration(last) < interval {
+		return false
+	}
+	return p.acquired.CompareAndSwap(last, int64(max(now, 1)))
+}
+
+// policySpec is an entry as the configuration has it. A dynamic one has selectors that
+// only a CHILD SA makes known: its own selectors (which may be empty) are what is known
+// without one.
+type policySpec struct {
+	esp.Policy
+	conn, child   string
+	wait, acquire bool
+	dynamic       bool
+}
+
+// spd is the security policy database: an ordered table in which the first match wins
+// (RFC 4301 section 4.4.1). Readers look up in an immutable snapshot; the IKE loop
+// alone changes it, and raises gen with each change, so that what a flow cache
+// remembers of an older one no longer counts.
+type spd struct {
+	cur  atomic.Pointer[[]*policy]
+	gen  atomic.Uint64
+	max  int
+	spec []policySpec
+	sas  []*outSA // bound, the newest first
+}
+
+// newSPD returns an empty SPD of at most max entries.
+func newSPD(max int) *spd {
+	s := &spd{max: max}
+	s.cur.Store(new([]*policy))
+	s.gen.Store(1) // 0 is the generation of an empty cache entry
+	return s
+}
+
+// lookup returns the first entry that the flow matches and, if that is PROTECT, its
+// SA; both are nil if there is none. It may be called from any goroutine.
+func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) {
+	for _, p := range *s.cur.Load() {
+		if !esp.MatchFlow(p.LocalTS, p.RemoteTS, f) {
+			continue
+		}
+		if p.Action != esp.Protect {
+			return p, nil
+		}
+		return p, p.find(f)
+	}
+	return nil, nil
+}
+
+// check tells whether the entries fit the table.
+func (s *spd) check(spec []policySpec) error {
+	if len(spec) > s.max {
+		return fmt.Errorf("the configuration has %d policies and the board profile allows %d: remove children or choose a larger board", len(spec), s.max)
+	}
+	return nil
+}
+
+// set replaces the entries. SAs stay bound, by the names of connection and child.
+func (s *spd) set(spec []policySpec) {
+	list := s.compile(spec)
+	s.spec = spec
+	s.cur.Store(&list)
+	s.gen.Add(1)
+}
+
+// compile returns the entries that follow from the configuration and the bound SAs. It
+// changes nothing.
+func (s *spd) compile(spec []policySpec) []*policy {
+	list := make([]*policy, 0, len(spec))
+	for i := range spec {
+		sp := &spec[i]
+		if len(sp.LocalTS) > 0 && len(sp.RemoteTS) > 0 {
+			list = s.entry(list, sp, sp.LocalTS, sp.RemoteTS)
+		}
+		if !sp.dynamic {
+			continue
+		}
+		first := len(list)
+		for _, sa := range slices.Backward(s.sas) { // where room is short, who came first stays
+			if sa.conn == sp.conn && sa.child == sp.child && !covered(sp.LocalTS, sp.RemoteTS, sa) && !hasSelectors(list[first:], sa) {
+				list = s.entry(list, sp, sa.localTS, sa.remoteTS)
+			}
+		}
+	}
+	return list
+}
+
+// entry appends one entry, if there is room, and binds what belongs to it.
+func (s *spd) entry(list []*policy, sp *policySpec, local, remote []esp.Selector) []*policy {
+	if len(list) >= s.max {
+		return list
+	}
+	p := &policy{
+		Policy:  esp.Policy{Action: sp.Action, LocalTS: local, RemoteTS: remote},
+		conn:    sp.conn,
+		child:   sp.child,
+		wait:    sp.wait,
+		acquire: sp.acquire,
+	}
+	s.rebind(p)
+	return append(list, p)
+}
+
+// rebind publishes in p the SAs that are bound to it.
+func (s *spd) rebind(p *policy) {
+	if p.Action != esp.Protect {
+		return
+	}
+	var sas []*outSA
+	for _, sa := range s.sas {
+		if sa.conn == p.conn && sa.child == p.child && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
+			sas = append(sas, sa)
+		}
+	}
+	if sas == nil {
+		p.sas.Store(nil)
+		return
+	}
+	p.sas.Store(&sas)
+}
+
+// bind makes an SA the newest of its entry. It tells whether the list of policies has
+// changed with it, which the kernel must then be told, and whether any entry took it.
+func (s *spd) bind(sa *outSA) (changed, taken bool) {
+	s.sas = slices.Insert(s.sas, 0, sa)
+	changed = s.refresh(sa)
+	for _, p := range *s.cur.Load() {
+		if list := p.sas.Load(); list != nil && slices.Contains(*list, sa) {
+			return changed, true
+		}
+	}
+	return changed, false
+}
+
+// unbind takes an SA away from its entry and tells whether the list of policies has
+// changed with it.
+func (s *spd) unbind(sa *outSA) (changed bool) {
+	i := slices.Index(s.sas, sa)
+	if i < 0 {
+		return false
+	}
+	s.sas = slices.Delete(s.sas, i, i+1)
+	return s.refresh(sa)
+}
+
+// refresh publishes a change of sa's binding. Only where its child is dynamic can the
+// list of policies change.
+func (s *spd) refresh(sa *outSA) (changed bool) {
+	for i := range s.spec {
+		if sp := &s.spec[i]; sp.dynamic && sp.conn == sa.conn && sp.child == sa.child {
+			before := s.policies()
+			s.set(s.spec)
+			return !equalPolicies(before, s.policies())
+		}
+	}
+	for _, p := range *s.cur.Load() {
+		if p.conn == sa.conn && p.child == sa.child {
+			s.rebind(p)
+		}
+	}
+	s.gen.Add(1)
+	return false
+}
+
+// policies returns the entries as the kernel wants them.
+func (s *spd) policies() []esp.Policy { return plainPolicies(*s.cur.Load()) }
+
+func plainPolicies(list []*policy) []esp.Policy {
+	out := make([]esp.Policy, len(list))
+	for i, p := range list {
+		out[i] = p.Policy
+	}
+	return out
+}
+
+func equalPolicies(a, b []esp.Policy) bool {
+	return slices.EqualFunc(a, b, func(x, y esp.Policy) bool {
+		return x.Action == y.Action && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
+	})
+}
+
+// covered tells whether the selectors contain those of the SA.
+func covered(local, remote []esp.Selector, sa *outSA) bool {
+	return contain(local, sa.localTS) && contain(remote, sa.remoteTS)
+}
+
+func contain(outer, inner []esp.Selector) bool {
+	for _, in := range inner {
+		if !slices.ContainsFunc(outer, func(o esp.Selector) bool { return o.Contains(in) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// overlap tells whether any selector of a has something in common with one of b.
+func overlap(a, b []esp.Selector) bool {
+	for _, x := range a {
+		for _, y := range b {
+			if _, ok := x.Intersect(y); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hasSelectors tells whether one of the entries has exactly the SA's selectors.
+func hasSelectors(list []*policy, sa *outSA) bool {
+	return slices.ContainsFunc(list, func(p *policy) bool {
+		return slices.Equal(p.LocalTS, sa.localTS) && slices.Equal(p.RemoteTS, sa.remoteTS)
+	})
+}

@@ -1,0 +1,216 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"postern/board"
+	"postern/esp"
+)
+
+func flowTo(dst string) *esp.Flow {
+	return &esp.Flow{Local: netip.MustParseAddr(srcHost), Remote: netip.MustParseAddr(dst), Proto: 17, LocalPort: 1, RemotePort: 502}
+}
+
+func plain(a esp.Action, local, remote string) policySpec {
+	return policySpec{Policy: esp.Policy{Action: a, LocalTS: sel(local), RemoteTS: sel(remote)}}
+}
+
+func TestFirstPolicyWins(t *testing.T) {
+	tp := newTestPath(t, board.Tiny)
+	tp.spd.set([]policySpec{
+		plain(esp.Discard, "10.1.0.0/16", "10.2.9.0/24"),
+		plain(esp.Bypass, "10.1.0.0/16", "10.2.8.0/24"),
+		protect("c", "n", "10.1.0.0/16", "10.2.0.0/16"),
+		plain(esp.Discard, "0.0.0.0/0", "0.0.0.0/0"),
+	})
+	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	for _, c := range []struct {
+		dst  string
+		c    counter
+		sent int
+	}{
+		{"10.2.9.1", cOutDiscard, 0},
+		{"10.2.8.1", cOutBypass, 0},
+		{"10.2.7.1", cOutPackets, 1},
+		{"10.3.0.1", cOutDiscard, 0},
+	} {
+		for range 2 { // the second time from the cache
+			was, sent := tp.counts.get(c.c), len(tp.fakes[out.sock].datagrams())
+			tp.send(udp4(srcHost, c.dst, 1, 2, 60))
+			if got := tp.counts.get(c.c) - was; got != 1 {
+				t.Errorf("packet to %s: counter %s rose by %d, want 1", c.dst, c.c, got)
+			}
+			if got := len(tp.fakes[out.sock].datagrams()) - sent; got != c.sent {
+				t.Errorf("packet to %s: %d left, want %d", c.dst, got, c.sent)
+			}
+		}
+	}
+}
+
+func TestPacketWithoutPolicyIsDropped(t *testing.T) {
+	tp := newTestPath(t, board.Tiny)
+	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
+	tp.send(udp4(srcHost, "10.9.0.1", 1, 2, 60))
+	tp.want(t, cOutNoPolicy, 1)
+}
+
+func TestReloadInvalidatesFlowCache(t *testing.T) {
+	tp := newTestPath(t, board.Tiny)
+	spec := protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")
+	tp.spd.set([]policySpec{spec})
+	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	pkt := udp4(srcHost, dstHost, 1, 2, 60)
+	tp.send(pkt)
+	tp.spd.set([]policySpec{plain(esp.Discard, "10.1.0.0/16", "10.2.0.0/16"), spec})
+	tp.send(pkt)
+	tp.want(t, cOutDiscard, 1)
+	tp.spd.set([]policySpec{spec})
+	tp.send(pkt)
+	tp.want(t, cOutPackets, 2)
+	tp.spd.unbind(out)
+	tp.send(pkt)
+	tp.want(t, cOutPackets, 2)
+	tp.want(t, cOutQueued, 1)
+}
+
+func TestNewestMatchingSAOfAPolicyIsTaken(t *testing.T) {
+	// Two road warriors under one policy, each with the selectors that it was narrowed
+	// to, and one of them rekeyed.
+	tp := newTestPath(t, board.Tiny)
+	tp.spd.set([]policySpec{protect("rw", "n", "10.1.0.0/16", "10.2.0.0/16")})
+	_, a := tp.addLoop(t, testSuites[0], true, "rw", "n", "10.1.0.0/16", "10.2.0.1/32", true)
+	_, b := tp.addLoop(t, testSuites[0], true, "rw", "n", "10.1.0.0/16", "10.2.0.2/32", true)
+	_, b2 := tp.addLoop(t, testSuites[0], true, "rw", "n", "10.1.0.0/16", "10.2.0.2/32", true)
+	for _, c := range []struct {
+		dst  string
+		want *outSA
+	}{{"10.2.0.1", a}, {"10.2.0.2", b2}, {"10.2.0.3", nil}} {
+		if _, sa := tp.spd.lookup(flowTo(c.dst)); sa != c.want {
+			t.Errorf("the packet to %s takes another SA than the newest that matches", c.dst)
+		}
+	}
+	tp.spd.unbind(b2)
+	if _, sa := tp.spd.lookup(flowTo("10.2.0.2")); sa != b {
+		t.Error("without the rekeyed SA the older one must serve again")
+	}
+	// A reload keeps the SAs.
+	tp.spd.set([]policySpec{plain(esp.Bypass, "10.9.0.0/16", "10.9.0.0/16"), protect("rw", "n", "10.1.0.0/16", "10.2.0.0/16")})
+	if _, sa := tp.spd.lookup(flowTo("10.2.0.1")); sa != a {
+		t.Error("a reload lost an SA")
+	}
+}
+
+func TestDynamicPolicyFollowsItsSAs(t *testing.T) {
+	s := newSPD(8)
+	s.set([]policySpec{{Policy: esp.Policy{Action: esp.Protect}, conn: "rw", child: "n", dynamic: true}, plain(esp.Discard, "0.0.0.0/0", "10.0.0.0/8")})
+	if n := len(s.policies()); n != 1 {
+		t.Fatalf("%d policies without an SA, want 1: a dynamic selector is not known before", n)
+	}
+	a := &outSA{conn: "rw", child: "n", localTS: sel("10.1.0.0/16"), remoteTS: sel("10.2.0.1/32")}
+	changed, taken := s.bind(a)
+	if !changed || !taken {
+		t.Errorf("bind: changed %v taken %v, want both", changed, taken)
+	}
+	if got := s.policies(); len(got) != 2 || got[0].RemoteTS[0] != a.remoteTS[0] {
+		t.Errorf("policies are %v, want the SA's selectors first", got)
+	}
+	if _, sa := s.lookup(flowTo("10.2.0.1")); sa != a {
+		t.Error("the SA does not carry what it was made for")
+	}
+	rekeyed := &outSA{conn: "rw", child: "n", localTS: a.localTS, remoteTS: a.remoteTS}
+	if changed, taken := s.bind(rekeyed); changed || !taken {
+		t.Errorf("rekeying: changed %v taken %v, want a binding and no change for the kernel", changed, taken)
+	}
+	if s.unbind(a) {
+		t.Error("the policy is gone with the old SA although the new one has it")
+	}
+	if !s.unbind(rekeyed) || len(s.policies()) != 1 {
+		t.Error("the policy stays without an SA")
+	}
+}
+
+func TestSPDIsBounded(t *testing.T) {
+	s := newSPD(2)
+	spec := []policySpec{plain(esp.Bypass, "10.0.0.0/8", "10.0.0.0/8"), protect("c", "n", "10.1.0.0/16", "10.2.0.0/16"), protect("c", "m", "10.1.0.0/16", "10.3.0.0/16")}
+	if s.check(spec) == nil {
+		t.Error("three entries fit a table of two")
+	}
+	s.set([]policySpec{{Policy: esp.Policy{Action: esp.Protect}, conn: "rw", child: "n", dynamic: true}})
+	for i := range 4 {
+		p := fmt.Sprintf("10.2.0.%d/32", i)
+		sa := &outSA{conn: "rw", child: "n", localTS: sel("10.1.0.0/16"), remoteTS: sel(p)}
+		if _, taken := s.bind(sa); taken != (i < 2) {
+			t.Errorf("SA %d: taken %v; the table has room for 2", i, taken)
+		}
+	}
+	if n := len(s.policies()); n != 2 {
+		t.Errorf("%d policies, want 2", n)
+	}
+}
+
+func TestAcquireIsRateLimited(t *testing.T) {
+	tp := newTestPath(t, board.Tiny)
+	spec := protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")
+	spec2 := protect("c", "quiet", "10.1.0.0/16", "10.3.0.0/16")
+	spec2.wait, spec2.acquire = false, false
+	tp.spd.set([]policySpec{spec, spec2})
+	pkt := udp4(srcHost, dstHost, 1, 2, 60)
+	for range 10 {
+		tp.send(pkt)
+		tp.now += acquireInterval / 10
+	}
+	if len(tp.acquired) != 1 {
+		t.Errorf("asked %d times within a second, want once", len(tp.acquired))
+	}
+	tp.send(pkt)
+	if len(tp.acquired) != 2 {
+		t.Errorf("asked %d times after a second, want twice", len(tp.acquired))
+	}
+	tp.send(udp4(srcHost, "10.3.0.1", 1, 2, 60))
+	if len(tp.acquired) != 2 || tp.counts.get(cOutNoSA) != 1 {
+		t.Error("a child that is not to be started by packets was asked for")
+	}
+	// The loop is too busy: the next packet may ask again at once.
+	tp.busy, tp.now = true, tp.now+time.Minute
+	tp.send(pkt)
+	tp.busy = false
+	tp.send(pkt)
+	if len(tp.acquired) != 3 || tp.counts.get(cAcquireLost) != 1 {
+		t.Errorf("asked %d times, %d lost; want 3 and 1", len(tp.acquired), tp.counts.get(cAcquireLost))
+	}
+	// An SA that was narrowed so that it does not take the packet: ask rarely.
+	tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.1.0/24", true)
+	tp.now += 10 * acquireInterval
+	tp.send(pkt)
+	if len(tp.acquired) != 3 {
+		t.Error("a peer that narrows the selectors is asked again within a minute")
+	}
+	tp.now += acquireNarrow
+	tp.send(pkt)
+	if len(tp.acquired) != 4 {
+		t.Error("a packet outside of the narrowed selectors must be able to ask, once a minute")
+	}
+}
+
+func TestFlowCacheAgreesWithSPD(t *testing.T) {
+	s := newSPD(64)
+	var spec []policySpec
+	for i := range 40 {
+		spec = append(spec, protect("c", fmt.Sprint(i), "10.1.0.0/16", fmt.Sprintf("10.2.%d.0/24", i)))
+	}
+	s.set(spec)
+	c := newFlowCache(16, 1) // far fewer entries than flows
+	for round := range 3 {
+		for i := range 50 {
+			f := flowTo(fmt.Sprintf("10.2.%d.1", i))
+			want, _ := s.lookup(f)
+			if got, _, _ := c.lookup(s, f); got != want {
+				t.Fatalf("round %d: the cache has another policy for %s than the SPD", round, f.Remote)
+			}
+		}
+		s.set(spec[round:])
+	}
+}

@@ -1,0 +1,300 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"postern/engine/control"
+	"postern/esp"
+	"postern/ike"
+)
+
+// saView is an IKE SA with what the data path knows of its CHILD SAs, taken on the loop
+// so that the message can be built elsewhere.
+type saView struct {
+	ike.SAInfo
+	children []childView
+}
+
+type childView struct {
+	ike.ChildInfo
+	reqid           int
+	in, out         esp.Usage
+	lastIn, lastOut time.Duration // 0: never
+}
+
+// view takes a snapshot. It runs on the loop.
+func (l *ikeLoop) view(sa *ike.SAInfo) saView {
+	v := saView{SAInfo: *sa, children: make([]childView, len(sa.Children))}
+	for i := range sa.Children {
+		c := childView{ChildInfo: sa.Children[i], reqid: l.reqid(sa.Conn, sa.Children[i].Name)}
+		c.in, c.out, c.lastIn = l.d.sad.usage(c.SPIIn)
+		if slot := l.d.sad.slot(c.SPIIn); slot != nil && slot.out != nil {
+			c.lastOut = time.Duration(slot.out.lastOut.Load())
+		}
+		v.children[i] = c
+	}
+	return v
+}
+
+// reqid numbers the children of the configuration, as charon numbers its policies: it
+// stays the same when a CHILD SA is rekeyed.
+func (l *ikeLoop) reqid(conn, child string) int {
+	for i := range l.d.spd.spec {
+		if s := &l.d.spd.spec[i]; s.conn == conn && s.child == child {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+func (h viciHandler) listSAs(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+	s, _ := selected(req)
+	l := h.e.loop
+	var views []saView
+	var now time.Duration
+	if err := l.do(func() {
+		now = l.now().Mono
+		l.m.List(func(sa *ike.SAInfo) bool {
+			if s.conn == "" || sa.Conn == s.conn {
+				if s.ike == 0 || sa.Unique == s.ike {
+					views = append(views, l.view(sa))
+				}
+			}
+			return true
+		})
+	}); err != nil {
+		return nil, err
+	}
+	for i := range views {
+		v := &views[i]
+		m := new(control.Message)
+		sec := m.Section(v.name())
+		v.message(sec, now)
+		kids := sec.Section(control.KeyChildSAs)
+		found := false
+		for j := range v.children {
+			c := &v.children[j]
+			if s.child != "" && c.Name != s.child || s.id != 0 && c.Unique != s.id {
+				continue
+			}
+			found = true
+			c.message(kids.Section(fmt.Sprintf("%s-%d", c.Name, c.Unique)), now)
+		}
+		if s.children() && !found {
+			continue
+		}
+		if err := stream(control.EvListSA, m); err != nil {
+			return nil, err
+		}
+	}
+	return new(control.Message), nil
+}
+
+// name is what the SA is listed under: a responder's is nameless until the peer has
+// said who it is.
+func (v *saView) name() string {
+	if v.Conn == "" {
+		return "(unnamed)"
+	}
+	return v.Conn
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
+
+// message writes an IKE SA without its children, in charon's order.
+func (v *saView) message(m *control.Message, now time.Duration) {
+	m.SetUint(control.KeyUniqueID, uint64(v.Unique))
+	m.Set(control.KeyVersion, "2")
+	m.Set(control.KeyState, v.State.String())
+	m.Set(control.KeyLocalHost, v.Path.Local.Addr().Unmap().String())
+	m.SetUint(control.KeyLocalPort, uint64(v.Path.Local.Port()))
+	m.Set(control.KeyLocalID, idText(v.LocalID))
+	m.Set(control.KeyRemoteHost, v.Path.Remote.Addr().Unmap().String())
+	m.SetUint(control.KeyRemotePort, uint64(v.Path.Remote.Port()))
+	m.Set(control.KeyRemoteID, idText(v.RemoteID))
+	yes(m, control.KeyInitiator, v.Initiator)
+	m.Set(control.KeyInitiatorSPI, fmt.Sprintf("%016x", v.SPIi))
+	m.Set(control.KeyResponderSPI, fmt.Sprintf("%016x", v.SPIr))
+	yes(m, control.KeyNATLocal, v.NATLocal)
+	yes(m, control.KeyNATRemote, v.NATPeer)
+	yes(m, control.KeyNATAny, v.NATLocal || v.NATPeer)
+	if v.Suite.Encr != 0 {
+		algorithms(m, esp.EncrID(v.Suite.Encr), v.Suite.KeyBits, esp.IntegID(v.Suite.Integ))
+		m.Set(control.KeyPRFAlg, v.Suite.PRF.String())
+		m.Set(control.KeyDHGroup, v.Suite.DH.String())
+	}
+	if v.State == ike.StateEstablished {
+		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
+		until(m, control.KeyRekeyTime, v.RekeyAt, now)
+		until(m, control.KeyLifeTime, v.ExpireAt, now)
+	}
+	if len(v.Tasks) > 0 {
+		m.List(control.KeyTasksActive, v.Tasks[:1]...)
+	}
+	if len(v.Tasks) > 1 {
+		m.List(control.KeyTasksQueued, v.Tasks[1:]...)
+	}
+}
+
+// message writes a CHILD SA, in charon's order.
+func (c *childView) message(m *control.Message, now time.Duration) {
+	m.Set(control.KeyName, c.Name)
+	m.SetUint(control.KeyUniqueID, uint64(c.Unique))
+	m.SetInt(control.KeyReqID, int64(c.reqid))
+	m.Set(control.KeyState, c.State.String())
+	m.Set(control.KeyMode, c.Mode.String())
+	m.Set(control.KeyProtocol, "ESP")
+	yes(m, control.KeyEncap, c.Encap)
+	m.Set(control.KeySPIIn, fmt.Sprintf("%08x", c.SPIIn))
+	m.Set(control.KeySPIOut, fmt.Sprintf("%08x", c.SPIOut))
+	algorithms(m, c.Suite.Encr, c.Suite.KeyBits, c.Suite.Integ)
+	if c.DH != ike.DHNone {
+		m.Set(control.KeyDHGroup, c.DH.String())
+	}
+	if c.Suite.ESN {
+		m.Set(control.KeyESN, "1")
+	}
+	m.SetUint(control.KeyBytesIn, c.in.Bytes)
+	m.SetUint(control.KeyPacketsIn, c.in.Packets)
+	if c.lastIn != 0 {
+		m.SetInt(control.KeyUseIn, seconds(now-c.lastIn))
+	}
+	m.SetUint(control.KeyBytesOut, c.out.Bytes)
+	m.SetUint(control.KeyPacketsOut, c.out.Packets)
+	if c.lastOut != 0 {
+		m.SetInt(control.KeyUseOut, seconds(now-c.lastOut))
+	}
+	until(m, control.KeyRekeyTime, c.RekeyAt, now)
+	until(m, control.KeyLifeTime, c.ExpireAt, now)
+	m.SetInt(control.KeyInstallTime, seconds(now-c.Installed))
+	m.List(control.KeyLocalTS, selectorTexts(c.LocalTS)...)
+	m.List(control.KeyRemoteTS, selectorTexts(c.RemoteTS)...)
+}
+
+// yes writes a condition that holds; charon leaves out those that do not.
+func yes(m *control.Message, key string, v bool) {
+	if v {
+		m.Set(key, "yes")
+	}
+}
+
+// until writes in how many seconds something will be, if ever.
+func until(m *control.Message, key string, at, now time.Duration) {
+	if at != 0 {
+		m.SetInt(key, seconds(at-now))
+	}
+}
+
+func algorithms(m *control.Message, encr esp.EncrID, bits uint16, integ esp.IntegID) {
+	m.Set(control.KeyEncrAlg, encr.String())
+	if bits != 0 {
+		m.SetUint(control.KeyEncrKeysize, uint64(bits))
+	}
+	if integ != esp.IntegNone {
+		m.Set(control.KeyIntegAlg, integ.String())
+	}
+}
+
+func idText(id ike.ID) string {
+	if id == (ike.ID{}) {
+		return "%any"
+	}
+	return id.String()
+}
+
+func selectorTexts(list []esp.Selector) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = list[i].String()
+	}
+	return out
+}
+
+// tsTexts writes configured selectors; a dynamic one has no address yet.
+func tsTexts(list []ike.TS) []string {
+	out := make([]string, len(list))
+	for i, ts := range list {
+		out[i] = ts.Selector.String()
+		if ts.Dynamic {
+			_, ports, found := strings.Cut(out[i], "[")
+			if out[i] = "dynamic"; found {
+				out[i] += "[" + ports
+			}
+		}
+	}
+	return out
+}
+
+func (h viciHandler) listConns(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+	var conns []*ike.Conn
+	if err := h.e.loop.do(func() { conns = h.e.cfg.IKE.Conns }); err != nil {
+		return nil, err
+	}
+	only := req.Get(control.KeyIKE)
+	for _, c := range conns {
+		if only != "" && c.Name != only {
+			continue
+		}
+		m := new(control.Message)
+		connMessage(m.Section(c.Name), c)
+		if err := stream(control.EvListConn, m); err != nil {
+			return nil, err
+		}
+	}
+	return new(control.Message), nil
+}
+
+// startNames and peerNames are strongSwan's words for the actions.
+var (
+	startNames = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
+	peerNames  = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+)
+
+// connMessage writes a connection, in charon's order.
+func connMessage(m *control.Message, c *ike.Conn) {
+	var local, remote []string
+	for _, a := range c.LocalAddrs {
+		local = append(local, a.String())
+	}
+	for _, p := range c.RemoteAddrs {
+		if p.IsSingleIP() {
+			remote = append(remote, p.Addr().String())
+		} else {
+			remote = append(remote, p.String())
+		}
+	}
+	orAny := func(list []string) []string {
+		if len(list) == 0 {
+			return []string{"%any"}
+		}
+		return list
+	}
+	m.List(control.KeyLocalAddrs, orAny(local)...)
+	m.List(control.KeyRemoteAddrs, orAny(remote)...)
+	m.Set(control.KeyVersion, "IKEv2")
+	m.SetInt(control.KeyReauthTimeC, 0)
+	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
+	m.Set(control.KeyUnique, "UNIQUE_NO")
+	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
+	for _, side := range []struct {
+		name string
+		id   ike.ID
+	}{{control.KeyLocalAuth, c.LocalID}, {control.KeyRemoteAuth, c.RemoteID}} {
+		m.Section(side.name).Set(control.KeyClass, "pre-shared key").Set(control.KeyID, idText(side.id))
+	}
+	kids := m.Section(control.KeyChildren)
+	for _, ch := range c.Children {
+		s := kids.Section(ch.Name)
+		s.Set(control.KeyMode, esp.Tunnel.String())
+		s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
+		s.SetInt(control.KeyRekeyBytes, 0)
+		s.SetInt(control.KeyRekeyPackets, 0)
+		s.Set(control.KeyStartAction, startNames[ch.StartAction])
+		s.Set(control.KeyDPDAction, peerNames[ch.DPDAction])
+		s.Set(control.KeyCloseAction, peerNames[ch.CloseAction])
+		s.List(control.KeyLocalTS, tsTexts(ch.LocalTS)...)
+		s.List(control.KeyRemoteTS, tsTexts(ch.RemoteTS)...)
+	}
+}
