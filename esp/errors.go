@@ -18,7 +18,8 @@ var (
 	ErrShort = errors.New("esp: packet is truncated")
 
 	// ErrReplay: the sequence number was seen before or is left of the window (RFC 4303
-	// section 3.4.3). The window did not move.
+	// section 3.4.3). The window did not move. With extended sequence numbers a packet left
+	// of the window gives ErrAuth instead: its number reads as one far ahead (appendix A2.2).
 	ErrReplay = errors.New("esp: replayed or too old")
 
 	// ErrAuth: the ICV does not fit (RFC 4303 section 3.4.4.1). No state advanced; the
