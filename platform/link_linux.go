@@ -1,0 +1,225 @@
+package platform
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Of the kernel's headers if_link.h and veth.h; x/sys has no names for them.
+const (
+	addrGenNone  = 1 // IN6_ADDR_GEN_MODE_NONE
+	vethInfoPeer = 1 // VETH_INFO_PEER
+)
+
+// Link is a network interface.
+type Link struct {
+	Index int
+	Name  string
+	Kind  string // "tun", "veth"; "" for hardware and loopback
+	MTU   int
+	Flags uint32 // IFF_*
+}
+
+// Up tells whether the interface is switched on.
+func (l Link) Up() bool { return l.Flags&unix.IFF_UP != 0 }
+
+// Addr is an address of an interface.
+type Addr struct {
+	Index  int
+	Prefix netip.Prefix // the address itself and the length of its network's prefix
+	Scope  uint8        // RT_SCOPE_*
+	Flags  uint32       // IFA_F_*
+}
+
+// usable tells whether the host may send from the address to anywhere.
+func (a Addr) usable() bool {
+	const not = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
+	return a.Scope < unix.RT_SCOPE_LINK && a.Flags&not == 0 && !a.Prefix.Addr().IsLoopback()
+}
+
+// ifInfo begins the message of a link: family, type, index, flags, mask of the flags.
+func ifInfo(typ, flags uint16, index int, set, change uint32) *request {
+	return newRequest(typ, flags).raw(unix.AF_UNSPEC, 0, 0, 0).u32(uint32(index)).u32(set).u32(change)
+}
+
+// LinkByName looks an interface up. The error wraps ENODEV if there is none.
+func (c *Netlink) LinkByName(name string) (Link, error) {
+	r := ifInfo(unix.RTM_GETLINK, 0, 0, 0, 0)
+	r.attrString(unix.IFLA_IFNAME, name)
+	m, err := c.get(r, "look up interface", name)
+	if err != nil {
+		return Link{}, err
+	}
+	l, err := parseLink(m.body)
+	return l, opError("look up interface", name, err)
+}
+
+func parseLink(b []byte) (Link, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return Link{}, errNetlinkShort
+	}
+	l := Link{Index: int(int32(native.Uint32(b[4:]))), Flags: native.Uint32(b[8:])}
+	a := attrs{rest: b[unix.SizeofIfInfomsg:]}
+	for a.next() {
+		switch a.typ {
+		case unix.IFLA_IFNAME:
+			l.Name = a.str()
+		case unix.IFLA_MTU:
+			l.MTU = int(a.u32())
+		case unix.IFLA_LINKINFO:
+			in := a.nested()
+			for in.next() {
+				if in.typ == unix.IFLA_INFO_KIND {
+					l.Kind = in.str()
+				}
+			}
+			if in.err != nil {
+				return l, in.err
+			}
+		}
+	}
+	return l, a.err
+}
+
+// SetLinkUp switches an interface on or off.
+func (c *Netlink) SetLinkUp(index int, up bool) error {
+	flags, op := uint32(0), "set down interface"
+	if up {
+		flags, op = unix.IFF_UP, "set up interface"
+	}
+	return c.do(ifInfo(unix.RTM_NEWLINK, 0, index, flags, unix.IFF_UP), op, fmt.Sprint(index))
+}
+
+// SetLinkMTU sets the MTU in octets.
+func (c *Netlink) SetLinkMTU(index, mtu int) error {
+	r := ifInfo(unix.RTM_NEWLINK, 0, index, 0, 0)
+	r.attrU32(unix.IFLA_MTU, uint32(mtu))
+	return c.do(r, "set mtu of interface", fmt.Sprint(index))
+}
+
+// SetAddrGenNone keeps the kernel from giving the interface IPv6 addresses of its own.
+func (c *Netlink) SetAddrGenNone(index int) error {
+	r := ifInfo(unix.RTM_NEWLINK, 0, index, 0, 0)
+	spec := r.nest(unix.IFLA_AF_SPEC)
+	inet6 := r.nest(unix.AF_INET6)
+	r.attrU8(unix.IFLA_INET6_ADDR_GEN_MODE, addrGenNone)
+	r.end(inet6)
+	r.end(spec)
+	return c.do(r, "silence IPv6 on interface", fmt.Sprint(index))
+}
+
+// AddVeth makes a pair of virtual Ethernet interfaces, each in the network namespace of
+// a process: pid 0 is the namespace of the connection.
+func (c *Netlink) AddVeth(name string, pid int, peer string, peerPid int) error {
+	r := ifInfo(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, 0, 0)
+	r.attrString(unix.IFLA_IFNAME, name)
+	if pid != 0 {
+		r.attrU32(unix.IFLA_NET_NS_PID, uint32(pid))
+	}
+	info := r.nest(unix.IFLA_LINKINFO)
+	r.attrString(unix.IFLA_INFO_KIND, "veth")
+	data := r.nest(unix.IFLA_INFO_DATA)
+	other := r.nest(vethInfoPeer)
+	r.raw(make([]byte, unix.SizeofIfInfomsg)...)
+	r.attrString(unix.IFLA_IFNAME, peer)
+	if peerPid != 0 {
+		r.attrU32(unix.IFLA_NET_NS_PID, uint32(peerPid))
+	}
+	r.end(other)
+	r.end(data)
+	r.end(info)
+	return c.do(r, "make interfaces", name+" and "+peer)
+}
+
+// MoveLink moves an interface to the network namespace of a process.
+func (c *Netlink) MoveLink(index, pid int) error {
+	r := ifInfo(unix.RTM_NEWLINK, 0, index, 0, 0)
+	r.attrU32(unix.IFLA_NET_NS_PID, uint32(pid))
+	return c.do(r, "move interface", fmt.Sprint(index))
+}
+
+// DeleteLink removes an interface.
+func (c *Netlink) DeleteLink(index int) error {
+	return c.do(ifInfo(unix.RTM_DELLINK, 0, index, 0, 0), "delete interface", fmt.Sprint(index))
+}
+
+func family(v6 bool) byte {
+	if v6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+func addrRequest(typ, flags uint16, a Addr) *request {
+	ip := a.Prefix.Addr()
+	r := newRequest(typ, flags).raw(family(ip.Is6()), byte(a.Prefix.Bits()), byte(a.Flags), a.Scope).u32(uint32(a.Index))
+	r.attrAddr(unix.IFA_LOCAL, ip)
+	r.attrAddr(unix.IFA_ADDRESS, ip)
+	if a.Flags > 0xff {
+		r.attrU32(unix.IFA_FLAGS, a.Flags)
+	}
+	return r
+}
+
+// AddAddr gives an interface an address. IFA_F_NODAD in its flags makes an IPv6
+// address usable at once. An address that is there already is no error.
+func (c *Netlink) AddAddr(a Addr) error {
+	err := c.do(addrRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a), "add address", a.Prefix.String())
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+// DeleteAddr takes an address away.
+func (c *Netlink) DeleteAddr(a Addr) error {
+	return c.do(addrRequest(unix.RTM_DELADDR, 0, a), "delete address", a.Prefix.String())
+}
+
+// Addrs lists the addresses of one family.
+func (c *Netlink) Addrs(v6 bool) ([]Addr, error) {
+	ms, err := c.dump(newRequest(unix.RTM_GETADDR, 0).raw(family(v6), 0, 0, 0).u32(0), "addresses")
+	if err != nil {
+		return nil, err
+	}
+	var list []Addr
+	for _, m := range ms {
+		// Kernels that have no such family answer with all the families that they have.
+		if m.typ != unix.RTM_NEWADDR || len(m.body) == 0 || m.body[0] != family(v6) {
+			continue
+		}
+		a, err := parseAddr(m.body)
+		if err != nil {
+			return nil, opError("list", "addresses", err)
+		}
+		list = append(list, a)
+	}
+	return list, nil
+}
+
+func parseAddr(b []byte) (Addr, error) {
+	if len(b) < unix.SizeofIfAddrmsg {
+		return Addr{}, errNetlinkShort
+	}
+	bits := b[1]
+	addr := Addr{Flags: uint32(b[2]), Scope: b[3], Index: int(int32(native.Uint32(b[4:])))}
+	a := attrs{rest: b[unix.SizeofIfAddrmsg:]}
+	local := false
+	for a.next() {
+		switch a.typ {
+		case unix.IFA_LOCAL:
+			// On a point-to-point interface IFA_ADDRESS is the peer's.
+			addr.Prefix, local = a.prefix(bits), true
+		case unix.IFA_ADDRESS:
+			if p := a.prefix(bits); !local {
+				addr.Prefix = p
+			}
+		case unix.IFA_FLAGS:
+			addr.Flags = a.u32()
+		}
+	}
+	return addr, a.err
+}

@@ -1,0 +1,98 @@
+//go:build !linux
+
+package platform
+
+import (
+	"net/netip"
+	"os"
+
+	"postern/esp"
+)
+
+func unsupported(op, object string) error {
+	return &OpError{Op: op, Object: object, Err: ErrUnsupported}
+}
+
+// TUN is a TUN device; it exists on Linux only.
+type TUN struct{}
+
+// OpenTUN returns an error that wraps [ErrUnsupported].
+func OpenTUN(name string, mtu int) (*TUN, error) { return nil, unsupported("open TUN device", name) }
+
+// Name returns "".
+func (t *TUN) Name() string { return "" }
+
+// ReadBatch returns os.ErrClosed.
+func (t *TUN) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) { return 0, os.ErrClosed }
+
+// WriteBatch returns os.ErrClosed.
+func (t *TUN) WriteBatch(bufs [][]byte, off int) (int, error) { return 0, os.ErrClosed }
+
+// Close does nothing.
+func (t *TUN) Close() error { return nil }
+
+// Socket is a UDP or raw ESP socket; it exists on Linux only.
+type Socket struct{}
+
+// ListenUDP returns an error that wraps [ErrUnsupported].
+func ListenUDP(addr netip.AddrPort) (*Socket, error) {
+	return nil, unsupported("listen on UDP", addr.String())
+}
+
+// ListenESP returns an error that wraps [ErrUnsupported].
+func ListenESP(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "ESP") }
+
+// LocalPort returns 0.
+func (s *Socket) LocalPort() uint16 { return 0 }
+
+// ReadBatch returns os.ErrClosed.
+func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) { return 0, os.ErrClosed }
+
+// WriteBatch returns os.ErrClosed.
+func (s *Socket) WriteBatch(d []esp.Datagram) (int, error) { return 0, os.ErrClosed }
+
+// Close does nothing.
+func (s *Socket) Close() error { return nil }
+
+// Network is the policy routing; it exists on Linux only.
+type Network struct{}
+
+// OpenNetwork returns an error that wraps [ErrUnsupported].
+func OpenNetwork() (*Network, error) { return nil, unsupported("open", "policy routing") }
+
+// Apply returns an error that wraps [ErrUnsupported].
+func (n *Network) Apply(device string, policies []esp.Policy) error {
+	return unsupported("set", "policy routing")
+}
+
+// Clear returns an error that wraps [ErrUnsupported].
+func (n *Network) Clear() error { return unsupported("clear", "policy routing") }
+
+// Source returns an error that wraps [ErrUnsupported].
+func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {
+	return netip.Addr{}, unsupported("look up the route to", remote.String())
+}
+
+// Close does nothing.
+func (n *Network) Close() error { return nil }
+
+// AddressWatch waits for changes of the host's addresses; it exists on Linux only.
+type AddressWatch struct{}
+
+// WatchAddresses returns an error that wraps [ErrUnsupported].
+func WatchAddresses() (*AddressWatch, error) { return nil, unsupported("watch", "addresses") }
+
+// Wait returns os.ErrClosed.
+func (w *AddressWatch) Wait() error { return os.ErrClosed }
+
+// Close does nothing.
+func (w *AddressWatch) Close() error { return nil }
+
+// CheckPrivileges returns an error that wraps [ErrUnsupported].
+func CheckPrivileges(rawESP bool) error { return unsupported("check", "privileges") }
+
+// HardenProcess does nothing.
+func HardenProcess() error { return nil }
+
+// MemoryTotal returns 0: unknown.
+func MemoryTotal() uint64 { return 0 }

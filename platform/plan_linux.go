@@ -1,0 +1,392 @@
+package platform
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"postern/esp"
+)
+
+// The block of rules, for each family (priorities; low is first):
+//
+//	300        fwmark MARK       goto 999   the tunnel's own packets go on below
+//	301        (IPv6) from ::/1, 8000::/1 goto 450: these have a source
+//	302..449   packets of this host whose source is not chosen yet
+//	450        (IPv6) nop
+//	451..998   the SPD, in its order: PROTECT looks a table of ours up, BYPASS goes to
+//	           999, DISCARD is a blackhole
+//	999        nop; what comes here goes on with the rules of everybody else
+//
+// The block stands behind the table "local" (0), since what is for this host itself
+// needs no tunnel, and before the rules of VRFs and mwan3 (1000 and up), which decide
+// where a packet leaves that no policy protects. Entries of the SPD that follow one
+// another and do the same share a priority, since their order among themselves does not
+// matter; so the room is for as many changes between PROTECT, BYPASS and DISCARD.
+const (
+	prioMark   = 300
+	prioSplit  = 301
+	prioOwn    = 302 // first of the host's own packets without a source
+	prioMiddle = 450
+	prioSPD    = 451
+	prioEnd    = 999
+)
+
+// Our routing tables. The first sends everything into the device; each of the others
+// does so with one of the host's addresses as the source, for the host's own packets
+// that have none yet. Each ends in an unreachable default route, which outlives the
+// device and this process: then what must be protected is dropped, not sent in clear.
+const (
+	tableFirst = 2204
+	maxSources = 16
+)
+
+// routeProtocol marks our rules and routes, so that a later start knows them for its
+// own after this process was killed.
+const routeProtocol = 204
+
+// tableMetric is the metric of the route into the device, so that the unreachable
+// route stands behind it.
+const (
+	tableMetric       = 1
+	unreachableMetric = 0xffffffff
+)
+
+// maxRules bounds what one family's policies may become: selectors multiply.
+const maxRules = 8192
+
+// ruleKind is what a rule does. Rules of one kind may share a priority.
+type ruleKind struct {
+	action uint8
+	table  uint32
+	target uint32 // of a goto
+}
+
+func kindOf(r Rule) ruleKind { return ruleKind{r.Action, r.Table, r.Goto} }
+
+// ruleRun is a run of rules of one kind; their priority is not set yet.
+type ruleRun struct {
+	kind  ruleKind
+	rules []Rule
+}
+
+// familyPlan is what one family's policies need of the kernel.
+type familyPlan struct {
+	v6  bool
+	own []ruleRun // for the host's packets without a source
+	spd []ruleRun
+}
+
+// planner turns policies into rules.
+type planner struct {
+	hosts    []netip.Addr // this host's addresses, of both families
+	tables   map[netip.Addr]uint32
+	assign   func(src netip.Addr) (uint32, error)
+	policies []esp.Policy
+}
+
+// plan makes the rules of one family. An entry that the kernel's rules cannot express
+// without letting something through is an error that names it.
+func (p *planner) plan(v6 bool) (*familyPlan, error) {
+	f := &familyPlan{v6: v6}
+	total := 0
+	for i := range p.policies {
+		pol := &p.policies[i]
+		matches, err := policyMatches(pol, v6)
+		if err != nil {
+			return nil, &OpError{Op: "set", Object: fmt.Sprintf("policy %d (%v === %v)", i+1, pol.LocalTS, pol.RemoteTS), Err: err}
+		}
+		if total += len(matches); total > maxRules {
+			return nil, &OpError{Op: "set", Object: fmt.Sprintf("policy %d", i+1),
+				Err:  fmt.Errorf("the policies need more than %d routing rules", maxRules),
+				Hint: "name prefixes in place of address ranges, or fewer selectors"}
+		}
+		if len(matches) == 0 {
+			continue
+		}
+		kind := ruleKind{action: unix.FR_ACT_BLACKHOLE}
+		switch pol.Action {
+		case esp.Protect:
+			kind = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
+		case esp.Bypass:
+			kind = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
+		}
+		for _, m := range matches {
+			f.spd = appendRule(f.spd, kind, m.rule(v6))
+		}
+		if err := p.planOwn(f, i, matches); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// planOwn adds the rules for packets that this host sends from no particular address.
+// The route that they find also decides their source, so the entry of the SPD that
+// applies is for us to choose:
+//
+//   - PROTECT: with a host's address inside the local selector, that becomes the source,
+//     and the packet goes into the device. Without one the host cannot send what the
+//     entry selects.
+//   - BYPASS: go on, if whatever source is chosen then, no later PROTECT is for it;
+//     else the later entry takes the packet.
+//   - DISCARD: only if every address of the host is inside the local selector.
+func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
+	pol := &p.policies[at]
+	for _, m := range matches {
+		if m.from.Bits() == 0 {
+			continue // the rule of the SPD sees packets without a source, too
+		}
+		kind := ruleKind{action: unix.FR_ACT_BLACKHOLE}
+		switch pol.Action {
+		case esp.Protect:
+			src := p.ownSource(at, m)
+			if !src.IsValid() {
+				continue
+			}
+			table, err := p.table(src)
+			if err != nil {
+				return err
+			}
+			kind = ruleKind{action: unix.FR_ACT_TO_TBL, table: table}
+		case esp.Bypass:
+			if !p.bypassOwn(at, m) {
+				continue
+			}
+			kind = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
+		default:
+			if !p.allInside(m.from) {
+				continue
+			}
+		}
+		r := m.rule(f.v6)
+		r.From = netip.Prefix{}
+		if !f.v6 {
+			r.From = netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+		}
+		f.own = appendRule(f.own, kind, r)
+	}
+	return nil
+}
+
+// ownSource returns the first address of the host inside m.from that no earlier entry
+// bypasses or discards on its way to the whole of m.to.
+func (p *planner) ownSource(at int, m ruleMatch) netip.Addr {
+	for _, host := range p.hosts {
+		if m.from.Contains(host) && !p.takenBefore(at, host, m) {
+			return host
+		}
+	}
+	return netip.Addr{}
+}
+
+func (p *planner) takenBefore(at int, host netip.Addr, m ruleMatch) bool {
+	for i := range p.policies[:at] {
+		pol := &p.policies[i]
+		if pol.Action == esp.Protect || !contains(pol.LocalTS, host, 0) {
+			continue
+		}
+		for _, s := range pol.RemoteTS {
+			if s.Proto != 0 && s.Proto != m.proto || !anyPorts(s) {
+				continue
+			}
+			for _, r := range s.Prefixes() {
+				if r.Bits() <= m.to.Bits() && r.Contains(m.to.Addr()) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// bypassOwn tells whether each address of the host that a later entry protects on its
+// way to some of m.to is inside m.from, so bypassed anyway.
+func (p *planner) bypassOwn(at int, m ruleMatch) bool {
+	for i := range p.policies[at+1:] {
+		pol := &p.policies[at+1+i]
+		if pol.Action != esp.Protect || !overlapsAny(pol.RemoteTS, m.to) {
+			continue
+		}
+		for _, host := range p.hosts {
+			if contains(pol.LocalTS, host, m.proto) && !m.from.Contains(host) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (p *planner) allInside(prefix netip.Prefix) bool {
+	any := false
+	for _, host := range p.hosts {
+		if host.Is6() != prefix.Addr().Is6() {
+			continue
+		}
+		if !prefix.Contains(host) {
+			return false
+		}
+		any = true
+	}
+	return any
+}
+
+func contains(ts []esp.Selector, ip netip.Addr, proto uint8) bool {
+	return slices.ContainsFunc(ts, func(s esp.Selector) bool {
+		return s.Start.Is6() == ip.Is6() && s.Start.Compare(ip) <= 0 && ip.Compare(s.End) <= 0 &&
+			(proto == 0 || s.Proto == 0 || s.Proto == proto)
+	})
+}
+
+func overlapsAny(ts []esp.Selector, p netip.Prefix) bool {
+	return slices.ContainsFunc(ts, func(s esp.Selector) bool {
+		return slices.ContainsFunc(s.Prefixes(), p.Overlaps)
+	})
+}
+
+// table returns the routing table that leads into the device with that source.
+func (p *planner) table(src netip.Addr) (uint32, error) {
+	if t, ok := p.tables[src]; ok {
+		return t, nil
+	}
+	t, err := p.assign(src)
+	if err != nil {
+		return 0, err
+	}
+	p.tables[src] = t
+	return t, nil
+}
+
+// ruleMatch is one combination of a policy's selectors.
+type ruleMatch struct {
+	from, to     netip.Prefix
+	proto        uint8
+	sport, dport PortRange
+}
+
+func (m ruleMatch) rule(v6 bool) Rule {
+	r := Rule{V6: v6, IPProto: m.proto, SPort: m.sport, DPort: m.dport, Protocol: routeProtocol}
+	if m.from.Bits() > 0 {
+		r.From = m.from
+	}
+	if m.to.Bits() > 0 {
+		r.To = m.to
+	}
+	return r
+}
+
+// policyMatches multiplies the local by the remote selectors of one family.
+func policyMatches(pol *esp.Policy, v6 bool) ([]ruleMatch, error) {
+	var list []ruleMatch
+	seen := map[ruleMatch]bool{}
+	for _, l := range pol.LocalTS {
+		for _, r := range pol.RemoteTS {
+			if l.Start.Is6() != v6 || r.Start.Is6() != v6 {
+				continue
+			}
+			base, ok, err := matchOf(pol.Action, l, r)
+			if err != nil {
+				return nil, err
+			}
+			if !ok {
+				continue
+			}
+			for _, from := range l.Prefixes() {
+				for _, to := range r.Prefixes() {
+					m := base
+					m.from, m.to = from, to
+					if !seen[m] {
+						seen[m] = true
+						list = append(list, m)
+					}
+					if len(list) > maxRules {
+						return list, nil
+					}
+				}
+			}
+		}
+	}
+	return list, nil
+}
+
+// matchOf returns protocol and ports of a pair of selectors; ok is false if no packet
+// can match both. Rules know neither ICMP's types nor OPAQUE ports nor port 0: PROTECT
+// takes the whole protocol then and leaves the rest to the SPD, which drops what it
+// does not select.
+func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err error) {
+	if l.Proto != 0 && r.Proto != 0 && l.Proto != r.Proto {
+		return m, false, nil
+	}
+	m.proto = cmp.Or(l.Proto, r.Proto)
+	if anyPorts(l) && anyPorts(r) {
+		return m, true, nil
+	}
+	sport, okL := portRange(l)
+	dport, okR := portRange(r)
+	if okL && okR && hasPorts(m.proto) {
+		m.sport, m.dport = sport, dport
+		return m, true, nil
+	}
+	if action == esp.Protect {
+		return m, true, nil
+	}
+	return m, false, errors.New("routing rules cannot tell ICMP types, OPAQUE ports and port 0 apart, and to bypass or discard the whole protocol would be wrong; name the protocol without them")
+}
+
+func anyPorts(s esp.Selector) bool { return s.StartPort == 0 && s.EndPort == 65535 }
+
+// portRange returns a range that the kernel takes: it counts from port 1.
+func portRange(s esp.Selector) (PortRange, bool) {
+	if anyPorts(s) {
+		return PortRange{}, true
+	}
+	p := PortRange{max(s.StartPort, 1), s.EndPort}
+	return p, p.First <= p.Last
+}
+
+// hasPorts tells which protocols the kernel looks for ports in.
+func hasPorts(proto uint8) bool {
+	switch proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP, unix.IPPROTO_UDPLITE:
+		return true
+	}
+	return false
+}
+
+func appendRule(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
+	r.Action, r.Table, r.Goto = kind.action, kind.table, kind.target
+	if n := len(runs); n > 0 && runs[n-1].kind == kind {
+		if !slices.Contains(runs[n-1].rules, r) {
+			runs[n-1].rules = append(runs[n-1].rules, r)
+		}
+		return runs
+	}
+	return append(runs, ruleRun{kind, []Rule{r}})
+}
+
+// frame returns the fixed rules of a family that has any others. In this order they may
+// be added, in the other one deleted, while packets pass.
+func frame(v6 bool) []Rule {
+	base := Rule{V6: v6, Protocol: routeProtocol}
+	end, mark := base, base
+	end.Priority, end.Action = prioEnd, unix.FR_ACT_NOP
+	mark.Priority, mark.Action, mark.Goto = prioMark, unix.FR_ACT_GOTO, prioEnd
+	mark.Mark, mark.Mask = Mark, MarkMask
+	if !v6 {
+		return []Rule{end, mark}
+	}
+	// A rule with a source never matches an IPv6 packet that has none yet, ::/128
+	// included. So the ones that have one are sent past the rules for the others.
+	middle := base
+	middle.Priority, middle.Action = prioMiddle, unix.FR_ACT_NOP
+	low, high := base, base
+	low.Priority, low.Action, low.Goto = prioSplit, unix.FR_ACT_GOTO, prioMiddle
+	high.Priority, high.Action, high.Goto = prioSplit, unix.FR_ACT_GOTO, prioMiddle
+	low.From = netip.PrefixFrom(netip.IPv6Unspecified(), 1)
+	high.From = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x80}), 1)
+	return []Rule{end, middle, mark, low, high}
+}

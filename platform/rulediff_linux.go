@@ -1,0 +1,200 @@
+package platform
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+)
+
+// The rules of a family are changed while packets pass, so each step must leave them in
+// a state where every packet meets either the old or the new policy. With new rules at
+// their places between the old ones that holds if
+//
+//   - new rules are added front to back: one that decides has all the new ones before it
+//     present, so it is the one that decides in the end, and
+//   - old ones are deleted back to front afterwards: one that decides still has all the
+//     old ones before it, so it is the one that decided at first, and
+//   - no priority has rules of two kinds at any time, since there the order is that in
+//     which they were added.
+
+var errTooManyTurns = errors.New("the policies alternate too often between protect, bypass and discard for the priorities that routing rules have")
+
+// placedRun is a run of the kernel's rules at one priority.
+type placedRun struct {
+	priority uint32
+	kind     ruleKind
+	mixed    bool // somebody else put rules of other kinds there: never kept
+}
+
+// runsOf collects what stands at each priority from lo to hi, in order.
+func runsOf(rules []Rule, lo, hi uint32) []placedRun {
+	var runs []placedRun
+	for _, r := range rules {
+		if r.Priority < lo || r.Priority > hi {
+			continue
+		}
+		if n := len(runs); n > 0 && runs[n-1].priority == r.Priority {
+			runs[n-1].mixed = runs[n-1].mixed || runs[n-1].kind != kindOf(r)
+			continue
+		}
+		runs = append(runs, placedRun{priority: r.Priority, kind: kindOf(r)})
+	}
+	return runs
+}
+
+// place chooses a priority between lo and hi for each wanted run, in ascending order.
+// Runs that stand in the kernel already keep theirs where that is possible; new ones go
+// to priorities that nothing of ours uses now.
+func place(have []placedRun, want []ruleRun, lo, hi uint32) ([]uint32, error) {
+	keep := align(have, want)
+	if prios, ok := spread(have, keep, lo, hi); ok {
+		return prios, nil
+	}
+	// No room between the old ones: put all the new ones before or behind them.
+	for i := range keep {
+		keep[i] = -1
+	}
+	if len(have) == 0 {
+		return nil, errTooManyTurns
+	}
+	before, behind := have[0].priority-lo, hi-have[len(have)-1].priority
+	if max(before, behind) < uint32(len(want)) {
+		return nil, errTooManyTurns
+	}
+	if before > behind {
+		hi = have[0].priority - 1
+	} else {
+		lo = have[len(have)-1].priority + 1
+	}
+	prios, ok := spread(nil, keep, lo, hi)
+	if !ok {
+		return nil, errTooManyTurns
+	}
+	return prios, nil
+}
+
+// align says which run of the kernel each wanted run is, or -1: first what is equal at
+// both ends, then, between, the next of the same kind.
+func align(have []placedRun, want []ruleRun) []int {
+	same := func(i, j int) bool { return !have[i].mixed && have[i].kind == want[j].kind }
+	keep := make([]int, len(want))
+	first := 0
+	for ; first < len(want) && first < len(have) && same(first, first); first++ {
+		keep[first] = first
+	}
+	h, w := len(have), len(want)
+	for ; h > first && w > first && same(h-1, w-1); h, w = h-1, w-1 {
+		keep[w-1] = h - 1
+	}
+	next := first
+	for j := first; j < w; j++ {
+		keep[j] = -1
+		for i := next; i < h; i++ {
+			if same(i, j) {
+				keep[j], next = i, i+1
+				break
+			}
+		}
+	}
+	return keep
+}
+
+// spread gives the runs that are not kept priorities between the kept ones, evenly, and
+// none that the kernel has in use.
+func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
+	used := make(map[uint32]bool, len(have))
+	for _, r := range have {
+		used[r.priority] = true
+	}
+	prios := make([]uint32, len(keep))
+	for i := 0; i < len(keep); {
+		if keep[i] >= 0 {
+			prios[i] = have[keep[i]].priority
+			i++
+			continue
+		}
+		n := 1
+		for i+n < len(keep) && keep[i+n] < 0 {
+			n++
+		}
+		from, to := lo, hi
+		if i > 0 {
+			from = prios[i-1] + 1
+		}
+		if i+n < len(keep) {
+			to = have[keep[i+n]].priority - 1
+		}
+		var free []uint32
+		for p := from; p <= to; p++ {
+			if !used[p] {
+				free = append(free, p)
+			}
+		}
+		if len(free) < n {
+			return nil, false
+		}
+		for k := range n {
+			prios[i+k] = free[(2*k+1)*len(free)/(2*n)]
+		}
+		i += n
+	}
+	return prios, true
+}
+
+// ruleDiff returns what to add and what to delete, each in the order in which to do it,
+// to come from the rules that the kernel has (ours, of one family) to the plan.
+func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
+	have = slices.Clone(have)
+	slices.SortStableFunc(have, func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) })
+	var want []Rule
+	if len(f.own)+len(f.spd) > 0 {
+		want = frame(f.v6)
+	}
+	for _, section := range []struct {
+		runs   []ruleRun
+		lo, hi uint32
+	}{{f.own, prioOwn, prioMiddle - 1}, {f.spd, prioSPD, prioEnd - 1}} {
+		prios, err := place(runsOf(have, section.lo, section.hi), section.runs, section.lo, section.hi)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i, run := range section.runs {
+			for _, r := range run.rules {
+				r.Priority = prios[i]
+				want = append(want, r)
+			}
+		}
+	}
+	wanted, present := make(map[Rule]bool, len(want)), make(map[Rule]bool, len(have))
+	for _, r := range want {
+		wanted[r] = true
+	}
+	for _, r := range have {
+		// A second copy of a rule, from two starts at once, is deleted.
+		if !wanted[r] || present[r] {
+			del = append(del, r)
+		}
+		present[r] = true
+	}
+	for _, r := range want {
+		if !present[r] {
+			add = append(add, r)
+		}
+	}
+	slices.Reverse(del)
+	// The ends of gotos go last.
+	slices.SortStableFunc(del, func(a, b Rule) int { return cmp.Compare(frameRank(a), frameRank(b)) })
+	return add, del, nil
+}
+
+func frameRank(r Rule) int {
+	switch r.Priority {
+	case prioSplit:
+		return 1
+	case prioMark:
+		return 2
+	case prioMiddle, prioEnd:
+		return 3
+	}
+	return 0
+}

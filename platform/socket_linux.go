@@ -1,0 +1,280 @@
+package platform
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"postern/esp"
+)
+
+// The way of a datagram:
+//
+//	1 ReadBatch waits for one, then one recvmmsg takes all that are waiting
+//	2 the control messages tell where it arrived and its traffic class
+//	3 the engine demultiplexes, opens, answers
+//	4 WriteBatch puts source and traffic class beside each datagram; sendmmsg sends them
+
+// The mark that all our sockets put on what they send: routing rules let it pass by the
+// tunnel. The mask leaves the lower bits to the markers that share a router with us
+// (mwan3 takes 0x3f00, pbr and others 0xff0000, traffic shapers the lowest octet).
+const (
+	Mark     = 0x50000000
+	MarkMask = 0xff000000
+)
+
+// socketBuffer is what the sockets ask of the kernel for each direction, in octets: some
+// 300 full datagrams, or 30 ms at 100 Mbit/s. The kernel charges about twice that.
+const socketBuffer = 512 << 10
+
+// maxBatch bounds the datagrams of one system call, and so the memory of a socket: some
+// 250 octets for each and direction.
+const maxBatch = 64
+
+// Socket is a UDP socket, or a raw socket for ESP, of one address family. One goroutine
+// may read and several may write at once; neither allocates once the largest batch was
+// seen.
+type Socket struct {
+	object string // for errors: "UDP port 500"
+	v6     bool
+	raw    bool // IP protocol 50: on IPv4 the kernel delivers the IP header, too
+	port   uint16
+	file   *os.File
+	rc     syscall.RawConn
+	closed atomic.Bool
+	zones  zones
+
+	rx  msgBatch
+	wmu sync.Mutex
+	tx  msgBatch
+
+	// oneByOne is set when the kernel (or its seccomp filter) refuses the calls for many
+	// datagrams.
+	oneByOne atomic.Bool
+}
+
+// ListenUDP binds to the port of addr on all addresses of its family; addr's own address
+// is unspecified. Port 0 lets the kernel choose, see LocalPort.
+func ListenUDP(addr netip.AddrPort) (*Socket, error) {
+	if !addr.Addr().IsUnspecified() {
+		return nil, &OpError{
+			Op: "listen on UDP", Object: addr.String(), Err: errors.New("the address is not 0.0.0.0 or ::"),
+			Hint: "one socket serves all addresses of a family, and answers from the one that was asked",
+		}
+	}
+	s := &Socket{v6: addr.Addr().Is6(), object: fmt.Sprintf("UDP port %d", addr.Port())}
+	if s.v6 {
+		s.object += " (IPv6)"
+	}
+	if err := s.open(unix.SOCK_DGRAM, unix.IPPROTO_UDP, addr.Port()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// ListenESP opens a raw socket for IP protocol 50, over IPv4 or IPv6.
+func ListenESP(v6 bool) (*Socket, error) {
+	s := &Socket{v6: v6, raw: true, object: "raw ESP socket"}
+	if v6 {
+		s.object += " (IPv6)"
+	}
+	if err := s.open(unix.SOCK_RAW, unix.IPPROTO_ESP, 0); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Socket) open(typ, proto int, port uint16) error {
+	fd, err := unix.Socket(int(family(s.v6)), typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+	if err != nil {
+		return s.openError("open", err)
+	}
+	if err := s.configure(fd, port); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	s.file = os.NewFile(uintptr(fd), s.object)
+	if s.rc, err = s.file.SyscallConn(); err != nil {
+		s.file.Close()
+		return s.openError("open", err)
+	}
+	s.rx.run, s.tx.run = s.readReady, s.writeReady
+	return nil
+}
+
+type sockopt struct{ level, name, value int }
+
+// What each family's sockets are told: say where a datagram arrived and with which
+// traffic class, never set DF. IKE messages may be larger than a link, and what the
+// ESP packets may have is decided by the engine.
+var (
+	options4 = []sockopt{
+		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
+		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
+		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+	}
+	options6 = []sockopt{
+		{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+		{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+	}
+)
+
+func (s *Socket) configure(fd int, port uint16) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, Mark); err != nil {
+		return s.openError("mark the packets of", err)
+	}
+	options := options4
+	if s.v6 {
+		options = options6
+	}
+	for _, o := range options {
+		// A raw socket has no use for V6ONLY, and older kernels refuse it.
+		err := unix.SetsockoptInt(fd, o.level, o.name, o.value)
+		if err != nil && (!s.raw || o.name != unix.IPV6_V6ONLY) {
+			return s.openError(fmt.Sprintf("set option %d/%d of", o.level, o.name), err)
+		}
+	}
+	// More than rmem_max needs CAP_NET_ADMIN of the first user namespace.
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
+	}
+	if s.raw {
+		return nil
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
+	if s.v6 {
+		sa = &unix.SockaddrInet6{Port: int(port)}
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return s.openError("bind", err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return s.openError("bind", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		s.port = uint16(sa.Port)
+	case *unix.SockaddrInet6:
+		s.port = uint16(sa.Port)
+	}
+	return nil
+}
+
+func (s *Socket) openError(op string, err error) error {
+	e := &OpError{Op: op, Object: s.object, Err: err}
+	switch {
+	case err == unix.EADDRINUSE:
+		e.Hint = "another program holds the port (another IKE daemon? see: ss -lunp); stop it or configure another port"
+	case err == unix.EACCES && !s.raw:
+		e.Hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+	case err == unix.EPERM && s.raw || err == unix.EACCES:
+		e.Hint = "run as root or with CAP_NET_RAW and CAP_NET_ADMIN"
+	case err == unix.EPERM:
+		e.Hint = "run as root or with CAP_NET_ADMIN"
+	case err == unix.EAFNOSUPPORT || err == unix.EPROTONOSUPPORT || err == unix.EADDRNOTAVAIL:
+		e.Hint = "the kernel lacks this protocol or has it disabled"
+	}
+	return e
+}
+
+// LocalPort returns the UDP port that the socket is bound to, 0 for a raw socket.
+func (s *Socket) LocalPort() uint16 { return s.port }
+
+// ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
+// at most 64. It fills in N, Local, Remote and TOS; on a raw socket Buf starts with the
+// ESP header. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
+// messages from anybody put on the socket are passed over. After Close the error wraps
+// os.ErrClosed.
+func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
+	if len(d) == 0 {
+		return 0, nil
+	}
+	if len(d) > maxBatch {
+		d = d[:maxBatch]
+	}
+	b := &s.rx
+	b.begin(d)
+	err := s.rc.Read(b.run)
+	b.d = nil
+	if err == nil {
+		err = b.errno()
+	}
+	if err != nil {
+		return 0, s.callError("read from", err)
+	}
+	for i := range b.n {
+		s.finish(&d[i], &b.hdrs[i], &b.slots[i])
+	}
+	return b.n, nil
+}
+
+// WriteBatch sends the datagrams, each from Local where that is valid and with the
+// traffic class TOS, and returns how many the kernel took before the error, if any; the
+// one at fault is the next. After Close the error wraps os.ErrClosed.
+func (s *Socket) WriteBatch(d []esp.Datagram) (int, error) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	for sent := 0; sent < len(d); {
+		part := d[sent:min(len(d), sent+maxBatch)]
+		n, err := s.writePart(part)
+		sent += n
+		if err != nil {
+			return sent, err
+		}
+	}
+	return len(d), nil
+}
+
+func (s *Socket) writePart(d []esp.Datagram) (int, error) {
+	b := &s.tx
+	b.begin(d)
+	ready := len(d)
+	var bad error
+	for i := range d {
+		if bad = s.prepare(&d[i], &b.hdrs[i], &b.slots[i]); bad != nil {
+			ready = i
+			break
+		}
+	}
+	if ready == 0 && bad != nil {
+		return 0, bad
+	}
+	b.d = d[:ready]
+	err := s.rc.Write(b.run)
+	b.d = nil
+	if err == nil {
+		err = b.errno()
+	}
+	if err != nil {
+		s.zones.forget() // an interface may have come back with another number
+		return b.n, s.callError("send on", err)
+	}
+	return b.n, bad
+}
+
+func (s *Socket) callError(op string, err error) error {
+	if s.closed.Load() {
+		err = os.ErrClosed
+	}
+	return &OpError{Op: op, Object: s.object, Err: err}
+}
+
+// Close closes the socket. A ReadBatch that waits returns.
+func (s *Socket) Close() error {
+	if s.closed.Swap(true) {
+		return &OpError{Op: "close", Object: s.object, Err: os.ErrClosed}
+	}
+	return s.file.Close()
+}
