@@ -11,6 +11,7 @@ import (
 // What the tunnel is for: a Modbus master, an SNMP manager, a bulk transfer and packets
 // larger than the WAN's MTU.
 func TestApplications(t *testing.T) {
+	t.Parallel()
 	for _, p := range matrixPairs() {
 		t.Run(p.String(), func(t *testing.T) {
 			need(t, "mbpoll", "snmpd", "snmpget", "snmpbulkget", "iperf3", "tshark")
@@ -101,6 +102,7 @@ func snmp(t *testing.T, s *site) {
 
 // The first packet of a connection that is negotiated on demand waits for the tunnel.
 func TestFirstPacketBringsTheTunnelUp(t *testing.T) {
+	t.Parallel()
 	for _, peer := range []string{"postern", "charon"} {
 		t.Run("postern-"+peer, func(t *testing.T) {
 			p := pair{"postern", peer}
@@ -121,6 +123,7 @@ func TestFirstPacketBringsTheTunnelUp(t *testing.T) {
 
 // A connection that starts by itself comes up as soon as the peer is there.
 func TestConnectionStartsByItself(t *testing.T) {
+	t.Parallel()
 	for _, peer := range []string{"postern", "charon"} {
 		t.Run("postern-"+peer, func(t *testing.T) {
 			p := pair{"postern", peer}

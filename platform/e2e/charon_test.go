@@ -94,6 +94,7 @@ func (d *charon) strongswanConf(c spec) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `charon {
   load_modular = no
+  delete_rekeyed_delay = 1
   load = random nonce openssl gcm ccm ctr aes sha1 sha2 hmac kdf chapoly curve25519 gmp kernel-libipsec kernel-netlink socket-default vici updown
   plugins { vici { socket = unix://%s/vici } }
   filelog { log { path = %s/log
@@ -135,7 +136,7 @@ func swanctlConf(c spec) string {
 			b.WriteString("    encap = yes\n")
 		}
 		if n.dpdDelay > 0 {
-			fmt.Fprintf(&b, "    dpd_delay = %dms\n", n.dpdDelay.Milliseconds())
+			fmt.Fprintf(&b, "    dpd_delay = %ds\n", int(n.dpdDelay.Seconds()))
 		}
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "    rekey_time = %ds\n    rand_time = 0\n", int(n.rekeyTime.Seconds()))

@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 		if code == 0 || os.Getenv("POSTERN_E2E_KEEP") == "" {
 			os.RemoveAll(workDir)
 		} else {
+			os.Remove(filepath.Join(workDir, "pid")) // or the next run takes it for a killed one's
 			fmt.Fprintln(os.Stderr, "e2e: kept", workDir)
 		}
 		return code

@@ -37,6 +37,7 @@ func ready(t *testing.T, p pair, tools ...string) {
 // eachPair runs a test with every pair of the matrix.
 func eachPair(t *testing.T, f func(t *testing.T, p pair)) {
 	t.Helper()
+	t.Parallel()
 	for _, p := range matrixPairs() {
 		t.Run(p.String(), func(t *testing.T) {
 			ready(t, p)
@@ -92,6 +93,7 @@ func carries(t *testing.T, s *site, p pair, ca, cb spec, v6 bool, wantIKE, wantE
 }
 
 func TestFamilies(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name           string
 		outer6, inner6 bool
@@ -133,6 +135,7 @@ func TestFamilies(t *testing.T) {
 }
 
 func TestCiphers(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ ike, esp, wantIKE, wantESP string }{
 		{"aes128gcm16-prfsha256", "aes128gcm16", "AES_GCM_16-128/PRF_HMAC_SHA2_256", "AES_GCM_16-128"},
 		{"aes256gcm16-prfsha384", "aes256gcm16", "AES_GCM_16-256/PRF_HMAC_SHA2_384", "AES_GCM_16-256"},
@@ -154,6 +157,7 @@ func TestCiphers(t *testing.T) {
 
 // Extended sequence numbers, which kernel-libipsec does not have.
 func TestExtendedSequenceNumbers(t *testing.T) {
+	t.Parallel()
 	for _, esp := range []string{"aes128gcm16-esn", "aes256-sha256-esn", "chacha20poly1305-esn"} {
 		t.Run(esp, func(t *testing.T) {
 			p := pair{"postern", "postern"}
@@ -166,6 +170,7 @@ func TestExtendedSequenceNumbers(t *testing.T) {
 }
 
 func TestGroups(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ group, want string }{
 		{"x25519", "CURVE_25519"}, {"ecp256", "ECP_256"}, {"ecp384", "ECP_384"}, {"ecp521", "ECP_521"},
 		{"modp2048", "MODP_2048"}, {"modp3072", "MODP_3072"}, {"modp4096", "MODP_4096"},
@@ -182,6 +187,7 @@ func TestGroups(t *testing.T) {
 
 // The initiator's first guess of a group is not the responder's: it is told so, and asks again.
 func TestInvalidKERetry(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ a, b, want string }{
 		{"aes128gcm16-prfsha256-x25519-ecp384", "aes128gcm16-prfsha256-ecp384", "ECP_384"},
 		{"aes128gcm16-prfsha256-ecp256-modp2048", "aes128gcm16-prfsha256-modp2048", "MODP_2048"},
@@ -219,6 +225,7 @@ func notifiesOf(ps []packet) (out [][]uint16) {
 }
 
 func TestIdentities(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, a, b string
 		shown      bool // list-sas writes it as it is configured
@@ -282,6 +289,7 @@ func TestSelectorsAreNarrowed(t *testing.T) {
 
 // Without common selectors or algorithms there is no tunnel, and the initiator says why.
 func TestNothingInCommon(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		change func(a, b *spec)

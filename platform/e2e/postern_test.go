@@ -178,7 +178,7 @@ func (d *postern) stop() {
 // cli runs a subcommand that talks to the daemon. It needs no namespace: the control
 // socket is a file.
 func (d *postern) cli(args ...string) (string, error) {
-	return command(d.bin, append([]string{args[0], "-s", d.socket()}, args[1:]...)...)
+	return command(d.bin, append([]string{args[0], "--socket", d.socket()}, args[1:]...)...)
 }
 
 func (d *postern) initiate(child string) error {

@@ -178,7 +178,8 @@ func (s *site) hideA() {
 table ip nat {
   chain post {
     type nat hook postrouting priority 100;
-    oifname "b0" masquerade to :20000-40000 random
+    oifname "b0" meta l4proto udp masquerade to :20000-40000 random
+    oifname "b0" masquerade
   }
 }
 table ip filter {

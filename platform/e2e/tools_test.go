@@ -165,3 +165,12 @@ func (s *site) snmp(ns, tool string, to netip.Addr, args ...string) (string, err
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+// atoi reads a number that a kernel or a tool has printed.
+func atoi(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		panic("e2e: not a number: " + s)
+	}
+	return n
+}

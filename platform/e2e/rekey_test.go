@@ -1,0 +1,212 @@
+//go:build linux
+
+package e2e
+
+import (
+	"testing"
+	"time"
+)
+
+// While a ping with 100 echo requests per second goes through the tunnel, its keys are
+// changed. No echo may be lost.
+
+// underPing runs change while the ping goes on, and checks that every echo was answered,
+// that the CHILD SA is another one afterwards, and that one is left on each side.
+func underPing(t *testing.T, s *site, a, b daemon, change func()) {
+	t.Helper()
+	c := s.capture()
+	before := installed(t, a, "net")
+	ping := s.startPinger(s.lanA, hostB4, 100)
+	if !eventually(5*time.Second, func() bool { return ping.answers() > 20 }) {
+		t.Fatalf("no answers before the keys are changed%s", logs(a, b))
+	}
+	change()
+	time.Sleep(500 * time.Millisecond)
+	sent, answered := ping.stop()
+	// The last request may be on its way when ping is stopped.
+	if lost := sent - answered; lost > 1 || sent < 100 {
+		t.Errorf("%d of %d echo requests were lost while the keys were changed%s", lost, sent, logs(a, b))
+	}
+	if after := newest(a); after.spiIn == before.spiIn || after.spiOut == before.spiOut {
+		t.Errorf("the CHILD SA is still the old one: in %s, out %s", before.spiIn, before.spiOut)
+	}
+	c.stop().nothingInClear(t, []byte(mark))
+}
+
+// newest returns the CHILD SA "net" that was made last, of those that carry traffic.
+func newest(d daemon) (c childSA) {
+	for _, x := range children(d, "net") {
+		if x.state == "INSTALLED" {
+			c = x
+		}
+	}
+	return c
+}
+
+// settles waits until one CHILD SA is left on each side, and they belong together.
+func settles(t *testing.T, a, b daemon) {
+	t.Helper()
+	ok := eventually(15*time.Second, func() bool {
+		ca, cb := children(a, "net"), children(b, "net")
+		return len(ca) == 1 && len(cb) == 1 && ca[0].spiIn == cb[0].spiOut && ca[0].spiOut == cb[0].spiIn &&
+			ca[0].state == "INSTALLED" && cb[0].state == "INSTALLED"
+	})
+	if !ok {
+		t.Errorf("want one CHILD SA on each side: a has %+v, b has %+v%s", children(a, "net"), children(b, "net"), logs(a, b))
+	}
+}
+
+// strongSwan changes the keys, with and without a new Diffie-Hellman exchange.
+func TestPeerRekeysChild(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "charon"}, {"charon", "postern"}, {"charon", "charon"}} {
+		for _, esp := range []string{usualESP, usualESP + "-x25519", "aes256-sha256-modp2048"} {
+			t.Run(p.String()+"/"+esp, func(t *testing.T) {
+				ready(t, p)
+				s := newSite(t)
+				ca, cb := pairSpecs(false, false)
+				suite(&ca, &cb, usualIKE, esp)
+				a, b := startPair(s, p, ca, cb)
+				mustInitiate(t, "net", a, b)
+				peer, ok := b.(*charon)
+				if !ok {
+					peer = a.(*charon)
+				}
+				underPing(t, s, a, b, func() {
+					for range 3 {
+						if err := peer.rekey("net"); err != nil {
+							t.Error(err)
+						}
+						settles(t, a, b)
+					}
+				})
+			})
+		}
+	}
+}
+
+// postern changes the keys because their time is up.
+func TestPosternRekeysChild(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "postern"}, {"postern", "charon"}, {"charon", "postern"}} {
+		for _, esp := range []string{usualESP, usualESP + "-ecp256"} {
+			t.Run(p.String()+"/"+esp, func(t *testing.T) {
+				ready(t, p)
+				s := newSite(t)
+				ca, cb := pairSpecs(false, false)
+				suite(&ca, &cb, usualIKE, esp)
+				if p.a == "postern" {
+					ca.conns[0].children[0].rekeyTime = 3 * time.Second
+				} else {
+					cb.conns[0].children[0].rekeyTime = 3 * time.Second
+				}
+				a, b := startPair(s, p, ca, cb)
+				mustInitiate(t, "net", a, b)
+				underPing(t, s, a, b, func() { time.Sleep(8 * time.Second) })
+			})
+		}
+	}
+}
+
+// Both sides change the keys at the same moment, again and again (RFC 7296 section 2.8.1).
+func TestBothRekeyChildAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "postern"}, {"postern", "charon"}, {"charon", "postern"}} {
+		t.Run(p.String(), func(t *testing.T) {
+			ready(t, p)
+			s := newSite(t)
+			ca, cb := pairSpecs(false, false)
+			both(&ca, &cb, func(c *conn) { c.children[0].rekeyTime = 2 * time.Second })
+			a, b := startPair(s, p, ca, cb)
+			mustInitiate(t, "net", a, b)
+			underPing(t, s, a, b, func() { time.Sleep(9 * time.Second) })
+			if n := len(children(a, "net")); n > 3 {
+				t.Errorf("%d CHILD SAs after four rekeyings: they pile up", n)
+			}
+		})
+	}
+}
+
+// The group that one side prefers for new keys is not the other's: INVALID_KE_PAYLOAD in
+// CREATE_CHILD_SA.
+func TestInvalidKEWhenRekeying(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "charon"}, {"charon", "postern"}, {"postern", "postern"}} {
+		t.Run(p.String(), func(t *testing.T) {
+			ready(t, p)
+			s := newSite(t)
+			ca, cb := pairSpecs(false, false)
+			ca.conns[0].children[0].esp = "aes128gcm16-ecp256-x25519"
+			cb.conns[0].children[0].esp = "aes128gcm16-x25519"
+			ca.conns[0].children[0].rekeyTime = 3 * time.Second
+			a, b := startPair(s, p, ca, cb)
+			mustInitiate(t, "net", a, b)
+			underPing(t, s, a, b, func() { time.Sleep(5 * time.Second) })
+			if got := newest(a); got.dh != "CURVE_25519" {
+				t.Errorf("the new keys come from group %q, want CURVE_25519", got.dh)
+			}
+		})
+	}
+}
+
+// The IKE SA gets new keys; its CHILD SAs go on (RFC 7296 section 2.18).
+func TestIKERekey(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "charon"}, {"charon", "postern"}, {"postern", "postern"}} {
+		t.Run(p.String(), func(t *testing.T) {
+			ready(t, p)
+			s := newSite(t)
+			ca, cb := pairSpecs(false, false)
+			if p.a == "postern" {
+				ca.conns[0].rekeyTime = 3 * time.Second
+			} else {
+				cb.conns[0].rekeyTime = 3 * time.Second
+			}
+			a, b := startPair(s, p, ca, cb)
+			mustInitiate(t, "net", a, b)
+			first := established(t, b)
+			ping := s.startPinger(s.lanA, hostB4, 100)
+			time.Sleep(5 * time.Second)
+			sent, answered := ping.stop()
+			if sent-answered > 1 || sent < 100 {
+				t.Errorf("%d of %d echo requests were lost%s", sent-answered, sent, logs(a, b))
+			}
+			if sa := established(t, b); sa.unique == first.unique || len(sa.children) != 1 {
+				t.Errorf("b shows IKE SA %s with %d children, before the rekeying it was %s with one%s",
+					sa.unique, len(sa.children), first.unique, logs(a, b))
+			}
+		})
+	}
+}
+
+// strongSwan gives the IKE SA new keys.
+func TestPeerRekeysIKE(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "charon"}, {"charon", "postern"}} {
+		t.Run(p.String(), func(t *testing.T) {
+			ready(t, p)
+			s := newSite(t)
+			ca, cb := pairSpecs(false, false)
+			a, b := startPair(s, p, ca, cb)
+			mustInitiate(t, "net", a, b)
+			peer, other := a, b
+			if p.b == "charon" {
+				peer, other = b, a
+			}
+			first := established(t, other)
+			ping := s.startPinger(s.lanA, hostB4, 100)
+			if err := peer.(*charon).rekey(""); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Second)
+			sent, answered := ping.stop()
+			if sent-answered > 1 {
+				t.Errorf("%d of %d echo requests were lost%s", sent-answered, sent, logs(a, b))
+			}
+			if sa := established(t, other); sa.unique == first.unique || len(sa.children) != 1 {
+				t.Errorf("%s shows IKE SA %s with %d children, before the rekeying it was %s with one%s",
+					other.kind(), sa.unique, len(sa.children), first.unique, logs(a, b))
+			}
+		})
+	}
+}
