@@ -28,10 +28,13 @@ var (
 func must(t PayloadType) rule  { return rule{t, 1, 1} }
 func maybe(t PayloadType) rule { return rule{t, 0, 1} }
 
-// Shapes that make a message of nothing but notifies: a demand for a cookie or another
+// notifiesOnly is a message of nothing but notifies: a demand for a cookie or another
 // group, an error, and what is sent in clear because no IKE SA could protect it
 // (RFC 7296 section 1.5).
-var notifiesOnly = shape{someNotify}
+var (
+	notifiesOnly = shape{someNotify}
+	inClear      = []shape{notifiesOnly}
+)
 
 // shapes lists what an exchange's messages may look like, requests then responses. The
 // message has to fit one of them; if it fits none, the error is about the one that it
@@ -79,21 +82,19 @@ var shapes = [4][2][]shape{
 // IKE_SA_INIT a message in clear can only hold notifies. The error is a *RuleError; of an
 // exchange that we do not know, every message breaks the rules.
 func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
-	fail := RuleError{Exchange: ex, Response: response}
-	if m.Encrypted() != encrypted {
-		fail.Why = "is encrypted, but must be in clear"
-		if encrypted {
-			fail.Why = "is in clear, but must be encrypted"
-		}
-		return &fail
+	why := ""
+	switch {
+	case encrypted && !m.Encrypted():
+		why = "is in clear, but must be encrypted"
+	case !encrypted && m.Encrypted():
+		why = "is encrypted, but must be in clear"
+	case encrypted && m.outer > 0:
+		why = "has payloads in clear in front of the Encrypted payload"
+	case ex < ExchangeInit || ex > ExchangeInformational:
+		why = "the exchange type is unknown"
 	}
-	if m.outer > 0 && encrypted {
-		fail.Why = "has payloads in clear in front of the Encrypted payload"
-		return &fail
-	}
-	if ex < ExchangeInit || ex > ExchangeInformational {
-		fail.Why = "the exchange type is unknown"
-		return &fail
+	if why != "" {
+		return &RuleError{Exchange: ex, Response: response, Why: why}
 	}
 	dir := 0
 	if response {
@@ -101,25 +102,24 @@ func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
 	}
 	list := shapes[ex-ExchangeInit][dir]
 	if !encrypted && ex != ExchangeInit {
-		list = []shape{notifiesOnly}
+		list = inClear
 	}
 	var counts [256]uint8 // maxPayloads fits
 	for i := range m.Payloads {
 		counts[m.Payloads[i].Type]++
 	}
-	best := -1
+	best, fault := -1, rule{}
 	for _, s := range list {
 		faults, first := s.check(&counts)
 		if faults == 0 {
 			return nil
 		}
 		if best < 0 || faults < best {
-			best = faults
-			fail.Payload, fail.Min, fail.Max = first.t, first.min, first.max
-			fail.Count = int(counts[first.t])
+			best, fault = faults, first
 		}
 	}
-	return &fail
+	return &RuleError{Exchange: ex, Response: response, Payload: fault.t, Count: int(counts[fault.t]),
+		Min: fault.min, Max: fault.max}
 }
 
 // check returns how many of the rules the counts break, and the first of them: a payload
