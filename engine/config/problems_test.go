@@ -144,6 +144,8 @@ remote_addrs = ["10.0.0.1/8",      #! has bits of a host set; write "10.0.0.0/8"
 ]
 [connections.b]
 local_addrs = ["%any", "::1"]      #! local_addrs has "%any" beside addresses
+remote_addrs = ["gw.example"]      #! "gw.example" is not an address
+[connections.e]
 remote_addrs = []                  #! remote_addrs is empty; leave the key out to get the default
 [connections.c]
 local_addrs = ["192.0.2.1"]        #! local_addrs and remote_addrs of connection c have no address family in common
@@ -161,7 +163,7 @@ dpd_delay = "half an hour"         #! dpd_delay "half an hour" is not a duration
 keyingtries = -1                   #! keyingtries -1 is out of range
 rekey_time = "-4h"                 #! rekey_time "-4h" is not a duration
 over_time = -5                     #! over_time "-5" is not a duration
-rand_time = "366d"                 #! rand_time "366d" is not a duration
+rand_time = 9223372036854775808    #! rand_time does not fit into 64 bits
 retransmit_timeout = "99ms"        #! retransmit_timeout "99ms" is out of range; use "100ms" to "60s"
 retransmit_base = 0.5              #! retransmit_base 0.5 is out of range; use 1 to 10
 retransmit_tries = 0               #! retransmit_tries 0 is out of range; use 1 to 30
@@ -209,7 +211,17 @@ close_action = "none"              #! close_action "none" is not known
 esp_proposals = ["aes128gcm16-x25519", "aes128gcm61-x25519"] #! aes128gcm61
 [connections.b]
 proposals = ["aes256-sha256-modp2048",
-  "rot13-sha1"]                    #! rot13
+  "rot13-sha1",                    #! rot13
+  "default", "default"]            #! "default" is twice in proposals; take one out
+`},
+		{"identities", `
+[connections.a.local]
+id = "@#0x"                        #! "@#0x"
+[connections.a.remote]
+id = ""                            #! "" is not one identity; leave it out for any
+[secrets.a]
+id = ["b.example", "c.example", "{256}:x"] #! {256}
+secret = "an example of 24 octets."
 `},
 		{"selectors", baseConn + baseSecret + `
 [connections.a.children.c]

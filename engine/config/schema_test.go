@@ -83,7 +83,10 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.local_ts": {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]",
 		func(c *Config) any { return firstChild(c).LocalTS[0].String() }},
 	"connections.NAME.children.CHILD.remote_ts": {`["dynamic[udp/161]"]`, true,
-		func(c *Config) any { ts := firstChild(c).RemoteTS[0]; return ts.Dynamic && ts.Proto == 17 && ts.EndPort == 161 }},
+		func(c *Config) any {
+			ts := firstChild(c).RemoteTS[0]
+			return ts.Dynamic && ts.Proto == 17 && ts.EndPort == 161
+		}},
 	"connections.NAME.children.CHILD.esp_proposals": {`["aes256-sha256", "aes128gcm16-x25519", "chacha20poly1305"]`, 3,
 		func(c *Config) any { return len(firstChild(c).Proposals) }},
 	"connections.NAME.children.CHILD.rekey_time":    {`"10m"`, 10 * time.Minute, func(c *Config) any { return firstChild(c).RekeyTime }},
@@ -232,9 +235,13 @@ func TestDefaultsFollowOtherValues(t *testing.T) {
 		want              any
 	}{
 		{"what is started is restarted", "", `start_action = "start"`,
-			func(c *Config) any { return firstChild(c).DPDAction == ike.ActionRestart && firstChild(c).CloseAction == ike.ActionRestart }, true},
+			func(c *Config) any {
+				return firstChild(c).DPDAction == ike.ActionRestart && firstChild(c).CloseAction == ike.ActionRestart
+			}, true},
 		{"what is trapped is trapped again", "", `start_action = "trap"`,
-			func(c *Config) any { return firstChild(c).DPDAction == ike.ActionTrap && firstChild(c).CloseAction == ike.ActionTrap }, true},
+			func(c *Config) any {
+				return firstChild(c).DPDAction == ike.ActionTrap && firstChild(c).CloseAction == ike.ActionTrap
+			}, true},
 		{"the file's word counts", "", "start_action = \"start\"\nclose_action = \"clear\"",
 			func(c *Config) any { return firstChild(c).CloseAction }, ike.ActionClear},
 		{"over_time is a tenth", `rekey_time = "10h"`, "", func(c *Config) any { return c.IKE.Conns[0].OverTime }, time.Hour},

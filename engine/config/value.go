@@ -281,20 +281,20 @@ const maxList = 32
 
 // texts returns the elements of a list, which must be texts.
 func (s *scope) texts(n *node) []*node {
-	var out []*node
-	for _, e := range n.list {
-		if e.kind != kindString {
-			s.problem(e.at, `put each into quotes: ["…", "…"]`, "%s holds %s", n.name, e.kind)
-			continue
-		}
-		out = append(out, e)
-	}
 	switch {
 	case len(n.list) == 0:
 		s.problem(n.at, "leave the key out to get the default", "%s is empty", n.name)
 	case len(n.list) > maxList:
-		s.problem(n.at, "", "%s has %d elements; the most is %d", n.name, len(n.list), maxList)
+		s.problem(n.at, "take some out, or join them in wider ones", "%s has %d elements; the most is %d", n.name, len(n.list), maxList)
 		return nil
+	}
+	var out []*node
+	for _, e := range n.list {
+		if e.kind == kindString {
+			out = append(out, e)
+		} else {
+			s.problem(e.at, `put each into quotes: ["…", "…"]`, "%s holds %s", n.name, e.kind)
+		}
 	}
 	return out
 }
@@ -376,7 +376,13 @@ func (s *scope) remoteAddrs(n *node, c *conn) {
 // proposals reads a list of proposals in strongSwan's notation.
 func (s *scope) proposals(n *node, proto ike.Protocol, to *[]ike.Proposal) {
 	var all []ike.Proposal
+	seen := make(map[string]bool)
 	for _, e := range s.texts(n) {
+		if seen[e.text] {
+			s.problem(e.at, "take one out", "%q is twice in %s", e.text, n.name)
+			continue
+		}
+		seen[e.text] = true
 		ps, err := ike.ParseProposal(proto, e.text)
 		if err != nil {
 			s.problem(e.at, "", "%v", err)
