@@ -1,0 +1,68 @@
+// Package esp transforms packets: ESP in tunnel mode (RFC 4303), the replay window, views of
+// the IP headers inside, traffic selectors, and the descriptor of a security association.
+// It is pure: no sockets, no clock, no goroutines, no randomness of its own, and no
+// allocation per packet.
+//
+//	 0                   1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ ----
+//	|               Security Parameters Index (SPI)                 | ^
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ |
+//	|                Sequence number, low 32 bits                   | |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ |
+//	|        IV: 8 octets for an AEAD, 16 for AES-CBC               | |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ | ICV
+//	|        Payload: an IPv4 or IPv6 packet, perhaps followed      | | covers
+//	~        by traffic-flow confidentiality padding                ~ | this
+//	+               +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ |
+//	|               |  Padding: 1, 2, 3 ... (0 to 255 octets)       | |
+//	+-+-+-+-+-+-+-+-+               +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ |
+//	|                               |  Pad length   |  Next header  | v
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ ----
+//	|        ICV: 12 to 32 octets                                   |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//
+// Encrypted is what stands between the IV and the ICV. With extended sequence numbers the ICV
+// also covers the number's high 32 bits, which are not sent.
+//
+// # The path of a packet
+//
+// Out, with the inner packet in a buffer that has HeadRoom before and TailRoom after it:
+//
+//  1. ParseFlow reads the 5-tuple, MatchFlow finds the policy, the caller its SA
+//  2. Outbound.Seal takes the next sequence number, writes header, IV, padding and trailer
+//     around the packet, encrypts it in place and adds the ICV
+//  3. the caller adds the outer header and sends
+//
+// In, with the packet's first octet being the SPI's:
+//
+//  1. SPIOf, by which the caller finds the SA
+//  2. Inbound.Open asks the window, verifies and decrypts in place, checks and cuts the
+//     padding, and moves the window
+//  3. CutInner cuts the padding behind the inner packet; ParseFlow and MatchFlow check that
+//     it is one that the SA may carry (RFC 4301 section 5.2, step 4)
+//
+// The files stand in that order: suite.go (what transforms exist and how long their parts
+// are), keys.go (keys and the workers' scratch state), outbound.go, inbound.go, window.go,
+// flow.go, match.go.
+//
+// # Concurrency
+//
+// An SA is made for a fixed number of workers. Each has its own scratch state, made when it
+// first seals or opens, so that workers share only what does not change, one atomic
+// counter for sequence numbers going out, and one short lock around the window coming in.
+// Numbers are taken by one worker after the other and packets sealed side by side, so they
+// may leave slightly out of order; that is what windows are for.
+//
+// # IVs
+//
+// For AEADs the IV is the 64-bit sequence number, which cannot repeat under one key; for CBC
+// it is the sequence number encrypted under a key of its own, which nobody can predict. See
+// keyring.
+//
+// # What is left to others
+//
+// After 2^32 packets lost in a row the two ends disagree about the high half of extended
+// sequence numbers. RFC 4303 appendix A3 has a search for the right one, which would have to
+// keep a copy of each packet; here liveness checks and rekeying end such an SA long before.
+package esp
