@@ -111,34 +111,36 @@ func (c *Netlink) SetAddrGenNone(index int) error {
 	return c.do(r, "silence IPv6 on interface", fmt.Sprint(index))
 }
 
-// AddVeth makes a pair of virtual Ethernet interfaces, each in the network namespace of
-// a process: pid 0 is the namespace of the connection.
-func (c *Netlink) AddVeth(name string, pid int, peer string, peerPid int) error {
+// AddVeth makes a pair of virtual Ethernet interfaces, each in the network namespace
+// that a descriptor stands for (of /proc/PID/ns/net); -1 is that of the connection.
+func (c *Netlink) AddVeth(name string, ns int, peer string, peerNS int) error {
 	r := ifInfo(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0, 0, 0)
 	r.attrString(unix.IFLA_IFNAME, name)
-	if pid != 0 {
-		r.attrU32(unix.IFLA_NET_NS_PID, uint32(pid))
-	}
+	r.attrNamespace(ns)
 	info := r.nest(unix.IFLA_LINKINFO)
 	r.attrString(unix.IFLA_INFO_KIND, "veth")
 	data := r.nest(unix.IFLA_INFO_DATA)
 	other := r.nest(vethInfoPeer)
 	r.raw(make([]byte, unix.SizeofIfInfomsg)...)
 	r.attrString(unix.IFLA_IFNAME, peer)
-	if peerPid != 0 {
-		r.attrU32(unix.IFLA_NET_NS_PID, uint32(peerPid))
-	}
+	r.attrNamespace(peerNS)
 	r.end(other)
 	r.end(data)
 	r.end(info)
 	return c.do(r, "make interfaces", name+" and "+peer)
 }
 
-// MoveLink moves an interface to the network namespace of a process.
-func (c *Netlink) MoveLink(index, pid int) error {
+// MoveLink moves an interface to the network namespace that a descriptor stands for.
+func (c *Netlink) MoveLink(index, ns int) error {
 	r := ifInfo(unix.RTM_NEWLINK, 0, index, 0, 0)
-	r.attrU32(unix.IFLA_NET_NS_PID, uint32(pid))
+	r.attrNamespace(ns)
 	return c.do(r, "move interface", fmt.Sprint(index))
+}
+
+func (r *request) attrNamespace(ns int) {
+	if ns >= 0 {
+		r.attrU32(unix.IFLA_NET_NS_FD, uint32(ns))
+	}
 }
 
 // DeleteLink removes an interface.
