@@ -61,12 +61,14 @@ type ikeLoop struct {
 	results chan ike.Result
 	stopped chan struct{} // closed when run has returned
 
-	busy    atomic.Int32 // workers that compute
-	jobs    []*ike.Work  // no worker has taken these; at most two per IKE SA
-	waiters map[uint64]func(error)
-	tag     uint64
-	limit   *log.Limiter
-	onEvent func(*ike.Event) // told of every event, on the loop's goroutine; may be nil
+	busy     atomic.Int32 // workers that compute
+	jobs     []*ike.Work  // no worker has taken these; at most two per IKE SA
+	waiters  map[uint64]func(error)
+	tag      uint64
+	limit    *log.Limiter
+	patience time.Duration    // closeTime
+	rekeySeq uint64           // rekeySequence
+	onEvent  func(*ike.Event) // told of every event, on the loop's goroutine; may be nil
 
 	dgram    ikeDatagram
 	sendBuf  []byte
@@ -80,16 +82,18 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 	l := &ikeLoop{
 		d: d, net: net, log: lg, now: now,
 		// One buffer: what waits leaves it one by one, before the next is sealed.
-		out:     newOutbound(d, make([][]byte, 1), flowCache{}),
-		wishes:  make(chan ike.Command, commandQueue),
-		calls:   make(chan func()),
-		feed:    make(chan *ike.Work),
-		results: make(chan ike.Result),
-		stopped: make(chan struct{}),
-		waiters: make(map[uint64]func(error)),
-		limit:   log.NewLimiter(eventInterval, eventKeys),
-		dgram:   ikeDatagram{buf: make([]byte, d.udp.size)},
-		nat:     make(map[uint32]*natState),
+		out:      newOutbound(d, make([][]byte, 1), flowCache{}),
+		wishes:   make(chan ike.Command, commandQueue),
+		calls:    make(chan func()),
+		feed:     make(chan *ike.Work),
+		results:  make(chan ike.Result),
+		stopped:  make(chan struct{}),
+		waiters:  make(map[uint64]func(error)),
+		patience: closeTime,
+		rekeySeq: rekeySequence,
+		limit:    log.NewLimiter(eventInterval, eventKeys),
+		dgram:    ikeDatagram{buf: make([]byte, d.udp.size)},
+		nat:      make(map[uint32]*natState),
 	}
 	return l
 }
@@ -185,7 +189,7 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			}
 		case <-stop:
 			stop = nil
-			t := time.NewTimer(closeTime)
+			t := time.NewTimer(l.patience)
 			defer t.Stop()
 			end = t.C
 			l.command(ike.Command{Kind: ike.CmdTerminate}, func(error) { over = true })

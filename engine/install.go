@@ -155,7 +155,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 	}
 	for i := range l.d.sad.slots {
 		o := l.d.sad.slots[i].out
-		if o == nil || o.esn || o.rekeying || o.standby || o.out.Seq() < rekeySequence {
+		if o == nil || o.esn || o.rekeying || o.standby || o.out.Seq() < l.rekeySeq {
 			continue
 		}
 		o.rekeying = true

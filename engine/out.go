@@ -30,12 +30,13 @@ type outbound struct {
 	flow   esp.Flow
 	groups [numSocks][]esp.Datagram
 	now    time.Duration
+	pause  time.Duration // after a read that failed
 
 	packets, octets uint64 // sealed, and not yet in the counters
 }
 
 func newOutbound(d *datapath, bufs [][]byte, cache flowCache) *outbound {
-	o := &outbound{d: d, bufs: bufs, sizes: make([]int, len(bufs)), cache: cache}
+	o := &outbound{d: d, bufs: bufs, sizes: make([]int, len(bufs)), cache: cache, pause: readErrorPause}
 	for s := range o.groups {
 		if s := sockID(s); s.carriesESP() {
 			o.groups[s] = make([]esp.Datagram, 0, len(bufs))
@@ -69,7 +70,7 @@ func (o *outbound) run() error {
 			if failed++; failed >= deviceErrors {
 				return err
 			}
-			time.Sleep(readErrorPause)
+			time.Sleep(o.pause)
 		}
 	}
 }
