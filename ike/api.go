@@ -62,14 +62,6 @@ type Config struct {
 	Ports   Ports
 }
 
-// Secret is a pre-shared key and the identities that it is for. With no identity it
-// serves any pair. Of several that fit, the one that names more of the two wins.
-type Secret struct {
-	Name string
-	IDs  []ID
-	Key  []byte
-}
-
 // StartAction says when a CHILD SA is negotiated.
 type StartAction uint8
 

@@ -20,48 +20,15 @@ func idOfAddr(a netip.Addr) ID {
 	return ID{IDIPv6, string(a.AsSlice())}
 }
 
-// findSecret returns the secret that fits the pair of identities best: one that names
-// both, then one that names one, then one for anybody. Zero identities are not known.
+// findSecret returns the secret that fits the pair of identities best, or nil.
 func findSecret(secrets []Secret, local, remote ID) *Secret {
 	var best *Secret
-	score := -1
 	for i := range secrets {
-		s := &secrets[i]
-		l, r := false, false
-		for _, id := range s.IDs {
-			l = l || local != ID{} && id == local
-			r = r || remote != ID{} && id == remote
-		}
-		n := 0
-		switch {
-		case l && r:
-			n = 4
-		case r && !s.others(local, remote):
-			n = 3
-		case l && !s.others(local, remote):
-			n = 2
-		case len(s.IDs) == 0:
-			n = 1
-		case l && remote == ID{}, r && local == ID{}:
-			n = 1
-		default:
-			continue
-		}
-		if n > score {
-			best, score = s, n
+		if s := &secrets[i]; s.Fits(local, remote) > 0 && (best == nil || s.Fits(local, remote) > best.Fits(local, remote)) {
+			best = s
 		}
 	}
 	return best
-}
-
-// others tells whether the secret names somebody who is neither of the two.
-func (s *Secret) others(a, b ID) bool {
-	for _, id := range s.IDs {
-		if id != a && id != b {
-			return true
-		}
-	}
-	return false
 }
 
 // authSend sends our IKE_AUTH request.

@@ -360,21 +360,12 @@ func (s *secret) fits(c *conn) bool {
 	}
 	for _, l := range locals {
 		for _, r := range remotes {
-			if s.fitsPair(l, r) {
+			if s.Fits(l, r) > 0 {
 				return true
 			}
 		}
 	}
 	return false
-}
-
-// fitsPair tells whether the secret is for two identities: it names both, or one of
-// them and nobody else, or one of them while the other is not known.
-func (s *secret) fitsPair(local, remote ike.ID) bool {
-	none := ike.ID{}
-	l := local != none && slices.Contains(s.IDs, local)
-	r := remote != none && slices.Contains(s.IDs, remote)
-	return l && r || (l || r) && len(s.IDs) == 1 || l && remote == none || r && local == none
 }
 
 // initiates tells whether a child makes us call the peer without being asked.
