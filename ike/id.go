@@ -120,7 +120,7 @@ func parseIDString(s string) (ID, error) {
 		}
 		if num, ok := strings.CutPrefix(name, "{"); ok && strings.HasSuffix(num, "}") {
 			n, err := strconv.ParseUint(strings.TrimSuffix(num, "}"), 10, 8)
-			if err != nil {
+			if err != nil || n == 0 {
 				return ID{}, fmt.Errorf("%s is not a type from 1 to 255", name)
 			}
 			return typedID(IDType(n), data)
