@@ -25,6 +25,7 @@ import (
 
 	"postern/board"
 	"postern/engine/config"
+	"postern/engine/control"
 	"postern/engine/log"
 	"postern/esp"
 	"postern/ike"
@@ -48,6 +49,7 @@ type Engine struct {
 	d     *datapath
 	loop  *ikeLoop
 	start time.Time
+	ctl   *control.Server // nil: none; set before running is closed
 
 	// cfg is the configuration that runs. The IKE loop's, once it runs.
 	cfg     *config.Config
@@ -143,11 +145,11 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	for range max(e.o.Profile.Workers, 1) {
 		workers.Go(func() { e.loop.work(stopWorkers) })
 	}
-	close(e.running)
-	go e.loop.run(stopLoop)
 	if listener != nil {
 		e.serve(listener, &undo)
 	}
+	close(e.running)
+	go e.loop.run(stopLoop)
 
 	select {
 	case <-stop:

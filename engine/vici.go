@@ -28,10 +28,10 @@ func (e *Engine) listen(undo *undoList) (*control.Listener, error) {
 	return l, nil
 }
 
-// serve answers control clients until the end.
+// serve answers control clients until the end. It is called before the loop runs.
 func (e *Engine) serve(l *control.Listener, undo *undoList) {
 	ctl := control.NewServer(l, viciHandler{e}, control.Options{Clients: e.o.Profile.Clients, Log: e.o.Log})
-	_ = e.loop.do(func() { e.loop.onEvent = viciEvents{e.loop, ctl}.event })
+	e.ctl, e.loop.onEvent = ctl, viciEvents{e.loop, ctl}.event
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
