@@ -246,3 +246,10 @@ func (o *options) help(w io.Writer) {
 	})
 	_, _ = io.WriteString(w, b.String())
 }
+
+// NoArguments parses the command line of an added command that has neither options nor
+// arguments. If ok is false, the command ends with the status.
+func NoArguments(sys *System, cmd *Command, args []string) (status int, ok bool) {
+	_, status, ok = newOptions(sys, cmd).parse(args, 0, 0)
+	return status, ok
+}
