@@ -146,17 +146,6 @@ func (m *Message) Find(t PayloadType) *Payload {
 	return nil
 }
 
-// Count returns the number of payloads of type t.
-func (m *Message) Count(t PayloadType) int {
-	n := 0
-	for i := range m.Payloads {
-		if m.Payloads[i].Type == t {
-			n++
-		}
-	}
-	return n
-}
-
 // FindNotify returns the first Notify payload of type t.
 func (m *Message) FindNotify(t NotifyType) (Notify, bool) {
 	for i := range m.Payloads {

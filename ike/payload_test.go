@@ -164,6 +164,12 @@ func TestErrorsSayWhatIsWrong(t *testing.T) {
 	if got, want := err.Error(), "ike: malformed N payload: the SPI has a length that does not fit"; got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
+	if !errors.Is(err, errLength) || errors.Is(err, errShort) {
+		t.Errorf("%v does not lead to its cause", err)
+	}
+	if got, want := (&CriticalError{200}).Error(), "ike: payload type 200 is unknown and marked as critical"; got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
 	_, err = ParseID(octets(t, "010000000a"))
 	if got, want := err.Error(), "ike: malformed message: the data of an identity has a length that does not fit"; got != want {
 		t.Errorf("got  %q\nwant %q", got, want)

@@ -36,15 +36,15 @@ var (
 	inClear      = []shape{notifiesOnly}
 )
 
-// shapes lists what an exchange's messages may look like, requests then responses. The
-// message has to fit one of them; if it fits none, the error is about the one that it
-// comes closest to.
+// shapes lists what an exchange's messages may look like, requests then responses, by
+// the exchange's number counted from that of IKE_SA_INIT. A message has to fit one of
+// them; if it fits none, the error is about the one that it comes closest to.
 var shapes = [4][2][]shape{
-	ExchangeInit - ExchangeInit: {
+	{ // IKE_SA_INIT
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyNotify}},
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyCertReq, anyNotify}, notifiesOnly},
 	},
-	ExchangeAuth - ExchangeInit: {
+	{ // IKE_AUTH
 		{
 			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP,
 				must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify},
@@ -57,7 +57,7 @@ var shapes = [4][2][]shape{
 			notifiesOnly,
 		},
 	},
-	ExchangeCreateChild - ExchangeInit: {
+	{ // CREATE_CHILD_SA
 		{
 			{must(PayloadSA), must(PayloadNonce), maybe(PayloadKE), maybeCP,
 				must(PayloadTSi), must(PayloadTSr), anyNotify}, // CHILD SA
@@ -70,7 +70,7 @@ var shapes = [4][2][]shape{
 			notifiesOnly,
 		},
 	},
-	ExchangeInformational - ExchangeInit: {
+	{ // INFORMATIONAL
 		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
 		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
 	},

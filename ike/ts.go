@@ -119,11 +119,12 @@ func narrowTS(configured []esp.Selector, offered []esp.Selector) []esp.Selector 
 			}
 		}
 	}
-	return out[:min(len(out), maxNarrowed)]
+	return out
 }
 
 // addSelector adds s to the list. If it covers members of the list, it takes the place
-// of the first and the others go.
+// of the first and the others go. If it does not and the list is full, it is left out:
+// bounding the list here also bounds the comparisons that a peer can ask for.
 func addSelector(list []esp.Selector, s esp.Selector) []esp.Selector {
 	at := -1
 	for i := 0; i < len(list); {
@@ -139,9 +140,11 @@ func addSelector(list []esp.Selector, s esp.Selector) []esp.Selector {
 			list = slices.Delete(list, i, i+1)
 		}
 	}
-	if at >= 0 {
+	switch {
+	case at >= 0:
 		list[at] = s
-		return list
+	case len(list) < maxNarrowed:
+		list = append(list, s)
 	}
-	return append(list, s)
+	return list
 }

@@ -149,6 +149,14 @@ func TestNarrowingIsBoundedAndKeepsTheFirst(t *testing.T) {
 	}
 }
 
+func TestCoveringSelectorIsTakenWhenTheListIsFull(t *testing.T) {
+	offer := append(manySelectors(254), selector(t, "10.0.0.0/16"))
+	got := narrowTS([]esp.Selector{selector(t, "10.0.0.0/8")}, offer)
+	if len(got) != 1 || got[0] != offer[254] {
+		t.Errorf("%v; want the one that covers all the others, although it came last", got)
+	}
+}
+
 // The result must select exactly the packets that both sides select.
 func TestNarrowingSelectsWhatBothSelect(t *testing.T) {
 	r := stream("narrowing", 20000)
