@@ -132,8 +132,8 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 //   - PROTECT: with a host's address inside the local selector, that becomes the source,
 //     and the packet goes into the device. Without one the host cannot send what the
 //     entry selects.
-//   - BYPASS: go on, if whatever source is chosen then, no later PROTECT is for it;
-//     else the later entry takes the packet.
+//   - BYPASS: go on before a later entry takes the packet, if whatever source the host
+//     chooses then is not for that entry; else the later entry takes it.
 //   - DISCARD: only if every address of the host is inside the local selector.
 func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 	pol := &p.policies[at]
@@ -204,21 +204,25 @@ func (p *planner) takenBefore(at int, host netip.Addr, m ruleMatch) bool {
 	return false
 }
 
-// bypassOwn tells whether each address of the host that a later entry protects on its
-// way to some of m.to is inside m.from, so bypassed anyway.
+// bypassOwn tells whether a later entry protects or discards some address of the host on
+// its way to some of m.to, and all such addresses are inside m.from, so bypassed anyway.
 func (p *planner) bypassOwn(at int, m ruleMatch) bool {
+	needed := false
 	for i := range p.policies[at+1:] {
 		pol := &p.policies[at+1+i]
-		if pol.Action != esp.Protect || !overlapsAny(pol.RemoteTS, m.to) {
+		if pol.Action == esp.Bypass || !overlapsAny(pol.RemoteTS, m.to) {
 			continue
 		}
 		for _, host := range p.hosts {
-			if contains(pol.LocalTS, host, m.proto) && !m.from.Contains(host) {
-				return false
+			if contains(pol.LocalTS, host, m.proto) {
+				if !m.from.Contains(host) {
+					return false
+				}
+				needed = true
 			}
 		}
 	}
-	return true
+	return needed
 }
 
 func (p *planner) allInside(prefix netip.Prefix) bool {
