@@ -290,19 +290,19 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	spec, err := e.policySpecs(cfg)
-	if err != nil {
-		return err
-	}
-	if lerr := e.loop.do(func() { err = e.change(cfg, spec, mtu) }); lerr != nil {
+	if lerr := e.loop.do(func() { err = e.change(cfg, mtu) }); lerr != nil {
 		return lerr
 	}
 	return err
 }
 
 // change is Reload's part on the loop.
-func (e *Engine) change(cfg *config.Config, spec []policySpec, mtu int) error {
+func (e *Engine) change(cfg *config.Config, mtu int) error {
 	l, s := e.loop, e.d.spd
+	spec, err := e.policySpecs(cfg)
+	if err != nil {
+		return err
+	}
 	// First the kernel, so that what a new connection protects never leaves in clear.
 	list := plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {

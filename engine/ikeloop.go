@@ -32,6 +32,8 @@ const (
 	// datagramTurn is how many datagrams the loop takes before it looks at its timers and
 	// at everybody else.
 	datagramTurn = 16
+	// idleWake is when a loop without any deadline looks at the clock again.
+	idleWake = time.Hour
 	// closeTime bounds how long the loop waits at the end for the peers to confirm that
 	// their SAs are deleted.
 	closeTime = 3 * time.Second
@@ -155,7 +157,10 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 	l.nextTick = l.now().Mono + tickInterval
 	for !over {
 		now := l.now()
-		wake := l.nextTick
+		wake := now.Mono + idleWake
+		if l.d.sad.used() > 0 {
+			wake = l.nextTick // nothing to look after otherwise: let the device sleep
+		}
 		if at, ok := l.m.Deadline(); ok {
 			wake = min(wake, at)
 		}
@@ -300,7 +305,8 @@ func (e env) FreeSPI(spi uint32) {
 }
 
 func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	return e.l.d.sad.usage(spi)
+	in, out, lastIn, _ = e.l.d.sad.usage(spi)
+	return in, out, lastIn
 }
 
 func (e env) Source(remote netip.Addr) (netip.Addr, bool) {

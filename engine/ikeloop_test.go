@@ -143,6 +143,7 @@ func TestStandbySAWaitsForUse(t *testing.T) {
 	tl.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
 	in1, out1 := tl.child(t, 1, false)
 	tl.outputs(in1, out1)
+	tl.testPath.send(udp4(srcHost, dstHost, 1, 2, 60))
 	in2, out2 := tl.child(t, 2, true)
 	tl.outputs(in2, out2)
 	spiOf := func() uint32 {
@@ -163,7 +164,11 @@ func TestStandbySAWaitsForUse(t *testing.T) {
 	del := func(spi, inbound uint32, dir esp.Direction) ike.Output {
 		return ike.Output{Kind: ike.OutDelSA, SPI: spi, Inbound: inbound, Dir: dir}
 	}
-	tl.outputs(del(out1.Add.SPI, in1.Add.SPI, esp.Out), del(in1.Add.SPI, in1.Add.SPI, esp.In))
+	tl.outputs(del(out1.Add.SPI, in1.Add.SPI, esp.Out))
+	if _, out, _, last := tl.sad.usage(in1.Add.SPI); out.Packets != 1 || last == 0 {
+		t.Errorf("once its outbound SA is deleted the pair has sent %d packets, last at %v; want the 1 that it did", out.Packets, last)
+	}
+	tl.outputs(del(in1.Add.SPI, in1.Add.SPI, esp.In))
 	env{tl.ikeLoop}.FreeSPI(in1.Add.SPI)
 	if got := spiOf(); got != out2.Add.SPI || tl.sad.used() != 1 {
 		t.Errorf("after the old SA was deleted packets take %08x and %d slots are used", got, tl.sad.used())

@@ -98,9 +98,7 @@ func (l *ikeLoop) delSA(spi, inbound uint32, dir esp.Direction) {
 		return
 	}
 	if slot := l.d.sad.findOut(spi, inbound); slot != nil {
-		out := slot.out
-		slot.out = nil
-		l.retire(nil, out)
+		l.retire(nil, slot.delOut())
 	}
 }
 

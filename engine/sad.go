@@ -53,6 +53,10 @@ type sadSlot struct {
 	spi  uint32 // reserved or in use; 0: the slot is free
 	last uint32 // the SPI that the slot had before
 	out  *outSA
+
+	// spent is the outbound SA after its deletion, wiped: while the inbound one still
+	// takes what is on its way, it is known what has passed through the pair.
+	spent *outSA
 }
 
 // sad is the security association database. Its low SPI bits are the slot, the rest is
@@ -128,7 +132,7 @@ func (s *sad) release(spi uint32) (in *inSA, out *outSA) {
 		return nil, nil
 	}
 	in, out = slot.in.Swap(nil), slot.out
-	slot.out, slot.last, slot.spi = nil, spi, 0
+	slot.out, slot.spent, slot.last, slot.spi = nil, nil, spi, 0
 	s.free[(s.head+s.nfree)%len(s.free)] = spi & s.mask
 	s.nfree++
 	return in, out
@@ -165,6 +169,12 @@ func (s *sad) addOut(sa *outSA) (old *outSA, err error) {
 	return old, nil
 }
 
+// delOut takes the outbound SA out of its slot.
+func (slot *sadSlot) delOut() *outSA {
+	slot.spent, slot.out = slot.out, nil
+	return slot.spent
+}
+
 // findOut returns the slot with the outbound SA spi. Outbound SPIs are the peers'
 // choice, so two peers may have chosen the same one: inbound, the SPI of the pair's
 // inbound SA, decides, and only if it is 0 the first one that is found.
@@ -183,8 +193,9 @@ func (s *sad) findOut(spi, inbound uint32) *sadSlot {
 	return nil
 }
 
-// usage returns what passed through the pair of the inbound spi.
-func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
+// usage returns what passed through the pair of the inbound spi, and when the last
+// packets did (0: none).
+func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
 	slot := s.slot(spi)
 	if slot == nil {
 		return
@@ -192,8 +203,12 @@ func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
 	if sa := slot.in.Load(); sa != nil {
 		in, lastIn = sa.in.Usage(), time.Duration(sa.lastIn.Load())
 	}
-	if slot.out != nil {
-		out = slot.out.out.Usage()
+	o := slot.out
+	if o == nil {
+		o = slot.spent
+	}
+	if o != nil {
+		out, lastOut = o.out.Usage(), time.Duration(o.lastOut.Load())
 	}
 	return
 }
