@@ -23,9 +23,9 @@ func TestApplications(t *testing.T) {
 			mustInitiate(t, "net", a, b)
 			modbus(t, s)
 			snmp(t, s)
-			for _, size := range []string{"1300", "1372", "1400", "1472", "3000", "9000"} {
-				if n, out := s.pings(s.lanA, hostB4, 3, "-s", size, "-M", "dont"); n != 3 {
-					t.Errorf("%d of 3 echo requests of %s octets were answered:\n%s%s", n, size, out, logs(a, b))
+			for _, size := range []int{1300, 1372, 1400, 1472, 3000, 9000} {
+				if r := s.pings(s.lanA, hostB4, 3, echoOptions{size: size}); r.lost() != 0 {
+					t.Errorf("of %d octets, %v%s", size, r, logs(a, b))
 				}
 			}
 			w := c.stop()
@@ -112,8 +112,8 @@ func TestFirstPacketBringsTheTunnelUp(t *testing.T) {
 			ca.conns[0].children[0].start = "trap"
 			c := s.capture()
 			a, b := startPair(s, p, ca, cb)
-			if n, out := s.pings(s.lanA, hostB4, 5, "-i", "0.2"); n != 5 {
-				t.Errorf("%d of 5 echo requests were answered, the first one starts the tunnel:\n%s%s", n, out, logs(a, b))
+			if r := s.pings(s.lanA, hostB4, 20); r.lost() != 0 {
+				t.Errorf("the first packet starts the tunnel and waits for it, but %v%s", r, logs(a, b))
 			}
 			installed(t, a, "net")
 			c.stop().nothingInClear(t, []byte(mark))

@@ -173,6 +173,21 @@ func (w wire) noClear(t *testing.T, marks ...[]byte) {
 	w.uniqueSequence(t)
 }
 
+// noClearFrom fails the test if the gateway of that side let anything out in clear, or the
+// mark with it, whatever the other one did.
+func (w wire) noClearFrom(t *testing.T, side byte) {
+	t.Helper()
+	var clear []string
+	for i, p := range w {
+		if p.class == classClear && p.from() == side {
+			clear = append(clear, fmt.Sprintf("frame %d on %s: %s", i, p.link, p.what))
+		}
+	}
+	if len(clear) > 0 {
+		t.Errorf("%d frames of side %c went over the WAN in clear, the first: %s", len(clear), side, strings.Join(clear[:min(5, len(clear))], "; "))
+	}
+}
+
 // uniqueSequence fails the test if a sequence number was used twice under one SPI: with an
 // AEAD that would give the key away (RFC 4106 section 3.1).
 func (w wire) uniqueSequence(t *testing.T) {

@@ -74,7 +74,13 @@ func startCharon(s *site, side byte, c spec) *charon {
 func (d *charon) load(c spec) {
 	d.t.Helper()
 	d.write("swanctl.conf", swanctlConf(c))
-	out, err := command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
+	var out string
+	var err error
+	// The socket is there a moment before charon listens on it (ECONNREFUSED is the exit status).
+	eventually(5*time.Second, func() bool {
+		out, err = command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
+		return exitCode(err) != int(syscall.ECONNREFUSED)
+	})
 	if err != nil {
 		d.t.Fatalf("swanctl --load-all: %v\n%s%s", err, out, logs(d))
 	}

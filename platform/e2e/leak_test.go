@@ -21,18 +21,18 @@ func TestNothingLeaksWithoutATunnel(t *testing.T) {
 	ca.conns[0].children = append(ca.conns[0].children, c6)
 	a := startPostern(s, 'a', ca)
 	c := s.capture()
-	s.pings(s.lanA, hostB4, 3, "-W", "1")
-	s.pings(s.lanA, hostB6, 3, "-W", "1")
-	s.pings(s.gwA, hostB4, 2, "-W", "1", "-I", "10.1.0.1")
+	s.pings(s.lanA, hostB4, 3, briefly)
+	s.pings(s.lanA, hostB6, 3, briefly)
+	s.pings(s.gwA, hostB4, 2, echoOptions{wait: briefly.wait, from: netip.MustParseAddr("10.1.0.1")})
 	w := c.stop()
 	w.noClear(t, []byte(mark))
 
 	// Traffic that no policy selects goes where it always went.
-	if n, out := s.pings(s.gwA, netip.MustParseAddr("198.51.100.254"), 3); n != 3 {
-		t.Errorf("postern took traffic that is not its own:\n%s%s", out, logs(a))
+	if r := s.pings(s.gwA, netip.MustParseAddr("198.51.100.254"), 3); r.lost() != 0 {
+		t.Errorf("postern took traffic that is not its own: %v%s", r, logs(a))
 	}
 	c = s.capture()
-	s.pings(s.lanA, netip.MustParseAddr("198.51.100.254"), 3, "-W", "1")
+	s.pings(s.lanA, netip.MustParseAddr("198.51.100.254"), 3, briefly)
 	forwarded := 0
 	for _, p := range c.stop() {
 		if p.link == "a0" && p.class == classClear && p.src == hostA4 {
@@ -60,7 +60,7 @@ func TestClearTextFromOutsideIsDropped(t *testing.T) {
 				to, from = hostA6, hostB6
 			}
 			before := s.echoesSeen(s.lanA, v6)
-			s.pings(s.wan, to, 3, "-W", "1", "-I", from.String())
+			s.pings(s.wan, to, 3, echoOptions{wait: briefly.wait, from: from})
 			if got := s.echoesSeen(s.lanA, v6) > before; got != want {
 				t.Errorf("%s: clear text that claims to come from %v reached LAN A: %v, want %v", when, from, got, want)
 			}
@@ -139,7 +139,7 @@ func TestKilledDaemonLeavesNoHole(t *testing.T) {
 			if c.victim == 'b' {
 				victimNS = s.gwB
 			}
-			untouched := s.routing(victimNS)
+			untouched := s.settled(victimNS)
 			a, b := startPair(s, p, ca, cb)
 			if !eventually(10*time.Second, func() bool { return newest(a).spiIn != "" && newest(b).spiIn != "" }) {
 				t.Fatalf("no tunnel%s", logs(a, b))
@@ -163,7 +163,11 @@ func TestKilledDaemonLeavesNoHole(t *testing.T) {
 			ping.stop()
 			back.stop()
 			w := rec.stop()
-			w.nothingInClear(t, []byte(mark))
+			// What strongSwan does with the packets of a dead peer is its own affair.
+			if c.peer == "postern" {
+				w.nothingInClear(t, []byte(mark))
+			}
+			w.noClearFrom(t, c.victim)
 			s.mustPing(t, false, a, b)
 			victim.stop()
 			if after := s.routing(victimNS); after != untouched {
@@ -178,7 +182,7 @@ func TestOrderlyEndLeavesNothingBehind(t *testing.T) {
 	p := pair{"postern", "postern"}
 	ready(t, p)
 	s := newSite(t)
-	before := s.routing(s.gwA)
+	before := s.settled(s.gwA)
 	ca, cb := pairSpecs(false, false)
 	a, b := startPair(s, p, ca, cb)
 	mustInitiate(t, "net", a, b)

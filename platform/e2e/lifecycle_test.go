@@ -138,13 +138,17 @@ func TestDeadPeerIsFound(t *testing.T) {
 			b = start(s, p.b, 'b', cb)
 			if c.action == "restart" {
 				if !eventually(25*time.Second, func() bool {
-					n, _ := s.pings(s.lanA, hostB4, 1, "-W", "1")
-					return n == 1
+					return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0
 				}) {
 					t.Errorf("the tunnel did not come back 25 s after the peer did%s", logs(a, b))
 				}
 			}
-			cap.stop().noClear(t, []byte(mark))
+			w := cap.stop()
+			if c.watcher == "postern" {
+				w.noClear(t, []byte(mark))
+			} else { // what strongSwan does with the packets of a dead peer is its own affair
+				w.noClearFrom(t, 'b')
+			}
 		})
 	}
 }
@@ -172,11 +176,10 @@ func TestTunnelComesBackAfterAnOutage(t *testing.T) {
 			if !eventually(20*time.Second, func() bool { return len(children(a, "net")) == 0 && len(children(b, "net")) == 0 }) {
 				t.Errorf("20 s into the outage the SAs are still there%s", logs(a, b))
 			}
-			s.pings(s.lanA, hostB4, 3, "-W", "1") // must not go in clear meanwhile
+			s.pings(s.lanA, hostB4, 3, briefly) // must not go in clear meanwhile
 			s.cut(false)
 			if !eventually(20*time.Second, func() bool {
-				n, _ := s.pings(s.lanA, hostB4, 1, "-W", "1")
-				return n == 1
+				return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0
 			}) {
 				t.Errorf("the tunnel did not come back 20 s after the WAN did%s", logs(a, b))
 			}
@@ -226,12 +229,18 @@ func TestBothInitiateAtOnce(t *testing.T) {
 			if !eventually(10*time.Second, func() bool { return len(children(a, "net")) > 0 && len(children(b, "net")) > 0 }) {
 				t.Fatalf("no tunnel%s", logs(a, b))
 			}
-			time.Sleep(2 * time.Second)
-			first := newest(a)
+			// Whoever was first found nobody, and repeats its request after four seconds.
+			time.Sleep(6 * time.Second)
+			first := children(a, "net")
 			s.mustPing(t, false, a, b)
 			time.Sleep(2 * time.Second)
-			if again := newest(a); again.spiIn != first.spiIn {
-				t.Errorf("the tunnel does not settle: the CHILD SA was %s and is %s two seconds later%s", first.spiIn, again.spiIn, logs(a, b))
+			again := children(a, "net")
+			same := len(first) == len(again)
+			for i := range first {
+				same = same && first[i].spiIn == again[i].spiIn
+			}
+			if !same || len(again) > 2 {
+				t.Errorf("the tunnel does not settle: CHILD SAs %+v, two seconds later %+v%s", first, again, logs(a, b))
 			}
 		})
 	}
@@ -260,8 +269,8 @@ func TestWrongKey(t *testing.T) {
 			lines := matching(d.log(), "AUTHENTICATION_FAILED")
 			if len(lines) != 1 {
 				t.Errorf("postern's log has %d lines with AUTHENTICATION_FAILED, want one that says it all:%s", len(lines), logs(d))
-			} else if !strings.Contains(lines[0], "site") {
-				t.Errorf("the line does not name the connection: %s", lines[0])
+			} else if !strings.Contains(lines[0], "site") && !strings.Contains(lines[0], "a.example") {
+				t.Errorf("the line names neither the connection nor the peer: %s", lines[0])
 			}
 			for _, secret := range []string{ca.conns[0].psk, cb.conns[0].psk} {
 				if strings.Contains(d.log(), secret) {

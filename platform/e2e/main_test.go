@@ -67,7 +67,7 @@ func lacks(t *testing.T, format string, args ...any) {
 
 // packageOf tells which Debian package has a tool.
 var packageOf = map[string]string{
-	"ip": "iproute2", "ping": "iputils-ping", "nft": "nftables", "swanctl": "strongswan-swanctl",
+	"ip": "iproute2", "nft": "nftables", "swanctl": "strongswan-swanctl",
 	"mbpoll": "mbpoll", "snmpd": "snmpd", "snmpget": "snmp", "snmpbulkget": "snmp", "tshark": "tshark",
 	"iperf3": "iperf3", "setpriv": "util-linux", "mount": "mount",
 }
@@ -84,7 +84,7 @@ func need(t *testing.T, tools ...string) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		lacks(t, "end-to-end tests need the tun driver: %v", err)
 	}
-	for _, tool := range append([]string{"ip", "ping"}, tools...) {
+	for _, tool := range append([]string{"ip"}, tools...) {
 		if _, err := exec.LookPath(tool); err != nil {
 			lacks(t, "%s is not installed; apt-get install %s", tool, packageOf[tool])
 		}

@@ -206,8 +206,10 @@ func TestInvalidKERetry(t *testing.T) {
 				s.mustPing(t, false, a, b)
 				w := cap.stop()
 				w.nothingInClear(t, []byte(mark))
+				// strongSwan may have to repeat its second request: an answer that comes before it
+				// has done with the first one does not count for it.
 				answers := w.ike("b0", exInit)
-				if len(answers) != 2 || !slices.Equal(answers[0].ike.notifies, []uint16{notifyInvalidKE}) {
+				if len(answers) != 2 && (a.kind() != "charon" || len(answers) < 2) || !slices.Equal(answers[0].ike.notifies, []uint16{notifyInvalidKE}) {
 					t.Errorf("want two answers to IKE_SA_INIT, the first with INVALID_KE_PAYLOAD; got %d, notifies %v",
 						len(answers), notifiesOf(answers))
 				}
@@ -279,8 +281,8 @@ func TestSelectorsAreNarrowed(t *testing.T) {
 		if p.a == "postern" {
 			// 10.3.0.10 is in postern's own selectors and not in what was agreed on: it must
 			// neither go into the tunnel nor in clear.
-			if n, _ := s.pings(s.lanA, hostC4, 3); n != 0 {
-				t.Errorf("%d of 3 echo requests to %v were answered, which the responder had narrowed away", n, hostC4)
+			if r := s.pings(s.lanA, hostC4, 3, briefly); r.answered != 0 {
+				t.Errorf("what the responder had narrowed away got through: %v", r)
 			}
 		}
 		c.stop().nothingInClear(t, []byte(mark))
@@ -349,8 +351,8 @@ func TestSeveralChildrenOnOneIKESA(t *testing.T) {
 		}
 		s.mustPing(t, false, a, b)
 		s.mustPing(t, true, a, b)
-		if n, out := s.pings(s.lanA, hostC4, 5); n != 5 {
-			t.Errorf("%d of 5 echo requests through the second child were answered:\n%s", n, out)
+		if r := s.pings(s.lanA, hostC4, 5); r.lost() != 0 {
+			t.Errorf("through the second child, %v", r)
 		}
 		for name, want := range map[string]int{"net": 10, "second": 5, "six": 10} {
 			if ch := installed(t, a, name); ch.packetsOut != want || ch.packetsIn != want {

@@ -72,8 +72,8 @@ func TestKeepaliveHoldsTheMapping(t *testing.T) {
 			s.mustPing(t, false, a, b)
 			time.Sleep(32 * time.Second)
 			// The peer speaks first: this gets through only if the mapping is still there.
-			if n, out := s.pings(s.lanB, hostA4, 3); n != 3 {
-				t.Errorf("%d of 3 echo requests reached the side behind the NAT after 32 idle seconds:\n%s%s", n, out, logs(a, b))
+			if r := s.pings(s.lanB, hostA4, 3); r.lost() != 0 {
+				t.Errorf("towards the side behind the NAT, after 32 idle seconds: %v%s", r, logs(a, b))
 			}
 			w := c.stop()
 			if n := w.count("a0", "b0", isClass(classKeepalive)); n < 1 || n > 3 {
@@ -101,8 +101,8 @@ func TestResponderFollowsANewMapping(t *testing.T) {
 	s.mustPing(t, false, a, b)
 	before := established(t, b).remotePort
 	time.Sleep(3 * time.Second)
-	if n, out := s.pings(s.lanA, hostB4, 10); n < 9 {
-		t.Errorf("%d of 10 echo requests were answered after the NAT's mapping changed:\n%s%s", n, out, logs(a, b))
+	if r := s.pings(s.lanA, hostB4, 10); r.lost() > 1 {
+		t.Errorf("after the NAT's mapping changed, %v%s", r, logs(a, b))
 	}
 	if after := established(t, b).remotePort; after == before {
 		t.Errorf("the responder still shows the old port %s", before)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // The addresses of a site; every site has the same, in namespaces of its own.
@@ -217,6 +218,24 @@ func gwAddr(side byte, v6 bool) netip.Addr {
 		return gwB6
 	}
 	return gwB4
+}
+
+// settled is routing once the kernel has done with the links that were just made.
+func (s *site) settled(ns string) string {
+	s.t.Helper()
+	var r string
+	stable := 0
+	if !eventually(10*time.Second, func() bool {
+		if last := s.routing(ns); last == r && !strings.Contains(last, "linkdown") && !strings.Contains(last, "DOWN") {
+			stable++
+		} else {
+			r, stable = last, 0
+		}
+		return stable >= 15
+	}) {
+		s.t.Fatalf("the links of %s do not settle:\n%s", ns, r)
+	}
+	return r
 }
 
 // routing returns what a namespace's kernel is told about routing and links: it must be

@@ -70,6 +70,21 @@ func (p packet) fromGateway(link string) bool {
 	return p.src == gwB4 || p.src == gwB6
 }
 
+// from tells which side's gateway a packet comes from, 0 for wan itself.
+func (p packet) from() byte {
+	for _, prefix := range []string{lanA4, lanA6, "198.51.100.1/32", "2001:db8:a::1/128"} {
+		if netip.MustParsePrefix(prefix).Contains(p.src) {
+			return 'a'
+		}
+	}
+	for _, prefix := range []string{lanB4, lanB6, lanC4, "203.0.113.1/32", "2001:db8:b::1/128"} {
+		if netip.MustParsePrefix(prefix).Contains(p.src) {
+			return 'b'
+		}
+	}
+	return 0
+}
+
 // fragment identifies the datagram that a fragment belongs to.
 type fragment struct {
 	src, dst netip.Addr
