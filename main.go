@@ -31,6 +31,8 @@ func main() {
 		Privileges: func() error { return platform.CheckPrivileges(false) },
 		Harden:     platform.HardenProcess,
 		Signals: func() <-chan os.Signal {
+			// A daemon outlives whoever reads its standard error.
+			signal.Ignore(syscall.SIGPIPE)
 			ch := make(chan os.Signal, 4)
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch

@@ -60,7 +60,8 @@ type System struct {
 	// Privileges returns nil if this process may open devices and raw sockets, and
 	// otherwise an error that says what it lacks.
 	Privileges func() error
-	// Harden keeps keys out of swap, core dumps and other processes' reach.
+	// Harden keeps keys out of core dumps and out of other processes' reach. It is
+	// called before the first secret is read; a failure is logged and no more.
 	Harden func() error
 	// Signals starts the delivery of the hang-up, interrupt and termination signals.
 	Signals func() <-chan os.Signal

@@ -288,7 +288,7 @@ func site() *fakeDaemon {
 					Set(control.KeyEstablished, "61").Set(control.KeyRekeyTime, "14000").List(control.KeyTasksActive, "CHILD_REKEY")
 			}, childSAOf("modbus", func(c *control.Message) { c.Set(control.KeyEncap, "yes").Set(control.KeyESN, "1") })),
 			listSA("slow", "CONNECTING", func(s *control.Message) {
-				s.Set(control.KeyRemoteID, "c.example\n\x1b[31m"+strings.Repeat("long", 20))
+				s.Set(control.KeyLocalID, "%any").Set(control.KeyRemoteID, "c.example\n\x1b[31m"+strings.Repeat("long", 20))
 			}),
 			listSA("gone", "ESTABLISHED", func(s *control.Message) {
 				s.Set(control.KeyEstablished, "200000").Set(control.KeyLifeTime, "5")

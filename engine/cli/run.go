@@ -54,6 +54,11 @@ func runRun(sys *System, cmd *Command, args []string) int {
 		}
 		r.level = &l
 	}
+	// Before the first secret is read.
+	var soft error
+	if sys.Harden != nil {
+		soft = sys.Harden()
+	}
 	cfg, err := loadConfig(sys, r.path)
 	if err != nil {
 		return r.badConfig(err)
@@ -70,6 +75,9 @@ func runRun(sys *System, cmd *Command, args []string) int {
 		return r.badConfig(err)
 	}
 	r.openLog()
+	if soft != nil {
+		r.log.Log(log.Net, log.Warn, "keys may reach core dumps or other processes", log.Err(soft))
+	}
 	return r.run(prof)
 }
 
@@ -117,11 +125,6 @@ func (r *runner) warn() {
 func (r *runner) run(prof board.Profile) int {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(int64(prof.MemoryMiB) << 20)
-	}
-	if r.sys.Harden != nil {
-		if err := r.sys.Harden(); err != nil {
-			r.log.Log(log.Net, log.Warn, "keys may reach swap or core dumps", log.Err(err))
-		}
 	}
 	// Signals come first: one that arrives while the system is being changed must not
 	// end the process half-way.

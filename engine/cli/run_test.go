@@ -248,6 +248,27 @@ func TestLogLevelOptionOverridesTheConfiguration(t *testing.T) {
 	})
 }
 
+func TestKeysAreProtectedBeforeTheyAreRead(t *testing.T) {
+	t.Setenv("GOMEMLIMIT", "off")
+	path := filepath.Join(t.TempDir(), "postern.toml") // written by Harden: it can only be read after it
+	sys := System{
+		Harden: func() error {
+			if err := os.WriteFile(path, []byte(goodConfig), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return errors.New("no prctl here")
+		},
+		Signals: func() <-chan os.Signal { return nil },
+		NewDaemon: func(string, *config.Config, board.Profile, *log.Logger) (Daemon, error) {
+			return nil, errors.New("enough")
+		},
+	}
+	status, _, errs := call(sys, "run", "-c", path)
+	if status != ExitFailed || !strings.Contains(errs, "no prctl here") || !strings.Contains(errs, "enough") {
+		t.Errorf("status %d, %q, want a warning, and then the start", status, errs)
+	}
+}
+
 func TestRunTellsWhyItCannotStart(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "off")
 	good, bad := writeConfig(t, goodConfig), writeConfig(t, badConfig)

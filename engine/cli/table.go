@@ -89,8 +89,8 @@ func (sa *ikeSA) table(b *strings.Builder) {
 		role = "we started it"
 	}
 	wrap(b, "  ", words(clean(join(", ", head, rekeys(sa.rekey, sa.life), role)))...)
-	line(b, "local", sa.localID+" at "+sa.localHost+behindNAT(sa.natLocal))
-	line(b, "remote", sa.remoteID+" at "+sa.remoteHost+behindNAT(sa.natRemote))
+	line(b, "local", who(sa.localID)+sa.localHost+behindNAT(sa.natLocal))
+	line(b, "remote", who(sa.remoteID)+sa.remoteHost+behindNAT(sa.natRemote))
 	if sa.suite != "" {
 		line(b, "crypto", sa.suite)
 	}
@@ -101,6 +101,14 @@ func (sa *ikeSA) table(b *strings.Builder) {
 	for _, s := range sa.children {
 		s.table(b)
 	}
+}
+
+// who leads an address with the identity that is there, if it is known yet.
+func who(id string) string {
+	if id == "" || id == "%any" {
+		return ""
+	}
+	return id + " at "
 }
 
 func behindNAT(yes bool) string {
