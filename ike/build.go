@@ -58,12 +58,9 @@ func (b *Builder) begin(t PayloadType) int {
 // end fills in the length of the payload that starts at off.
 func (b *Builder) end(off int) { b.putLen(off+2, len(b.b)-off) }
 
-// putLen writes a 16-bit length at off.
+// putLen writes a 16-bit length or count at off. One that does not fit belongs to a
+// message that Finish refuses for its size.
 func (b *Builder) putLen(off, n int) {
-	if n > 0xFFFF {
-		b.fail(errTooBig)
-		return
-	}
 	binary.BigEndian.PutUint16(b.b[off:], uint16(n))
 }
 

@@ -98,6 +98,9 @@ func TestPrintedIdentitiesCannotForgeALine(t *testing.T) {
 		{IDFQDN, "\u0085"},
 		{IDDERDN, "0\x82\x00\n"},
 		{77, "\n"},
+		{IDKeyID, "#0a"},
+		{IDFQDN, "#0a"},
+		{IDFQDN, "a:#b"},
 	} {
 		s := id.String()
 		for _, r := range s {

@@ -86,9 +86,6 @@ func (m *Message) chain(next PayloadType, b []byte, outer bool) error {
 		if !c.ok() {
 			return syntax(t, "generic header", errShort)
 		}
-		if n < payloadHdr {
-			return syntax(t, "generic header", errLength)
-		}
 		body := c.take(n - payloadHdr)
 		if !c.ok() {
 			return syntax(t, "generic header", errLength)

@@ -280,6 +280,15 @@ func TestSyntaxErrorsGoBeforeCriticalOnes(t *testing.T) {
 	}
 }
 
+func TestFirstCriticalPayloadIsReported(t *testing.T) {
+	var m Message
+	err := m.Parse(message(t, 200, "c9800004"+"00800004"))
+	var c *CriticalError
+	if !errors.As(err, &c) || c.Type != 200 {
+		t.Errorf("%v; want the first of two, type 200", err)
+	}
+}
+
 func TestOtherMajorVersionsStopBehindTheHeader(t *testing.T) {
 	for _, v := range []byte{0x10, 0x30, 0xF0, 0x00} {
 		b := message(t, 1, "ffffffff")
@@ -336,7 +345,8 @@ func TestViewsHaveNoRoomToGrow(t *testing.T) {
 }
 
 func TestEncryptedPayloadEndsTheOuterChain(t *testing.T) {
-	b := NewBuilder(nil, Header{SPIi: 1, SPIr: 2, Exchange: ExchangeInformational, ID: 7})
+	used := bytes.Repeat([]byte{0xEE}, 512)
+	b := NewBuilder(used[:0], Header{SPIi: 1, SPIr: 2, Exchange: ExchangeInformational, ID: 7})
 	b.Vendor([]byte("outside"))
 	b.BeginSK(8)
 	b.Notify(NotifyInitialContact, ProtoNone, nil, nil)

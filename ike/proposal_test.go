@@ -227,6 +227,27 @@ func TestResponderChoosesInItsOwnOrder(t *testing.T) {
 	}
 }
 
+func TestKeyLengthOfZeroIsNotNoKeyLength(t *testing.T) {
+	offered, err := ParseSA(octets(t, "0000002c"+"01010004"+"0300000c"+"0100001c"+"800e0000"+
+		"03000008"+"02000005"+"03000008"+"04000013"+"00000008"+"0400001f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := chooseProposal(proposals(t, ProtoIKE, "chacha20poly1305-prfsha256-x25519"), offered, Curve25519, false); ok {
+		t.Errorf("chosen %v; ChaCha20-Poly1305 has no key length (RFC 7634), an answer without it would differ from the offer", p)
+	}
+}
+
+func TestCBCIsNeverChosenWithoutIntegrity(t *testing.T) {
+	cbc, none := Transform{TransformEncr, uint16(esp.EncrAESCBC), 128}, Transform{Type: TransformInteg}
+	for _, ts := range [][]Transform{{cbc}, {cbc, none}} {
+		ps := []Proposal{{Proto: ProtoESP, SPI: []byte{0, 0, 1, 0}, Transforms: ts}}
+		if p, ok := chooseProposal(ps, ps, DHNone, false); ok {
+			t.Errorf("chosen %v; encryption without integrity protects nothing, even if both sides want it", p)
+		}
+	}
+}
+
 // The choice must not alias the datagram: it outlives it.
 func TestChoiceOutlivesTheDatagram(t *testing.T) {
 	body := saBody(t, proposals(t, ProtoESP, "aes128gcm16"))

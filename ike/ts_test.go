@@ -119,6 +119,8 @@ func TestNarrowing(t *testing.T) {
 		{"overlapping ports", []esp.Selector{selector(t, "10.1.0.0/24", 6, 500, 600)}, []esp.Selector{selector(t, "10.1.0.9-10.1.1.9", 6, 550, 700)}, "10.1.0.9..10.1.0.255[tcp/550-600]"},
 		{"the packet within the subnet that follows", []esp.Selector{any4},
 			[]esp.Selector{selector(t, "10.1.0.5/32", 6, 80, 80), selector(t, "10.1.0.0/24")}, "10.1.0.0/24"},
+		{"the packet within the subnet before it", []esp.Selector{any4},
+			[]esp.Selector{selector(t, "10.1.0.0/24"), selector(t, "10.1.0.5/32", 6, 80, 80)}, "10.1.0.0/24"},
 		{"what covers the packet is first", []esp.Selector{selector(t, "10.1.0.0/24"), selector(t, "10.2.0.0/24")},
 			[]esp.Selector{selector(t, "10.2.0.5/32", 17, 53, 53), selector(t, "10.0.0.0/8")}, "10.2.0.0/24 10.1.0.0/24"},
 		{"the packet alone is allowed", []esp.Selector{selector(t, "10.2.0.5/32")},
