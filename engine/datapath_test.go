@@ -362,6 +362,27 @@ func TestPacketQueuedBehindAFlushIsSentAtOnce(t *testing.T) {
 	}
 }
 
+func TestPacketWhoseSAIsReplacedMeanwhileTakesTheNewOne(t *testing.T) {
+	tp := newTestPath(t, board.Tiny)
+	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
+	_, old := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	pkt := udp4(srcHost, dstHost, 1, 1, 100)
+	tp.put(0, pkt)
+	old.out.Wipe()
+	if tp.out.seal(old, tp.out.bufs[0], esp.HeadRoom, len(pkt), ctxTUN) {
+		t.Error("a packet was given up although another SA may carry it")
+	}
+	if !bytes.Equal(tp.out.bufs[0][esp.HeadRoom:esp.HeadRoom+len(pkt)], pkt) {
+		t.Error("the packet was changed by an SA that could not seal it")
+	}
+	tp.spd.unbind(old)
+	_, fresh := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	tp.send(pkt)
+	if d := tp.fakes[sockNATT4].datagrams(); len(d) != 1 || esp.SPIOf(d[0].Buf) != fresh.spi {
+		t.Errorf("%d packets left, want 1 through the new SA", len(d))
+	}
+}
+
 func TestSendErrorsDoNotStopTheBatch(t *testing.T) {
 	tp := newTestPath(t, board.Tiny)
 	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})

@@ -69,6 +69,13 @@ func (f *fakeDevice) Close() error {
 	return nil
 }
 
+// count returns how many packets were written.
+func (f *fakeDevice) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.wrote
+}
+
 func (f *fakeDevice) packets() [][]byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()

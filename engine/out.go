@@ -105,12 +105,15 @@ func (o *outbound) packet(i int) {
 		d.counts.inc(cOutMalformed)
 		return
 	}
-	// More than once only if an SA came up between the look-up and the queue.
+	// More than once only if the SA was replaced between the look-up and its use, or one
+	// came up between the look-up and the queue.
 	for range 3 {
 		pol, sa, gen := o.cache.lookup(d.spd, &o.flow)
 		if sa != nil {
-			o.seal(sa, buf, esp.HeadRoom, n, ctxTUN)
-			return
+			if o.seal(sa, buf, esp.HeadRoom, n, ctxTUN) {
+				return
+			}
+			continue
 		}
 		if !o.permitted(pol) {
 			return
@@ -162,18 +165,23 @@ func (o *outbound) permitted(pol *policy) bool {
 	return true
 }
 
-// seal protects the packet at buf[off:off+n] where it is and adds it to its socket's group.
-func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) {
+// seal protects the packet at buf[off:off+n] where it is and adds it to its socket's
+// group. It returns false if the SA was deleted meanwhile: the packet is unchanged, and
+// another SA may have taken over.
+func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 	d := o.d
 	if d.socks[sa.sock] == nil {
 		d.counts.inc(cOutNoSocket)
-		return
+		return true
 	}
 	next, tos := outerFields(buf[off:])
 	start, end, err := sa.out.Seal(ctx, buf, off, n, next)
 	if err != nil {
+		if errors.Is(err, esp.ErrWiped) {
+			return false
+		}
 		o.sealFailed(sa, err)
-		return
+		return true
 	}
 	sa.lastOut.Store(int64(o.now))
 	o.packets++
@@ -181,15 +189,12 @@ func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) {
 	o.groups[sa.sock] = append(o.groups[sa.sock], esp.Datagram{
 		Buf: buf[start:end], N: end - start, Local: sa.local, Remote: sa.remote, TOS: tos,
 	})
+	return true
 }
 
 func (o *outbound) sealFailed(sa *outSA, err error) {
 	d := o.d
-	switch {
-	case errors.Is(err, esp.ErrWiped): // deleted since the look-up
-		d.counts.inc(cOutNoSA)
-		return
-	case !errors.Is(err, esp.ErrSeqExhausted):
+	if !errors.Is(err, esp.ErrSeqExhausted) {
 		d.counts.inc(cOutTooBig)
 		return
 	}
@@ -228,7 +233,7 @@ func (o *outbound) flush() {
 		if sa == nil {
 			return o.permitted(pol) && pol.wait
 		}
-		o.seal(sa, w.buf, w.off, w.n, ctxLoop)
+		o.seal(sa, w.buf, w.off, w.n, ctxLoop) // only this goroutine deletes SAs
 		if g := o.groups[sa.sock]; len(g) > 0 {
 			d.write(sa.sock, g, cOutSendError) // before its buffer is the queue's again
 			o.groups[sa.sock] = g[:0]
