@@ -51,6 +51,7 @@ deps:
 # Unit tests, vectors, the simulation, and the privileged tests of single parts.
 check: deps
 	$(GO) test ./...
+	$(GO) test -tags demo .
 
 race: deps
 	CGO_ENABLED=1 $(GO) test -race ./engine/... ./ike

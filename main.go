@@ -13,6 +13,7 @@ import (
 	"postern/engine"
 	"postern/engine/cli"
 	"postern/engine/config"
+	"postern/engine/demo"
 	"postern/engine/log"
 	"postern/platform"
 )
@@ -37,12 +38,21 @@ func main() {
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch
 		},
-		Commands: extraCommands,
+		Commands: commands(),
 	}))
 }
 
-// extraCommands are added by files with build tags.
-var extraCommands []cli.Command
+// commands are those that only some builds have.
+func commands() []cli.Command {
+	if !demo.Enabled {
+		return nil
+	}
+	return []cli.Command{demo.Command(demo.System{
+		NewLab:     func() demo.Lab { return lab{platform.NewLab()} },
+		Privileged: platform.LabPrivileged,
+		Reexec:     platform.ReexecForLab,
+	})}
+}
 
 // daemon is the engine and what has to be closed after it.
 type daemon struct {
@@ -95,4 +105,30 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 		return nil, err
 	}
 	return daemon{e, network}, nil
+}
+
+// lab and host fit platform's types to the interfaces of the demonstration.
+type (
+	lab  struct{ *platform.Lab }
+	host struct{ *platform.LabHost }
+)
+
+func (l lab) Host(name string) (demo.Host, error) {
+	h, err := l.Lab.Host(name)
+	if err != nil {
+		return nil, err
+	}
+	return host{h}, nil
+}
+
+func (l lab) Connect(a demo.Host, aName string, aAddr netip.Prefix, b demo.Host, bName string, bAddr netip.Prefix) error {
+	return l.Lab.Connect(a.(host).LabHost, aName, aAddr, b.(host).LabHost, bName, bAddr)
+}
+
+func (h host) Capture(device string) (demo.Capture, error) {
+	c, err := h.LabHost.Capture(device)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }

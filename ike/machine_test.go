@@ -13,7 +13,7 @@ import (
 // host is one end of a loss-free wire without delay, for tests of single exchanges. The
 // simulation with loss, reordering and time is in package iketest.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	m      *Machine
 	rnd    *rand.Rand
 	addr   netip.Addr
@@ -140,7 +140,7 @@ func (h *host) count(k EventKind) (n int) {
 
 func sel(s string) TS { return TS{Selector: esp.SelectorFromPrefix(netip.MustParsePrefix(s))} }
 
-func mustProposals(t *testing.T, proto Protocol, s string) []Proposal {
+func mustProposals(t testing.TB, proto Protocol, s string) []Proposal {
 	p, err := ParseProposal(proto, s)
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func mustProposals(t *testing.T, proto Protocol, s string) []Proposal {
 
 // newPair makes two hosts with one connection between them, tunnels of which a starts.
 // change may edit the connections before they are used.
-func newPair(t *testing.T, change func(a, b *Conn)) *pair {
+func newPair(t testing.TB, change func(a, b *Conn)) *pair {
 	mk := func(seed uint64, addr string) *host {
 		h := &host{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), addr: netip.MustParseAddr(addr),
 			spis: map[uint32]bool{}, sas: map[uint32]*ChildSA{}}

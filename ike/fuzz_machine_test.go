@@ -1,0 +1,85 @@
+package ike
+
+import (
+	"testing"
+	"time"
+)
+
+// FuzzMachine drives a responder with what a network and an authenticated, hostile peer
+// can send. The input is a list of steps: an octet for what to do, one for the length,
+// then the data.
+func FuzzMachine(f *testing.F) {
+	// Real first messages, so that the fuzzer starts behind the first checks.
+	seedPair := newPair(f, nil)
+	var first []byte
+	seedPair.a.mangle = func(o *Output) bool { first = o.Data; return false }
+	seedPair.a.m.Command(seedPair.now, Command{Kind: CmdInitiate})
+	seedPair.run()
+	step := func(kind byte, data []byte) []byte { return append([]byte{kind, byte(len(data))}, data...) }
+	f.Add(step(0, first[:min(255, len(first))]))
+	b := NewBuilder(nil, Header{})
+	b.Delete(ProtoESP, []uint32{1, 2, 3})
+	b.Notify(NotifyRekeySA, ProtoESP, []byte{1, 2, 3, 4}, nil)
+	chain := b.Finish()[headerLen:]
+	f.Add(append(step(3, append([]byte{byte(PayloadDelete)}, chain...)), step(4, nil)...))
+	f.Add(step(2, append([]byte{byte(PayloadDelete)}, chain...)))
+
+	f.Fuzz(func(t *testing.T, in []byte) {
+		p := newPair(t, nil)
+		p.up()
+		p.a.mangle = func(*Output) bool { return false } // a's own machine keeps silent
+		peer := &p.a.m.sas[0]
+		path := Path{Local: peer.path.Remote, Remote: peer.path.Local}
+		for steps := 0; len(in) >= 2 && steps < 64; steps++ {
+			kind, n := in[0], min(int(in[1]), len(in)-2)
+			data := append([]byte(nil), in[2:2+n]...)
+			in = in[2+n:]
+			switch kind % 6 {
+			case 0: // anything at all
+				p.b.m.Datagram(p.now, path, data)
+			case 1: // anything, with a header that leads to the IKE SA
+				h := peer.header(Exchange(34+kind%5), uint32(kind), kind&1 != 0)
+				msg := append(NewBuilder(nil, h).Finish(), data...)
+				msg[27] = byte(len(msg))
+				msg[26] = byte(len(msg) >> 8)
+				p.b.m.Datagram(p.now, path, msg)
+			case 2, 3: // authentic messages with any content
+				if n == 0 {
+					continue
+				}
+				sa := p.b.m.lookup(&Header{SPIi: peer.spiI, SPIr: peer.spiR, Flags: FlagInitiator})
+				if sa == nil {
+					return
+				}
+				ex := []Exchange{ExchangeInformational, ExchangeCreateChild, ExchangeAuth}[int(kind)%3]
+				h := peer.header(ex, sa.recvID, false)
+				if kind&0x80 != 0 {
+					h = peer.header(ex, sa.req.id, true)
+				}
+				b := NewBuilder(nil, h)
+				b.BeginSK(peer.sealer.ivLen())
+				msg := b.Finish()
+				msg[b.SKOff()] = data[0] // the type of the first payload
+				msg = append(msg, data[1:]...)
+				msg = peer.sealer.seal(msg, b.SKOff(), b.SKOff()+payloadHdr, p.a.Random)
+				p.b.m.Datagram(p.now, path, msg)
+			case 4:
+				p.now.Mono += time.Duration(n) * time.Second
+				p.b.m.Timeout(p.now)
+			case 5:
+				p.b.m.Command(p.now, Command{Kind: CommandKind(n % 4), Tag: 7, Conn: "link", Child: "net"})
+			}
+			p.b.drain(p.now)
+			p.b.out, p.b.events = nil, nil
+			used := 0
+			for i := range p.b.m.children {
+				if p.b.m.children[i].state != ChildFree {
+					used++
+				}
+			}
+			if len(p.b.spis) > len(p.b.m.children)+2*len(p.b.m.sas) || len(p.b.sas) > 2*used {
+				t.Fatalf("%d SPIs and %d SAs for %d CHILD SAs", len(p.b.spis), len(p.b.sas), used)
+			}
+		}
+	})
+}
