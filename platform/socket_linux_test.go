@@ -3,13 +3,16 @@ package platform
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -263,14 +266,62 @@ func TestUDPWriteTellsWhichDatagramFailed(t *testing.T) {
 	}
 }
 
-func TestSocketsFallBackWhereTheKernelRefusesMany(t *testing.T) {
-	for _, errno := range []unix.Errno{unix.ENOSYS, unix.EPERM} {
-		if !refusesMany(errno) {
-			t.Errorf("%v must lead to the calls for one datagram", errno)
-		}
+// refuseMany makes the kernel answer this thread's calls for many datagrams with errno,
+// as an old kernel (ENOSYS) or a sandbox (often EPERM) would. It cannot be undone.
+func refuseMany(errno unix.Errno) error {
+	load := unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}
+	is := func(nr uint32, jump uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jt: jump}
 	}
-	if refusesMany(unix.EAGAIN) || refusesMany(0) {
-		t.Error("EAGAIN and success are no refusal")
+	ret := func(v uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: v} }
+	filter := []unix.SockFilter{
+		load, is(unix.SYS_RECVMMSG, 2), is(unix.SYS_SENDMMSG, 1),
+		ret(unix.SECCOMP_RET_ALLOW), ret(unix.SECCOMP_RET_ERRNO | uint32(errno)),
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
+}
+
+func TestSocketsFallBackWhereTheKernelRefusesMany(t *testing.T) {
+	ns := newNS(t)
+	for _, errno := range []unix.Errno{unix.ENOSYS, unix.EPERM} {
+		s := listenUDP(t, ns, any4)
+		to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.LocalPort())
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for ever: the thread ends with the goroutine
+			if err := refuseMany(errno); err != nil {
+				done <- err
+				return
+			}
+			if _, _, e := unix.Syscall6(unix.SYS_SENDMMSG, 0, 0, 0, 0, 0, 0); e != errno {
+				done <- fmt.Errorf("the filter answers %v, not %v", e, errno)
+				return
+			}
+			for round := range 3 {
+				n, err := s.WriteBatch([]esp.Datagram{message("127.0.0.1", to, 1, "a"), message("", to, 2, "b"), message("", to, 3, "c")})
+				if n != 3 || err != nil {
+					done <- fmt.Errorf("round %d: WriteBatch = %d, %v, want 3", round, n, err)
+					return
+				}
+				d := batch(4, 16)
+				n, err = s.ReadBatch(d)
+				if n != 3 || err != nil || d[0].TOS != 1 || string(d[2].Buf[:d[2].N]) != "c" {
+					done <- fmt.Errorf("round %d: ReadBatch = %d, %v, %+v, want the three", round, n, err, d[:n])
+					return
+				}
+			}
+			done <- nil
+		}()
+		if err := <-done; err != nil {
+			t.Errorf("%v: %v", errno, err)
+		}
+		if !s.oneByOne.Load() {
+			t.Errorf("%v: every batch would try again what the kernel refuses", errno)
+		}
 	}
 }
 
