@@ -82,9 +82,11 @@ func New(o Options) (*Engine, error) {
 		return nil, err
 	}
 	l = newIKELoop(d, o.OS.Network, o.Log, now)
-	l.m = ike.New(env{l}, ike.Limits{
+	m := ike.New(env{l}, ike.Limits{
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
 	})
+	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
+	l.m = m
 	d.log, d.acquire, d.ports = o.Log, l.acquire, o.Config.IKE.Ports
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
@@ -122,7 +124,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if err := e.o.OS.Network.Apply(e.loop.device, e.loop.applied); err != nil {
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
 	}
-	if err := e.loop.m.Configure(e.loop.now(), e.cfg.IKE); err != nil {
+	if err := e.loop.m.Configure(e.loop.now(), e.ikeConfig(e.cfg)); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	e.loop.drain()
@@ -231,7 +233,7 @@ func (e *Engine) openSockets(undo *undoList) error {
 			continue
 		}
 		if err := open(id, func() (Socket, error) { return e.o.OS.ListenESP(v6) }); err != nil {
-			e.o.Log.Log(log.Net, log.Warn, "no raw socket for ESP: only connections with UDP encapsulation will carry traffic (encap = yes forces it)",
+			e.o.Log.Log(log.Net, log.Warn, "no raw socket for ESP: all connections use UDP encapsulation; give the daemon CAP_NET_RAW for IP protocol 50",
 				log.Str("socket", id.String()), log.Err(err))
 		}
 	}
@@ -309,9 +311,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 		l.apply()
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
 	}
-	run := cfg.IKE
-	run.Ports = e.cfg.IKE.Ports
-	if err := l.m.Configure(l.now(), run); err != nil {
+	if err := l.m.Configure(l.now(), e.ikeConfig(cfg)); err != nil {
 		l.apply()
 		return err
 	}
@@ -324,6 +324,19 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	e.tellRestart(cfg, mtu)
 	e.cfg = cfg
 	return nil
+}
+
+// ikeConfig is what the machine gets of a configuration: the ports stay those of the open
+// sockets, and where a raw socket is missing ESP has to go through UDP.
+func (e *Engine) ikeConfig(cfg *config.Config) ike.Config {
+	c := cfg.IKE
+	c.Ports = e.d.ports
+	for s := sockESP4; s <= sockESP6; s++ {
+		if e.d.socks[s] == nil && e.d.canIKE(sockIKE4+s-sockESP4) {
+			c.Encap = true
+		}
+	}
+	return c
 }
 
 // tellRestart names what a reload cannot change.

@@ -14,6 +14,7 @@ import (
 
 	"postern/board"
 	"postern/engine/control"
+	"postern/ike"
 )
 
 type messageT = control.Message
@@ -419,17 +420,31 @@ func TestRunChangesNothingWhenItCannotStart(t *testing.T) {
 	}
 }
 
-func TestMissingRawSocketIsAWarning(t *testing.T) {
+func TestMissingRawSocketMovesESPIntoUDP(t *testing.T) {
 	wire := &fakeWire{}
 	h := wire.host("192.0.2.1")
 	h.noESP = os.NewSyscallError("socket", syscall.EPERM)
-	a := startEngine(t, h, parse(t, fmt.Sprintf(confA, "encap = true", "aes128gcm16", "none")), board.Tiny)
+	a := startEngine(t, h, parse(t, fmt.Sprintf(confA, "encap = false", "aes128gcm16", "none")), board.Tiny)
 	startEngine(t, wire.host("192.0.2.2"), parse(t, confB), board.Tiny)
 	if all := strings.Join(a.log.all(), ""); !strings.Contains(all, "no raw socket for ESP") {
 		t.Errorf("no warning about the raw socket: %s", all)
 	}
 	if resp, _ := a.command(control.CmdInitiate, "child", "net"); resp != `success="yes"` {
 		t.Errorf("initiate with encapsulation: %s", resp)
+	}
+	children := 0
+	_ = a.loop.do(func() {
+		a.loop.m.List(func(sa *ike.SAInfo) bool {
+			for _, c := range sa.Children {
+				if children++; !c.Encap {
+					t.Error("the CHILD SA is not encapsulated, and nothing could be sent")
+				}
+			}
+			return true
+		})
+	})
+	if children != 1 {
+		t.Errorf("%d CHILD SAs, want 1", children)
 	}
 }
 

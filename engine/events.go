@@ -70,6 +70,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 	}
 	line := &eventLines[e.Kind]
 	switch {
+	case e.Kind == ike.EvTrace:
+		return line.level, e.Text
 	case e.Kind == ike.EvRetransmit && e.Count >= retransmitsToTell:
 		return log.Info, "the peer does not answer, request repeated"
 	case (e.Kind == ike.EvIKEDown || e.Kind == ike.EvChildDown) && !expected(e.Err):
@@ -138,7 +140,9 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 	if e.Delay > 0 {
 		f = append(f, log.Dur("next_in", e.Delay))
 	}
-	str("text", e.Text)
+	if e.Kind != ike.EvTrace {
+		str("text", e.Text)
+	}
 	f = append(f, log.Err(e.Err))
 	l.log.Log(log.IKE, level, msg, f...)
 }

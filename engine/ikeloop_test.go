@@ -258,7 +258,7 @@ func TestEveryEventHasALine(t *testing.T) {
 	}
 	for k := range eventLines {
 		kind := ike.EventKind(k)
-		if _, msg := eventText(&ike.Event{Kind: kind}); (msg == "") != (kind == ike.EvDone) {
+		if _, msg := eventText(&ike.Event{Kind: kind, Text: "sending a message"}); (msg == "") != (kind == ike.EvDone) {
 			t.Errorf("event %d has the line %q", k, msg)
 		}
 	}

@@ -52,7 +52,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	}
 	l.retire(nil, old)
 	if l.d.socks[sa.sock] == nil {
-		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the connection use encap",
+		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the peer force UDP encapsulation",
 			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock.String()))
 	}
 	if !sa.standby {

@@ -60,6 +60,9 @@ type Config struct {
 	Conns   []*Conn
 	Secrets []Secret
 	Ports   Ports
+	// Encap forces UDP encapsulation on every connection, where IP protocol 50 cannot be
+	// sent or received here.
+	Encap bool
 }
 
 // StartAction says when a CHILD SA is negotiated.

@@ -80,8 +80,8 @@ func (m *Machine) authSend(sa *ikeSA) {
 func (m *Machine) knows(sa *ikeSA, peer ID) bool {
 	for i := range m.sas {
 		o := &m.sas[i]
-		if o != sa && o.state != StateFree && o.state != StateConnecting && o.localID == sa.localID &&
-			(o.peerID == peer || peer == ID{}) {
+		if o != sa && o.state != StateFree && o.state != StateConnecting && o.localID.Equal(sa.localID) &&
+			(o.peerID.Equal(peer) || peer == ID{}) {
 			return true
 		}
 	}
@@ -163,7 +163,7 @@ func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
 		if local == (ID{}) {
 			local = own
 		}
-		if !c.matches(sa.path) || c.RemoteID != (ID{}) && c.RemoteID != peer || idr != nil && asked != local {
+		if !c.matches(sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
 			continue
 		}
 		if _, ok := chooseProposal(c.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
@@ -236,7 +236,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	peer, err := ParseID(idr.Body)
-	if err == nil && sa.conn.RemoteID != (ID{}) && peer != sa.conn.RemoteID {
+	if err == nil && sa.conn.RemoteID != (ID{}) && !peer.Equal(sa.conn.RemoteID) {
 		err = &IdentityError{peer, sa.conn.RemoteID}
 	}
 	if err == nil {
@@ -311,7 +311,7 @@ func (m *Machine) createdFirst(sa *ikeSA, p Path, refused error) {
 func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 	for i := range m.sas {
 		o := &m.sas[i]
-		if o == sa || o.state != StateEstablished || o.localID != sa.localID || o.peerID != sa.peerID {
+		if o == sa || o.state != StateEstablished || !o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) {
 			continue
 		}
 		if o.conn == sa.conn && o.initiator != sa.initiator && m.now.Mono-o.established < halfOpenLife {

@@ -123,8 +123,8 @@ const (
 )
 
 // ID is an identity: its type and its data as they stand in an ID payload. The zero
-// value is no identity. Data never holds more than maxIDLen octets. IDs are compared
-// with ==.
+// value is no identity. Data never holds more than maxIDLen octets. Compare
+// with Equal.
 type ID struct {
 	Type IDType
 	Data string

@@ -183,6 +183,15 @@ func addrID(s string) (ID, bool) {
 	return ID{IDIPv6, string(b[:])}, true
 }
 
+// Equal tells whether two identities are the same. The letters of names and mail
+// addresses count the same in both cases, as they do in the DNS (RFC 4945 section 3.1).
+func (id ID) Equal(o ID) bool {
+	if id.Type == IDFQDN || id.Type == IDRFC822 {
+		return id.Type == o.Type && strings.EqualFold(id.Data, o.Data)
+	}
+	return id == o
+}
+
 // String returns the identity as ParseIDString reads it. What the peer chose cannot
 // forge a log line: data with anything in it that cannot be printed is in hexadecimal.
 func (id ID) String() string {

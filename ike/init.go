@@ -70,7 +70,7 @@ func (m *Machine) connect(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
-	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap
+	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)
@@ -196,7 +196,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.refuseInit(p, h, NotifyUnsupportedCriticalPayload, []byte{byte(critical.Type)}, err)
 		return
 	}
-	if err == nil && m.msg.SKOff == 0 {
+	if err == nil {
 		err = checkRules(&m.msg, ExchangeInit, false, false)
 	}
 	if err != nil {
@@ -240,6 +240,9 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	suite, err := chosen.ikeSuite()
+	if err == nil && len(chosen.SPI) != 0 {
+		err = ErrSPISize
+	}
 	if err != nil {
 		m.refuseInit(p, h, NotifyNoProposalChosen, nil, err)
 		return
@@ -257,7 +260,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.drop(p, ErrTableFull)
 		return
 	}
-	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force
+	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force || m.encap
 	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
 	sa.init.from = p.Remote
 	sa.init.request = append([]byte(nil), b...)
@@ -362,7 +365,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	case err != nil:
 	case ke == nil || nr == nil || len(nr.Body) < nonceMin || len(nr.Body) > nonceMax || h.SPIr == 0:
 		err = ErrNonce
-	case len(offer) != 1 || !checkChosen(offer[0], numbered(sa.init.offered, ProtoIKE, nil)):
+	case len(offer) != 1 || len(offer[0].SPI) != 0 || !checkChosen(offer[0], numbered(sa.init.offered, ProtoIKE, nil)):
 		err = ErrNoProposal
 	}
 	var group DHGroup

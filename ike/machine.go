@@ -15,8 +15,9 @@ import (
 // after each of Configure, Datagram, Command, Timeout and Done, take the outputs with
 // Next until it returns false, then wait for the next input or for Deadline.
 type Machine struct {
-	// Trace makes the machine tell about each message with an EvTrace.
-	Trace bool
+	// Trace, if it is set and returns true, makes the machine tell about each message with
+	// an EvTrace.
+	Trace func() bool
 
 	env      Env
 	ports    Ports
@@ -28,6 +29,7 @@ type Machine struct {
 	children []childSA
 	conns    []*connState
 	secrets  []Secret
+	encap    bool    // for every connection
 	msg      Message // the datagram at hand
 
 	halfOpenMax int
@@ -65,6 +67,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	if cfg.Ports.NATT != 0 {
 		m.ports.NATT = cfg.Ports.NATT
 	}
+	m.encap = cfg.Encap
 	old, oldSecrets := m.conns, m.secrets
 	m.conns, m.secrets = nil, cfg.Secrets
 	for _, c := range cfg.Conns {
@@ -284,6 +287,12 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 	}
 	if perr == nil {
 		perr = checkRules(&m.msg, h.Exchange, false, true)
+	}
+	var rule *RuleError
+	if errors.As(perr, &rule) && h.Exchange == ExchangeAuth && rule.Payload == PayloadAuth && rule.Count == 0 {
+		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyAuthenticationFailed, err: ErrNoAuth}) // it asks for EAP
+		m.destroy(sa, ErrNoAuth)
+		return
 	}
 	if perr != nil {
 		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyInvalidSyntax, err: perr})

@@ -26,7 +26,6 @@ type request struct {
 	ts      [2][]esp.Selector
 	chosen  Proposal
 	peerSPI []byte
-	peerKE  []byte
 	gotTS   [2][]esp.Selector
 	rival   uint32 // CHILD SA that the peer made by rekeying the same one meanwhile
 }
@@ -88,6 +87,12 @@ func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
 		fill(b)
 	}
 	out := b.Finish()
+	if out == nil {
+		// More than a message holds: only a configuration beyond all reason does that.
+		b = NewBuilder(nil, h)
+		b.BeginSK(sa.sealer.ivLen())
+		out = b.Finish()
+	}
 	m.traceMessage("sending", sa.path, sa, out)
 	skOff := b.SKOff()
 	return sa.sealer.seal(out, skOff, skOff+payloadHdr, m.env.Random)

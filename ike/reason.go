@@ -24,6 +24,7 @@ var (
 	ErrNotFound  = errors.New("nothing of that name")
 
 	ErrNoProposal = errors.New("no proposal in common; compare the proposals of both sides")
+	ErrSPISize    = errors.New("a proposal of the first exchange must not have an SPI")
 	ErrGroup      = errors.New("key exchange does not use the chosen group")
 	ErrKELength   = errors.New("public value of the key exchange has the wrong length")
 	ErrNonce      = errors.New("SA, KE or nonce payload is missing or has the wrong length")

@@ -60,7 +60,6 @@ type initState struct {
 	offered  []Proposal
 	group    DHGroup
 	pair     *keyPair
-	peerKE   []byte
 	cookie   []byte
 	retries  int            // COOKIE and INVALID_KE_PAYLOAD answers so far
 	child    *Child         // the CHILD SA that IKE_AUTH carries
@@ -305,6 +304,10 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	m.releaseSPI(sa.peer.spiIn)
 	sa.init.pair.wipe()
 	sa.keys.wipe()
+	if sa.sealer != nil {
+		sa.sealer.wipe()
+		sa.opener.wipe()
+	}
 	*sa = ikeSA{slot: sa.slot, spiI: sa.spiI, spiR: sa.spiR}
 	sa.timers.clear()
 	if err == ErrTerminated {

@@ -15,8 +15,8 @@ type Secret struct {
 // only the peer, then only us, then if it is for anybody, or for one of the two while the
 // other is not known.
 func (s *Secret) Fits(local, remote ID) int {
-	l := local != ID{} && slices.Contains(s.IDs, local)
-	r := remote != ID{} && slices.Contains(s.IDs, remote)
+	l := local != ID{} && slices.ContainsFunc(s.IDs, local.Equal)
+	r := remote != ID{} && slices.ContainsFunc(s.IDs, remote.Equal)
 	switch {
 	case l && r:
 		return 4

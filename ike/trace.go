@@ -7,7 +7,7 @@ import (
 
 // traceMessage tells about a message that is about to be sent, before it is encrypted.
 func (m *Machine) traceMessage(verb string, p Path, sa *ikeSA, b []byte) {
-	if !m.Trace {
+	if m.Trace == nil || !m.Trace() {
 		return
 	}
 	var t Message
@@ -22,7 +22,7 @@ func (m *Machine) traceMessage(verb string, p Path, sa *ikeSA, b []byte) {
 
 // tracePayloads tells about the message in m.msg.
 func (m *Machine) tracePayloads(verb string, p Path, sa *ikeSA) {
-	if m.Trace {
+	if m.Trace != nil && m.Trace() {
 		m.traced(verb, p, sa, &m.msg)
 	}
 }
