@@ -151,8 +151,6 @@ func newRequest(typ, flags uint16) *request {
 	return r
 }
 
-func (r *request) typ() uint16 { return native.Uint16(r.b[4:]) }
-
 func (r *request) raw(b ...byte) *request {
 	r.b = append(r.b, b...)
 	return r

@@ -64,7 +64,7 @@ type Socket struct {
 func ListenUDP(addr netip.AddrPort) (*Socket, error) {
 	if !addr.Addr().IsUnspecified() {
 		return nil, &OpError{
-			Op: "listen on UDP", Object: addr.String(), Err: errors.New("the address is not 0.0.0.0 or ::"),
+			Op: "listen on UDP", Object: addr.String(), Err: errors.New("neither 0.0.0.0 nor :: was asked for"),
 			Hint: "one socket serves all addresses of a family, and answers from the one that was asked",
 		}
 	}

@@ -529,7 +529,7 @@ func TestSocketsAreMarked(t *testing.T) {
 	for _, s := range []*Socket{listenUDP(t, ns, any4), listenUDP(t, ns, any6), listenESP(t, ns, false), listenESP(t, ns, true)} {
 		err := control(s.file, func(fd int) error {
 			mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
-			if mark&MarkMask != Mark {
+			if uint32(mark)&MarkMask != Mark {
 				t.Errorf("%s has mark %#x, want %#x", s.object, mark, Mark)
 			}
 			return err

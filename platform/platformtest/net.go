@@ -145,7 +145,7 @@ type Socket struct {
 // unspecified; port 0 chooses one.
 func (h *Host) ListenUDP(addr netip.AddrPort) (*Socket, error) {
 	if !addr.Addr().IsUnspecified() {
-		return nil, fmt.Errorf("listen on %v: not 0.0.0.0 or ::", addr)
+		return nil, fmt.Errorf("listen on %v: neither 0.0.0.0 nor :: was asked for", addr)
 	}
 	return h.listen(addr.Addr().Is6(), protoUDP, addr.Port())
 }
