@@ -1,0 +1,323 @@
+package iketest
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/ike"
+)
+
+var (
+	replay       = flag.Int64("seed", -1, "replay this one seed of TestSimulation, with its ladder under -v")
+	maxFailures  = flag.Int("max-failures", 3, "how many failing seeds each part of TestSimulation tells of")
+	ignoreEvents = flag.Bool("ignore-events", false, "do not hold the machines' events against their tables")
+	seedCount    = flag.Int("seeds", 1200, "how many seeds TestSimulation runs")
+)
+
+const shards = 4
+
+// TestSimulation runs two machines through random lives: a network that loses about a
+// third, repeats, delays and reorders, NATs, cuts, restarts, and both sides initiating,
+// rekeying, deleting at any time. Then the network heals, and all must come to what is
+// configured; the SAs must carry packets; and when both are told to close, nothing may be
+// left. The invariants of the simulation hold throughout.
+func TestSimulation(t *testing.T) {
+	if *replay >= 0 {
+		l := live(uint64(*replay), true)
+		t.Logf("seed %d: %s\n%s%s", *replay, l.summary(), l.Ladder(), l.describe())
+		if l.Err() != nil {
+			t.Errorf("seed %d: %v", *replay, l.Err())
+		}
+		return
+	}
+	n := *seedCount
+	if testing.Short() {
+		n = min(n, 100)
+	}
+	var totals [shards]Stats
+	t.Run("seeds", func(t *testing.T) {
+		for shard := range shards {
+			t.Run(fmt.Sprint(shard), func(t *testing.T) {
+				t.Parallel()
+				failed := 0
+				for seed := shard; seed < n && failed < *maxFailures; seed += shards {
+					l := live(uint64(seed), false)
+					totals[shard].add(l.Stats())
+					if l.Err() == nil {
+						continue
+					}
+					failed++
+					again := live(uint64(seed), true)
+					t.Errorf("seed %d: %v\nreplay: go test ./ike/iketest -run TestSimulation -seed %d -v\n%s\n%s",
+						seed, l.Err(), seed, again.summary(), again.Ladder())
+				}
+			})
+		}
+	})
+	var all Stats
+	for _, s := range totals {
+		all.add(s)
+	}
+	t.Logf("%d seeds: %+v", n, all)
+	// What was not exercised was not tested.
+	if !t.Failed() && (all.Lost*100 < all.Sent*15 || all.Doubled*100 < all.Sent*3 || all.Overtaken*100 < all.Sent*3 ||
+		all.Opened < all.Packets/2 || all.Installed < 4*n) {
+		t.Errorf("the simulation was too kind: %+v", all)
+	}
+}
+
+func (s *Stats) add(o Stats) {
+	s.Sent += o.Sent
+	s.Lost += o.Lost
+	s.Doubled += o.Doubled
+	s.Overtaken += o.Overtaken
+	s.Packets += o.Packets
+	s.Opened += o.Opened
+	s.Stray += o.Stray
+	s.Installed += o.Installed
+	s.Jobs += o.Jobs
+}
+
+// life is the random life of one pair.
+type life struct {
+	*pair
+	told []string // what it consists of
+}
+
+func (l *life) tell(format string, args ...any) {
+	l.told = append(l.told, fmt.Sprintf(format, args...))
+}
+
+func (l *life) summary() string {
+	err := "all is well"
+	if l.Err() != nil {
+		err = l.Err().Error()
+	}
+	return err + "\n  " + strings.Join(l.told, "\n  ")
+}
+
+func (l *life) describe() string { return l.Describe() + fmt.Sprintf("\n%+v", l.Stats()) }
+
+// live lets a pair live through what the seed says.
+func live(seed uint64, trace bool) *life {
+	// The options come from a generator of their own, so that the pair can be made of them.
+	r := New(seed^0x5eed, false).Rand
+	pick := func(n int) int { return r.IntN(n) }
+	chance := func(percent int) bool { return r.IntN(100) < percent }
+	span := func(from, to time.Duration) time.Duration { return from + time.Duration(r.Int64N(int64(to-from)+1)) }
+
+	o := options{
+		children: 1 + pick(3),
+		outer6:   chance(25), inner6: chance(25),
+		narrow: chance(20), encap: chance(10),
+		dpd: span(5*time.Second, 30*time.Second), dpdAction: ike.ActionRestart,
+		start: ike.StartAction(pick(3)), retry: span(500*time.Millisecond, 4*time.Second),
+		retryTries: 4 + pick(4), window: 64 << pick(3),
+	}
+	if chance(30) {
+		o.startB = ike.StartStart
+	}
+	if !chance(25) {
+		o.rekeyChild = span(20*time.Second, 3*time.Minute)
+	}
+	if !chance(40) {
+		o.rekeyIKE = span(40*time.Second, 5*time.Minute)
+	}
+	group := []string{"x25519", "x25519", "x25519", "x25519", "x25519", "x25519", "ecp256", "ecp256", "ecp256", "ecp384"}[pick(10)]
+	if pick(60) == 0 {
+		group = []string{"modp2048", "modp3072", "modp4096", "ecp521"}[pick(4)]
+	}
+	o.ike = []string{"aes128gcm16-prfsha256", "aes192gcm16-prfsha384", "aes256gcm16-prfsha512", "chacha20poly1305-prfsha256",
+		"aes128-sha256", "aes192-sha384", "aes256-sha512", "aes128-sha1"}[pick(8)] + "-" + group
+	o.esp = espSuites[pick(12)]
+	if chance(50) {
+		o.esp = strings.Replace(o.esp, "-esn", "", 1) + "-" + group + []string{"", "-esn"}[pick(2)]
+	}
+	if chance(10) && group != "x25519" {
+		o.ikeB, o.ike = o.ike, strings.Replace(o.ike, group, "x25519-"+group, 1)
+	}
+	switch pick(10) {
+	case 0:
+		o.natA = true
+	case 1:
+		o.natB = true
+	case 2:
+		o.natA, o.natB = true, true
+	}
+	l := &life{pair: newPair(seed, trace, o)}
+	s, a, b := l.Sim, l.a, l.b
+	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
+		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
+	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
+		o.retryTries, o.start, o.startB)
+
+	bad := func() Link {
+		k := Link{Loss: 0.3, Dup: 0.2 * r.Float64(), Delay: span(time.Millisecond, 200*time.Millisecond),
+			Jitter: span(0, 800*time.Millisecond)}
+		if chance(30) {
+			k.Loss = 0.45 * r.Float64()
+		}
+		return k
+	}
+	ab, ba := bad(), bad()
+	*s.Link(a, b), *s.Link(b, a) = ab, ba
+	l.tell("a to b: %v; b to a: %v", ab, ba)
+	for _, h := range []*Host{a, b} {
+		h.WorkTime = []time.Duration{0, 20 * time.Millisecond, 2 * time.Second}[pick(3)]
+		h.TimerLag = []time.Duration{0, 50 * time.Millisecond}[pick(2)]
+		if chance(15) {
+			h.Limits.Cookies = pick(2)
+		}
+	}
+
+	// The troubled time.
+	trouble := span(time.Minute, 5*time.Minute)
+	b.Boot(l.cfgB)
+	s.After(span(0, 2*time.Second), func() { a.Boot(l.cfgA) })
+	for _, f := range l.flows {
+		s.Traffic(f, span(200*time.Millisecond, 3*time.Second), trouble)
+	}
+	canInitiate := []*Host{a}
+	if !o.natA {
+		canInitiate = append(canInitiate, b)
+	}
+	for range pick(12) {
+		at := span(0, trouble)
+		h := []*Host{a, b}[pick(2)]
+		child := l.children[pick(len(l.children))]
+		deed := pick(11)
+		also := chance(30) // the other side does it too, at the same time
+		on := func(f func(h *Host)) {
+			s.After(at, func() {
+				f(h)
+				if also {
+					f(map[*Host]*Host{a: b, b: a}[h])
+				}
+			})
+		}
+		switch deed {
+		case 0, 1:
+			on(func(h *Host) { l.rekeyIKE(h) })
+		case 2, 3:
+			on(func(h *Host) { l.rekeyChild(h, child) })
+		case 4:
+			on(func(h *Host) {
+				h.Command("terminate "+child, ike.Command{Kind: ike.CmdTerminate, Conn: connName, Child: child})
+			})
+		case 5:
+			on(func(h *Host) { l.terminate(h) })
+		case 6, 7:
+			h = canInitiate[pick(len(canInitiate))]
+			also = also && len(canInitiate) > 1
+			on(func(h *Host) { l.initiate(h) })
+		case 8:
+			away := span(0, time.Minute)
+			s.After(at, func() { s.Cut(a, b, true) })
+			s.After(at+away, func() { s.Cut(a, b, false) })
+		case 9:
+			away := span(0, 30*time.Second)
+			cfg := map[*Host]ike.Config{a: l.cfgA, b: l.cfgB}[h]
+			s.After(at, func() { h.Crash() })
+			s.After(at+away, func() { h.Boot(cfg) })
+		case 10:
+			// A line that is dialled anew: the NAT knows nothing any more, the router starts.
+			if a.NAT != nil {
+				s.After(at, func() {
+					s.note("     the NAT in front of a forgets its mappings")
+					a.NAT.Rebind(netip.Addr{})
+					a.Boot(l.cfgA)
+				})
+			}
+		}
+	}
+	if s.Run(trouble+time.Minute) != nil {
+		return l
+	}
+
+	// The network heals. Whoever can initiates until all is up.
+	s.note("     the network heals")
+	s.Mark()
+	l.Pair(a, b, Link{Delay: span(time.Millisecond, 50*time.Millisecond)})
+	a.WorkTime, b.WorkTime = 10*time.Millisecond, 10*time.Millisecond
+	who := canInitiate[pick(len(canInitiate)):]
+	up := false
+	for range 12 {
+		for _, h := range who {
+			l.initiate(h)
+		}
+		if s.Run(s.Now()+time.Minute) != nil {
+			return l
+		}
+		if up = s.RunUntil(time.Minute, func() bool { return s.Quiet() && l.allUp() }); up || s.Err() != nil {
+			break
+		}
+	}
+	if s.Err() != nil {
+		return l
+	}
+	if !up {
+		s.Fail("in a healed network the CHILD SAs do not come up: %s", s.Describe())
+		return l
+	}
+	// What the two had to clear up may take until the next liveness check and its end.
+	if !s.RunUntil(20*time.Minute, func() bool { return s.Quiet() && l.allUp() && l.sameOnBoth() }) && s.Err() == nil {
+		s.Fail("in a healed network the sides do not come to hold the same: %s", s.Describe())
+		return l
+	}
+	_ = s.CheckPair(a, b, connName, l.children...)
+	_ = s.CheckTraffic(l.flows...)
+	if s.Err() != nil {
+		return l
+	}
+
+	// The end.
+	l.terminate(a)
+	if chance(50) {
+		l.terminate(b)
+	}
+	if s.Run(s.Now()+20*time.Minute) != nil {
+		return l
+	}
+	_ = s.CheckEmpty(a)
+	_ = s.CheckEmpty(b)
+	return l
+}
+
+// allUp tells whether each side has each child once, and nothing else.
+func (l *life) allUp() bool {
+	for _, h := range []*Host{l.a, l.b} {
+		var n, ikes int
+		h.M.List(func(sa *ike.SAInfo) bool {
+			ikes++
+			n += len(sa.Children)
+			return true
+		})
+		if n != len(l.children) || ikes != 1 {
+			return false
+		}
+	}
+	return true
+}
+
+// sameOnBoth tells whether the inbound SPIs of one side are the outbound ones of the other.
+func (l *life) sameOnBoth() bool {
+	spis := map[uint32]bool{}
+	l.a.M.List(func(sa *ike.SAInfo) bool {
+		for _, c := range sa.Children {
+			spis[c.SPIIn] = true
+		}
+		return true
+	})
+	same := true
+	l.b.M.List(func(sa *ike.SAInfo) bool {
+		for _, c := range sa.Children {
+			same = same && spis[c.SPIOut]
+		}
+		return true
+	})
+	return same
+}
