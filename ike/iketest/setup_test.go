@@ -221,6 +221,9 @@ func (p *pair) ended(c *Command, want error) {
 func seeds(t *testing.T, n uint64, o options, scenario func(p *pair)) {
 	t.Helper()
 	t.Parallel()
+	if testing.Short() { // under emulation
+		n = min(n, 2)
+	}
 	for seed := range n {
 		p := newPair(seed, false, o)
 		scenario(p)

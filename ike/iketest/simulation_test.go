@@ -36,7 +36,7 @@ func TestSimulation(t *testing.T) {
 	}
 	n := *seedCount
 	if testing.Short() {
-		n = min(n, 100)
+		n = min(n, 40)
 	}
 	var totals [shards]Stats
 	t.Run("seeds", func(t *testing.T) {
