@@ -149,7 +149,7 @@ func TestKilledDaemonLeavesNoHole(t *testing.T) {
 			rec := s.capture()
 			ping, back := s.startPinger(s.lanA, hostB4, 50), s.startPinger(s.lanB, hostA4, 50)
 			time.Sleep(300 * time.Millisecond)
-			victim := a.(daemon)
+			victim := a
 			if c.victim == 'b' {
 				victim = b
 			}

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -13,7 +12,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -150,7 +148,8 @@ func startIn(t *testing.T, ns, output string, env []string, name string, args ..
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// "ip netns exec" also gives the program a mount namespace with the right /sys.
+	// "ip netns exec" replaces itself by the program, which also gets a mount namespace
+	// with the right /sys.
 	cmd := exec.Command("ip", append([]string{"netns", "exec", ns, name}, args...)...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Env = append(os.Environ(), env...)
@@ -166,9 +165,6 @@ func startIn(t *testing.T, ns, output string, env []string, name string, args ..
 	t.Cleanup(func() { p.kill() })
 	return p
 }
-
-// pid is the process's number: "ip netns exec" replaces itself by the program.
-func (p *process) pid() int { return p.cmd.Process.Pid }
 
 // alive tells whether it still runs.
 func (p *process) alive() bool {
@@ -226,22 +222,4 @@ func eventually(d time.Duration, ok func() bool) bool {
 			return false
 		}
 	}
-}
-
-// buffer is a bytes.Buffer for several goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
