@@ -193,7 +193,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
-	m.event(Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
+	m.announceIKE(sa, nil)
 	s := m.stateOf(sa.conn)
 	if s == nil {
 		return

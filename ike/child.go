@@ -319,11 +319,11 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		sa.req = request{} // IKE_AUTH has been accounted for
 	}
 	if req.task.kind == taskRekeyChild {
-		m.childRekeyed(sa, c, req.task.target, req.rival)
+		m.childRekeyed(sa, c, &req)
 	} else {
-		m.event(Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path})
-		m.resolveTwins(sa, c)
+		m.announce(c, nil)
 	}
+	m.resolveTwins(sa, c)
 	m.settle(req.task.waiters, nil)
 }
 
@@ -360,6 +360,11 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 		m.settle(t.waiters, nil)
 		return
 	}
+	if rival := m.findChild(req.rival); rival != nil {
+		m.superseded(m.findChild(t.target), rival) // likewise of the CHILD SA
+		m.settle(t.waiters, nil)
+		return
+	}
 	if isNotify(err, NotifyTemporaryFailure) {
 		m.again(sa, t)
 		return
@@ -380,14 +385,6 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 		m.event(Event{Kind: EvFailed, Conn: sa.connName(), Child: t.cfg.Name, IKE: sa.unique, Err: err})
 	case taskRekeyChild:
 		c := m.findChild(t.target)
-		if req.rival != 0 {
-			// The peer's rekeying of the same SA took its place.
-			m.settle(t.waiters, nil)
-			if c != nil && c.state == ChildInstalled {
-				m.superseded(c, req.rival)
-			}
-			return
-		}
 		if isNotify(err, NotifyChildSANotFound) {
 			// The peer does not have it any more (section 2.25): neither do we.
 			m.settle(t.waiters, err)
@@ -590,7 +587,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		b.TS(PayloadTSi, c.remote)
 		b.TS(PayloadTSr, c.local)
 	})
-	if req.kind == taskCreateChild {
+	if c.unique != sa.req.rival {
 		m.resolveTwins(sa, c)
 	}
 }
@@ -626,7 +623,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
 	}
 	if req.kind != taskRekeyChild {
-		m.event(Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path})
+		m.announce(c, nil)
 		return c, nil
 	}
 	old := m.findChild(req.target)
@@ -634,7 +631,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 		sa.req.rival = c.unique // decided when our own is answered
 		return c, nil
 	}
-	m.superseded(old, c.unique)
+	m.superseded(old, c)
 	return c, nil
 }
 

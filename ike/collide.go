@@ -22,35 +22,71 @@ const (
 // childRekeyed ends our rekeying of the CHILD SA old by c. If the peer rekeyed it too, the
 // SA that came from the exchange with the lowest of the four nonces is closed by the side
 // that asked for it (section 2.8.1).
-func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, target, rivalID uint32) {
-	old, rival := m.findChild(target), m.findChild(rivalID)
+func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request) {
+	old, rival := m.findChild(req.task.target), m.findChild(req.rival)
 	if rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
 		bytes.Compare(c.nonceLow, rival.nonceLow) < 0 {
 		m.useChild(rival)
-		if old != nil {
-			m.superseded(old, rival.unique) // the peer deletes it
-		}
+		m.superseded(old, rival) // the peer deletes it
 		c.heir = rival.unique
 		m.closeChild(sa, c, ErrReplaced, nil)
 		return
 	}
-	m.event(Event{Kind: EvChildRekeyed, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Old: target, Path: sa.path})
-	if old != nil && old.state != ChildDeleting {
+	before := old
+	if rival != nil && rival.told {
+		before = rival
+	}
+	m.announce(c, before)
+	if rival != nil && rival.state != ChildDeleting {
+		m.yield(rival, c.unique) // the peer deletes it
+	}
+	if old != nil && (old.state == ChildInstalled || old.state == ChildRekeying) {
 		old.heir = c.unique
 		m.closeChild(sa, old, ErrReplaced, nil)
 	}
 }
 
-// superseded marks a CHILD SA as replaced by the peer's rekeying: the peer deletes it.
-func (m *Machine) superseded(old *childSA, heir uint32) {
-	sa := &m.sas[old.ike]
-	old.state, old.heir = ChildRekeyed, heir
-	old.timers[tcRekey] = never
-	m.dropChildTasks(sa, old)
-	m.event(Event{Kind: EvChildRekeyed, Conn: old.conn.Name, Child: old.cfg.Name, IKE: sa.unique, ChildID: heir, Old: old.unique, Path: sa.path})
-	if old.expireAt == 0 {
-		m.armChild(old, tcExpire, time.Minute) // should the peer forget
+// announce tells that c carries traffic, in place of old if there is one of which that
+// was told.
+func (m *Machine) announce(c, old *childSA) {
+	if c.told {
+		return
 	}
+	sa := &m.sas[c.ike]
+	e := Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path}
+	if old != nil && old.told {
+		e.Kind, e.Old = EvChildRekeyed, old.unique
+		old.told = false
+	}
+	c.told = true
+	m.event(e)
+}
+
+// superseded makes heir, which came from the peer's rekeying, the successor of old, which
+// the peer deletes or has deleted (then it may be nil).
+func (m *Machine) superseded(old, heir *childSA) {
+	m.announce(heir, old)
+	if old != nil && (old.state == ChildInstalled || old.state == ChildRekeying) {
+		m.yield(old, heir.unique)
+	}
+}
+
+// rivalOf returns the CHILD SA by which the peer has rekeyed c while our own rekeying of
+// c is unanswered, or nil.
+func (m *Machine) rivalOf(c *childSA) *childSA {
+	req := &m.sas[c.ike].req
+	if !req.active || req.rival == 0 || req.task.target != c.unique {
+		return nil
+	}
+	return m.findChild(req.rival)
+}
+
+// yield leaves a CHILD SA that has a successor to the peer's DELETE.
+func (m *Machine) yield(c *childSA, heir uint32) {
+	c.state, c.heir = ChildRekeyed, heir
+	c.timers[tcRekey] = never
+	m.dropChildTasks(&m.sas[c.ike], c)
+	m.armChild(c, tcExpire, rekeyedMax) // should the peer forget
 }
 
 // dropChildTasks takes the rekeying of a CHILD SA out of the queue.
@@ -69,35 +105,53 @@ func (m *Machine) dropChildTasks(sa *ikeSA, c *childSA) {
 // useChild makes a standby outbound SA the one that is used.
 func (m *Machine) useChild(c *childSA) {
 	c.timers[tcUse] = never
-	if c.standby {
+	if c.standby && !c.outGone {
 		c.standby = false
 		m.out = append(m.out, Output{Kind: OutUseSA, SPI: c.spiOut, Inbound: c.spiIn})
 	}
 }
 
-// resolveTwins looks, after a new CHILD SA, for one that does the same and that the other
-// side asked for at the same time. The pair with the lower SPI goes; both sides see the
-// same two pairs, so both come to the same result.
+// resolveTwins looks, when a CHILD SA has come up, for another one that does the same: both
+// sides may have asked for one at the same time, or a rekeying was answered after a new one
+// had been asked for. The pair with the lower SPI goes. Both sides see the same two pairs,
+// so both come to the same result.
 func (m *Machine) resolveTwins(sa *ikeSA, c *childSA) {
 	for i := range m.children {
 		o := &m.children[i]
-		if o == c || o.ike != c.ike || o.cfg != c.cfg || o.byPeer == c.byPeer ||
-			o.state != ChildInstalled && o.state != ChildRekeying ||
-			!within(o.local, c.local) || !within(c.local, o.local) || !within(o.remote, c.remote) || !within(c.remote, o.remote) {
+		if c.state != ChildInstalled && c.state != ChildRekeying {
+			return
+		}
+		if o == c || o.ike != c.ike || o.cfg != c.cfg || o.unique == sa.req.rival ||
+			o.state != ChildInstalled && o.state != ChildRekeying || !sameTS(c, o) {
 			continue
 		}
-		loser := c
+		winner, loser := o, c
 		if min(o.spiIn, o.spiOut) < min(c.spiIn, c.spiOut) {
-			loser = o
+			winner, loser = c, o
 		}
-		winner := c
-		if loser == c {
-			winner = o
-		}
+		m.childDown(loser, ErrReplaced)
 		loser.heir = winner.unique
 		m.closeChild(sa, loser, ErrReplaced, nil)
+	}
+}
+
+// sameTS tells whether two CHILD SAs have the same selectors.
+func sameTS(a, b *childSA) bool {
+	return within(a.local, b.local) && within(b.local, a.local) && within(a.remote, b.remote) && within(b.remote, a.remote)
+}
+
+// ensure has a CHILD SA that is to be up for ever negotiated again if, in the course of
+// several replacements at once, none of its kind is left.
+func (m *Machine) ensure(conn *Conn, cfg *Child) {
+	if cfg.StartAction != StartStart {
 		return
 	}
+	for i := range m.children {
+		if o := &m.children[i]; o.conn == conn && o.cfg == cfg && (o.state == ChildInstalled || o.state == ChildRekeying) {
+			return
+		}
+	}
+	m.wishAgain(conn, cfg)
 }
 
 // closeChild ends a CHILD SA in agreement with the peer. w, if any, learns of the end.
@@ -118,9 +172,10 @@ func (m *Machine) closeChild(sa *ikeSA, c *childSA, err error, w *waiter) {
 	m.queue(sa, task{kind: taskDeleteChild, target: c.unique})
 }
 
-// childDown tells that a CHILD SA carries traffic no more.
+// childDown tells that a CHILD SA carries traffic no more, unless that has been told.
 func (m *Machine) childDown(c *childSA, err error) {
-	if c.state == ChildInstalled || c.state == ChildRekeying {
+	if c.told {
+		c.told = false
 		m.event(Event{Kind: EvChildDown, Conn: c.conn.Name, Child: c.cfg.Name, IKE: m.sas[c.ike].unique, ChildID: c.unique,
 			Path: m.sas[c.ike].path, Err: err})
 	}
@@ -141,6 +196,7 @@ func (m *Machine) deleteOut(c *childSA) {
 // retire ends a CHILD SA on which the peer and we agree that it is over. One that has been
 // replaced still takes what was on its way.
 func (m *Machine) retire(c *childSA) {
+	m.childDown(c, ErrReplaced)
 	m.deleteOut(c)
 	ws := c.waiters
 	c.waiters = nil
@@ -148,6 +204,7 @@ func (m *Machine) retire(c *childSA) {
 		c.state = ChildRekeyed
 		c.timers.clear()
 		m.armChild(c, tcGone, linger)
+		m.ensure(c.conn, c.cfg)
 	} else {
 		m.removeChild(c)
 	}
@@ -156,6 +213,7 @@ func (m *Machine) retire(c *childSA) {
 
 // removeChild takes a CHILD SA out of the tables.
 func (m *Machine) removeChild(c *childSA) {
+	m.childDown(c, ErrReplaced)
 	m.deleteOut(c)
 	m.out = append(m.out, Output{Kind: OutDelSA, SPI: c.spiIn, Dir: esp.In, Inbound: c.spiIn})
 	m.env.FreeSPI(c.spiIn)
@@ -186,7 +244,7 @@ func (m *Machine) childLost(c *childSA, err error) {
 // wishAgain has a CHILD SA negotiated again soon.
 func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	s := m.stateOf(conn)
-	if s == nil {
+	if s == nil || s.held[cfg] {
 		return
 	}
 	for _, w := range s.wanted {

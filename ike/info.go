@@ -66,10 +66,14 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 // the same time, ours goes on and finds nothing left.
 func (m *Machine) deletedByPeer(c *childSA) {
 	sa := &m.sas[c.ike]
+	if sa.req.active && sa.req.rival == c.unique {
+		sa.req.rival = 0 // the peer has lost the collision, and our answer is on its way
+		m.retire(c)
+		return
+	}
 	if c.state == ChildInstalled || c.state == ChildRekeying {
-		if sa.req.active && sa.req.task.target == c.unique && sa.req.rival != 0 {
-			c.heir = sa.req.rival // the peer's own rekeying was faster
-			m.superseded(c, c.heir)
+		if rival := m.rivalOf(c); rival != nil {
+			m.superseded(c, rival) // the peer's own rekeying was faster
 		} else {
 			m.childLost(c, ErrPeerDeleted)
 			m.childDown(c, ErrPeerDeleted)

@@ -416,6 +416,14 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
 			continue
 		}
+		for _, cfg := range s.conn.Children {
+			if c.Child == "" || cfg.Name == c.Child {
+				if s.held == nil {
+					s.held = make(map[*Child]bool)
+				}
+				s.held[cfg] = true
+			}
+		}
 		s.wanted = slices.DeleteFunc(s.wanted, func(x wish) bool {
 			if c.Child != "" && x.cfg.Name != c.Child {
 				return false
@@ -467,6 +475,7 @@ func (m *Machine) cmdRekey(c *Command, w *waiter) error {
 // want brings a CHILD SA up: at once where there is an IKE SA or none is being tried,
 // otherwise when the next attempt is due.
 func (m *Machine) want(s *connState, w wish) {
+	delete(s.held, w.cfg)
 	if sa := m.established(s.conn); sa != nil {
 		for i := range m.children {
 			c := &m.children[i]

@@ -146,7 +146,7 @@ func (m *Machine) dropRequest(sa *ikeSA, err error) {
 	if sa.req.active {
 		m.rekeyReset(sa)
 		m.releaseSPI(sa.req.spiIn)
-		m.settle(sa.req.task.waiters, err)
+		m.settle(sa.req.task.waiters, sa.req.task.outcome(err))
 		sa.req.pair.wipe()
 	}
 	sa.req = request{}

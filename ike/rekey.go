@@ -203,7 +203,18 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 		m.queue(nsa, t)
 	}
 	nsa.waiters, sa.waiters = append(nsa.waiters, sa.waiters...), nil
-	m.event(Event{Kind: EvIKERekeyed, Conn: nsa.connName(), IKE: nsa.unique, Old: sa.unique, Path: nsa.path})
+	m.announceIKE(nsa, sa)
+}
+
+// announceIKE tells that an IKE SA is established, in place of old if there is one of which
+// that was told.
+func (m *Machine) announceIKE(sa, old *ikeSA) {
+	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path}
+	if old != nil && old.told {
+		e.Kind, e.Old, old.told = EvIKERekeyed, old.unique, false
+	}
+	sa.told = true
+	m.event(e)
 }
 
 // adoptRival makes the IKE SA that the peer's rekeying of sa has made its successor.

@@ -30,6 +30,7 @@ type ikeSA struct {
 	natLocal bool // a NAT is in front of us
 	natPeer  bool // a NAT is in front of the peer
 	natKnown bool // the peer takes part in NAT detection
+	told     bool // an event has said that it is up, and none that it is not
 	force    bool // UDP encapsulation is wanted even without a NAT
 
 	init    initState // until IKE_AUTH is over
@@ -85,6 +86,7 @@ type childSA struct {
 	byPeer   bool // the peer started the exchange that made it
 	standby  bool // the outbound SA is not in use yet
 	outGone  bool // the outbound SA is deleted already
+	told     bool // an event has said that it is up, and none that it is not
 	heir     uint32
 	nonceLow []byte // the lower nonce of its exchange, for collisions
 	timers   childDeadlines
@@ -99,9 +101,10 @@ type childSA struct {
 type connState struct {
 	conn    *Conn
 	wanted  []wish
-	tries   int           // attempts since the last success
-	retryAt time.Duration // next attempt
-	remote  int           // index of the remote address to try
+	tries   int             // attempts since the last success
+	retryAt time.Duration   // next attempt
+	remote  int             // index of the remote address to try
+	held    map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
 // wish is a CHILD SA that somebody wants up.
@@ -293,10 +296,10 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 			m.wishAgain(sa.conn, t.cfg)
 		}
 		if i < len(sa.tasks) { // dropRequest has told those of the request
-			m.settle(t.waiters, err)
+			m.settle(t.waiters, t.outcome(err))
 		}
 	}
-	if was != StateConnecting {
+	if sa.told {
 		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
 	waiters, s := sa.waiters, sa.conns

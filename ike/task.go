@@ -44,6 +44,15 @@ func (t *task) same(o *task) bool {
 	return t.kind == o.kind && t.target == o.target && (t.kind != taskCreateChild || t.cfg == o.cfg)
 }
 
+// outcome is what those who wait for a task learn when its IKE SA ends by err: that the
+// IKE SA has a successor is what a rekeying wants.
+func (t *task) outcome(err error) error {
+	if err == ErrReplaced && t.kind == taskRekeyIKE {
+		return nil
+	}
+	return err
+}
+
 // queue appends a task, unless it waits or runs already: then only its waiters join.
 func (m *Machine) queue(sa *ikeSA, t task) {
 	if sa.state != StateEstablished && t.kind != taskDeleteIKE && t.kind != taskDeleteChild {

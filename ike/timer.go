@@ -157,6 +157,10 @@ func (m *Machine) fireChild(c *childSA, t childTimer) {
 	case tcExpire:
 		switch c.state {
 		case ChildInstalled, ChildRekeying:
+			if rival := m.rivalOf(c); rival != nil {
+				m.superseded(c, rival)
+				return
+			}
 			m.childLost(c, ErrLifetime)
 			m.closeChild(sa, c, ErrLifetime, nil)
 			m.deleteOut(c)
