@@ -274,8 +274,14 @@ func (s *site) startPinger(ns string, to netip.Addr, rate int) *pinger {
 	return p
 }
 
-// stop ends it, waits for the last answers and returns the result.
+// stop ends it, waits for the last answers and returns the result. On a machine that has
+// other things to do it goes on first until there is something to judge by.
 func (p *pinger) stop() result {
+	eventually(10*time.Second, func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.sent) >= 60
+	})
 	close(p.end)
 	<-p.idle
 	return p.finish(2 * time.Second)
