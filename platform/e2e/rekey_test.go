@@ -176,8 +176,15 @@ func TestBothRekeyChildAtOnce(t *testing.T) {
 			a, b := startPair(s, p, ca, cb)
 			mustInitiate(t, "net", a, b)
 			underPing(t, s, a, b, func() { time.Sleep(9 * time.Second) })
-			if list := children(a, "net"); len(list) > 5 {
-				t.Errorf("%d CHILD SAs after four rekeyings, they pile up: %+v", len(list), list)
+			// Replaced ones stay for some seconds and take what is still on its way.
+			list, live := children(a, "net"), 0
+			for _, c := range list {
+				if c.state == "INSTALLED" || c.state == "REKEYING" {
+					live++
+				}
+			}
+			if live < 1 || live > 2 || len(list) > 8 {
+				t.Errorf("%d CHILD SAs after four rekeyings, %d of them in use, want one or two: %+v%s", len(list), live, list, logs(a, b))
 			}
 		})
 	}
