@@ -57,7 +57,7 @@ func newSite(t *testing.T) *site {
 			killInside(ns)
 			command("ip", "netns", "del", ns)
 		}
-		if t.Failed() {
+		if t.Failed() && os.Getenv("POSTERN_E2E_KEEP") != "" {
 			t.Logf("files of this site: %s", s.dir)
 		}
 	})
