@@ -54,7 +54,7 @@ check: deps
 	$(GO) test -tags demo .
 
 race: deps
-	CGO_ENABLED=1 $(GO) test -race ./engine/... ./ike
+	CGO_ENABLED=1 $(GO) test -race -short ./engine/... ./ike/...
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
@@ -73,7 +73,7 @@ cross:
 # The pure packages on other processors.
 emulate: deps
 	@set -e; $(foreach t,$(EMULATED),echo "test ./esp ./ike on $(t)"; \
-		$(call env,$(t)) $(GO) test -short -exec qemu-$(word 1,$(subst /, ,$(t)))-static ./esp ./ike; )
+		$(call env,$(t)) $(GO) test -short -exec qemu-$(subst mipsle,mipsel,$(word 1,$(subst /, ,$(t))))-static ./esp ./ike; )
 
 # Stripped and compressed size for each target, and the budget.
 size: cross
