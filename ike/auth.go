@@ -190,6 +190,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.state = StateEstablished
 	sa.established = m.now.Mono
 	sa.lastIn = m.now.Mono
+	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
@@ -304,33 +305,43 @@ func (m *Machine) createdFirst(sa *ikeSA, p Path, refused error) {
 	m.installOurs(sa, nil)
 }
 
+// atOnce is how close together two IKE SAs begin when both sides connect at the same time.
+// A peer that lost the first one in a crash takes longer to come back.
+const atOnce = 5 * time.Second
+
 // resolveDuplicates looks for other IKE SAs between the same two, after sa has been
-// established. If the peer says that it knows of no other, those are gone. If both
-// sides connected at the same time, the SA with the higher initiator's SPI stays:
-// both see both, so both come to the same result.
+// established. If the peer says that it knows of no other, those are gone. If both sides
+// have connected, the SA with the higher initiator's SPI stays: both see both, so both come
+// to the same result.
 func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 	for i := range m.sas {
 		o := &m.sas[i]
-		if o == sa || o.state != StateEstablished || !o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) {
+		if o == sa || o.state != StateEstablished || o.closeErr != nil ||
+			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) {
 			continue
 		}
-		if o.conn == sa.conn && o.initiator != sa.initiator && m.now.Mono-o.established < halfOpenLife {
-			loser, winner := o, sa
-			if sa.spiI < o.spiI {
-				loser, winner = sa, o
-			}
-			for j := range loser.tasks {
-				if t := &loser.tasks[j]; t.kind == taskCreateChild {
-					m.queue(winner, *t)
-					t.waiters = nil
-				}
-			}
-			m.closeIKE(loser, ErrReplaced, nil)
-			continue
-		}
-		if contact {
+		both := o.conn == sa.conn && o.origin.ours != sa.origin.ours
+		loser, winner := o, sa
+		switch {
+		case both && contact && m.now.Mono-o.origin.at >= atOnce:
+			// Most likely the peer has lost it; but it may have said so in a message that
+			// took long, so it gets a DELETE.
+		case both && sa.origin.spiI < o.origin.spiI:
+			loser, winner = sa, o
+		case both:
+		case contact:
 			m.destroy(o, ErrReplaced)
+			continue
+		default:
+			continue
 		}
+		for j := range loser.tasks {
+			if t := &loser.tasks[j]; t.kind == taskCreateChild {
+				m.queue(winner, *t)
+				t.waiters = nil
+			}
+		}
+		m.closeIKE(loser, ErrReplaced, nil)
 	}
 }
 

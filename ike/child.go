@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"postern/esp"
@@ -120,6 +121,10 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 	}
 	req.pair = r.pair
 	t := &req.task
+	if sa.state != StateEstablished {
+		m.createAbandoned(sa) // the peer's rekeying of the IKE SA was faster
+		return
+	}
 	if t.kind == taskRekeyIKE {
 		m.rekeySend(sa)
 		return
@@ -299,12 +304,18 @@ func (m *Machine) createKeyed(sa *ikeSA, r Result) {
 func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 	req := sa.req
 	suite, dh, err := req.chosen.espSuite()
+	if err == nil && slices.Contains(req.gone, binary.BigEndian.Uint32(req.peerSPI)) {
+		err = ErrPeerDeleted // before its making became known to us
+	}
 	if err != nil {
 		m.createFailed(sa, err)
 		return
 	}
+	rival := m.findChild(req.rival)
+	loses := rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
+		bytes.Compare(lowest(req.ni, req.nr), rival.nonceLow) < 0
 	c := m.install(sa, &childParams{
-		cfg: req.task.cfg, suite: suite, dh: dh, ours: true,
+		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
 	})
@@ -319,7 +330,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		sa.req = request{} // IKE_AUTH has been accounted for
 	}
 	if req.task.kind == taskRekeyChild {
-		m.childRekeyed(sa, c, &req)
+		m.childRekeyed(sa, c, &req, loses)
 	} else {
 		m.announce(c, nil)
 	}
@@ -662,14 +673,10 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		return nil
 	}
 	m.nextChild++
-	low := p.ni
-	if bytes.Compare(p.nr, low) < 0 {
-		low = p.nr
-	}
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
 		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.encap(),
-		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: low,
+		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono,
 	}
 	c.timers.clear()
@@ -702,7 +709,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	add(esp.In, c.spiIn, in)
 	add(esp.Out, c.spiOut, out)
 	m.armChildLife(c)
-	if p.standby {
+	if p.standby && !p.ours {
 		m.armChild(c, tcUse, standbyMax)
 	}
 	return c

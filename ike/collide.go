@@ -13,7 +13,7 @@ import (
 const (
 	// standbyMax is how long we wait, after we have answered a rekeying, for the peer's
 	// DELETE of the old SA before we use the new one all the same.
-	standbyMax = 3 * time.Second
+	standbyMax = 30 * time.Second
 	// linger is how long the inbound half of a replaced SA still takes packets that were
 	// on their way.
 	linger = 5 * time.Second
@@ -22,11 +22,12 @@ const (
 // childRekeyed ends our rekeying of the CHILD SA old by c. If the peer rekeyed it too, the
 // SA that came from the exchange with the lowest of the four nonces is closed by the side
 // that asked for it (section 2.8.1).
-func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request) {
+//
+// The loser never carries a packet of ours, and the winner, if it is the peer's, only when
+// the peer's DELETE of the old one shows that it has our answer.
+func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request, loses bool) {
 	old, rival := m.findChild(req.task.target), m.findChild(req.rival)
-	if rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
-		bytes.Compare(c.nonceLow, rival.nonceLow) < 0 {
-		m.useChild(rival)
+	if loses {
 		m.superseded(old, rival) // the peer deletes it
 		c.heir = rival.unique
 		m.closeChild(sa, c, ErrReplaced, nil)
@@ -44,6 +45,14 @@ func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request) {
 		old.heir = c.unique
 		m.closeChild(sa, old, ErrReplaced, nil)
 	}
+}
+
+// lowest returns the lower of the two nonces of an exchange, by which collisions are decided.
+func lowest(ni, nr []byte) []byte {
+	if bytes.Compare(nr, ni) < 0 {
+		return nr
+	}
+	return ni
 }
 
 // announce tells that c carries traffic, in place of old if there is one of which that
@@ -186,7 +195,7 @@ func (m *Machine) deleteOut(c *childSA) {
 	if c.outGone {
 		return
 	}
-	if heir := m.findChild(c.heir); heir != nil {
+	if heir := m.findChild(c.heir); heir != nil && !c.standby {
 		m.useChild(heir)
 	}
 	c.outGone = true

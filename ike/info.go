@@ -5,6 +5,10 @@ import "errors"
 // INFORMATIONAL (RFC 7296 section 1.4): deletes, errors, and the empty one that asks
 // whether the peer is alive.
 
+// maxGone is how many deleted SPIs are remembered for the answer to our CREATE_CHILD_SA:
+// a peer that made more SAs than the one meanwhile is not one that we lose track of.
+const maxGone = 8
+
 // infoRequest handles the peer's INFORMATIONAL request.
 func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 	var spis []uint32
@@ -24,7 +28,12 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 				over = ErrPeerDeleted
 			case d.Proto == ProtoESP:
 				for _, spi := range d.SPIs {
-					if c := m.childOf(sa, spi); c != nil {
+					c := m.childOf(sa, spi)
+					if c == nil && sa.req.active && sa.req.exchange == ExchangeCreateChild && len(sa.req.gone) < maxGone {
+						// It may be the one that our unanswered request has made.
+						sa.req.gone = append(sa.req.gone, spi)
+					}
+					if c != nil {
 						if c.state != ChildDeleting && !c.outGone {
 							spis = append(spis, c.spiIn)
 						}

@@ -27,7 +27,8 @@ type request struct {
 	chosen  Proposal
 	peerSPI []byte
 	gotTS   [2][]esp.Selector
-	rival   uint32 // CHILD SA that the peer made by rekeying the same one meanwhile
+	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
+	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
 }
 
 // reply is the last response that we sent, kept until the peer's next request.

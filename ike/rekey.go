@@ -87,11 +87,7 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 	m.answered(sa)
 	if i := sa.collision.slot - 1; i >= 0 {
 		rival := &m.sas[i]
-		low := req.ni
-		if bytes.Compare(req.nr, low) < 0 {
-			low = req.nr
-		}
-		if rival.state == StateEstablished && bytes.Compare(low, sa.collision.low) < 0 {
+		if rival.state == StateEstablished && bytes.Compare(lowest(req.ni, req.nr), sa.collision.low) < 0 {
 			// Ours has the lowest nonce: it is the one too many.
 			m.adoptRival(sa)
 			m.closeIKE(nsa, ErrReplaced, nil)
@@ -161,11 +157,7 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		b.Nonce(req.nr)
 		b.KE(req.dh, r.pair.public())
 	})
-	low := req.ni
-	if bytes.Compare(req.nr, low) < 0 {
-		low = req.nr
-	}
-	sa.collision = ikeCollision{nsa.slot + 1, low}
+	sa.collision = ikeCollision{nsa.slot + 1, lowest(req.ni, req.nr)}
 	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
 		m.adoptRival(sa)
 	}
@@ -178,7 +170,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	if err := m.keyed(nsa, skeyseedRekey(sa.suite.PRF, sa.keys.d, shared, ni, nr)); err != nil {
 		return err
 	}
-	nsa.state, nsa.conn = StateEstablished, sa.conn
+	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono

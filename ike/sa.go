@@ -31,6 +31,7 @@ type ikeSA struct {
 	natPeer  bool // a NAT is in front of the peer
 	natKnown bool // the peer takes part in NAT detection
 	told     bool // an event has said that it is up, and none that it is not
+	origin   origin
 	force    bool // UDP encapsulation is wanted even without a NAT
 
 	init    initState // until IKE_AUTH is over
@@ -52,6 +53,13 @@ type ikeSA struct {
 
 	collision ikeCollision
 	closeErr  error // why it is being closed
+}
+
+// origin is where an IKE SA began: rekeying changes roles and SPIs, and keeps this.
+type origin struct {
+	ours bool          // we connected
+	spiI uint64        // the first initiator's SPI
+	at   time.Duration // when it was authenticated
 }
 
 // initState is what IKE_SA_INIT leaves for IKE_AUTH.
