@@ -139,6 +139,7 @@ func TestLabStartsProgramsOnTheHost(t *testing.T) {
 
 // The test runs itself as nobody, which then runs itself as root of a user namespace.
 func TestLabWorksForAnOrdinaryUser(t *testing.T) {
+	t.Parallel()
 	if os.Getenv(labReexecEnv) != "" {
 		if os.Getenv(labEnv) == "" {
 			code, err := ReexecForLab(os.Args[1:])

@@ -200,16 +200,19 @@ func (n *Network) applyFamily(st *familyState, f *familyPlan, tables map[netip.A
 			}
 		}
 	}
-	for _, r := range add {
-		if err := n.nl.AddRule(r); err != nil && !errors.Is(err, unix.EEXIST) {
-			return ruleHint(r, err)
+	for pass := 0; len(add)+len(del) > 0; pass++ {
+		if pass == maxPasses {
+			return &OpError{Op: "set", Object: "routing rules", Err: errors.New("somebody else changes them all the time")}
 		}
-	}
-	if err := n.verify(add, f.v6); err != nil {
-		return err
-	}
-	for _, r := range del {
-		if err := n.nl.DeleteRule(r); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := n.changeRules(add, del, f.v6); err != nil {
+			return err
+		}
+		rules, err := n.nl.Rules(f.v6)
+		if err != nil {
+			return err
+		}
+		rules = slices.DeleteFunc(rules, func(r Rule) bool { return !ours(r) })
+		if add, del, err = ruleDiff(rules, f); err != nil {
 			return err
 		}
 	}
@@ -218,6 +221,27 @@ func (n *Network) applyFamily(st *familyState, f *familyPlan, tables map[netip.A
 			if err := n.nl.DeleteRoute(r); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// maxPasses bounds how often the rules are compared; two or three passes are usual.
+const maxPasses = 200
+
+// changeRules adds, then deletes, in the given order.
+func (n *Network) changeRules(add, del []Rule, v6 bool) error {
+	for _, r := range add {
+		if err := n.nl.AddRule(r); err != nil {
+			return ruleHint(r, err)
+		}
+	}
+	if err := n.verify(add, v6); err != nil {
+		return err
+	}
+	for _, r := range del {
+		if err := n.nl.DeleteRule(r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
 		}
 	}
 	return nil

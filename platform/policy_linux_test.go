@@ -123,6 +123,8 @@ func (g *gateway) way(q query) string {
 		}
 		if q.proto != 0 {
 			r.attrU8(unix.RTA_IP_PROTO, q.proto)
+		}
+		if q.dport != 0 {
 			r.attr(unix.RTA_DPORT, []byte{byte(q.dport >> 8), byte(q.dport)})
 		}
 		if q.forward {
@@ -526,5 +528,53 @@ func TestApplyRefusesBeforeItChanges(t *testing.T) {
 	}
 	if after := g.state(); after != before {
 		t.Errorf("after the refusal:\n%s\nwant no change:\n%s", after, before)
+	}
+}
+
+// The kernel's delete takes what a request does not name for "any".
+func TestApplyDeletesTheRuleThatIsMeant(t *testing.T) {
+	g := newGateway(t)
+	openTUN(t, g.ns, "pt0", 1400)
+	tcp := policy(esp.Protect, sel("10.1.0.0/24"), ported("10.2.0.0/24", 6, 0, 65535))
+	udp := policy(esp.Protect, sel("10.1.0.0/24"), ported("10.2.0.0/24", 17, 0, 65535))
+	all := policy(esp.Protect, sel("10.1.0.0/24"), sel("10.2.0.0/24"))
+	any := policy(esp.Protect, sel("0.0.0.0/0"), sel("10.2.0.0/24"))
+	g.apply("pt0", tcp, udp, all, any)
+	g.apply("pt0", tcp, udp)
+	g.wantWays("with the special ones left", map[query]string{
+		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 6, dport: 9}:  "pt0",
+		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 17, dport: 9}: "pt0",
+		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 1}:            "wan",
+		{src: "10.9.0.5", dst: "10.2.0.7", forward: true, proto: 6, dport: 9}:  "wan",
+	})
+	if n := g.changes(func() { g.apply("pt0", tcp, udp) }); n != 0 {
+		t.Errorf("the same again changed the kernel %d times, want 0", n)
+	}
+}
+
+// Where the whole host filters, the rules themselves are the route back.
+func TestTunnelPassesStrictReversePathFiltering(t *testing.T) {
+	g := newGateway(t)
+	tun := openTUN(t, g.ns, "pt0", 1400)
+	var conn *net.UDPConn
+	in(t, g.ns, func() (err error) {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0); err != nil {
+			return err
+		}
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 1, 0, 1), Port: 4000})
+		return err
+	})
+	defer conn.Close()
+	for i, remote := range []esp.Selector{sel("10.2.0.0/24"), ported("10.2.0.0/24", 17, 5000, 5000)} {
+		g.apply("pt0", policy(esp.Protect, sel("10.1.0.0/24"), remote))
+		p := udp4(netip.MustParseAddrPort("10.2.0.9:5000"), netip.MustParseAddrPort("10.1.0.1:4000"), fmt.Sprint("hello", i))
+		if _, err := tun.WriteBatch([][]byte{p}, 0); err != nil {
+			t.Fatal(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		var b [64]byte
+		if n, err := conn.Read(b[:]); err != nil || string(b[:n]) != fmt.Sprint("hello", i) {
+			t.Errorf("remote %v: read %q, %v, want the packet out of the tunnel", remote, b[:n], err)
+		}
 	}
 }

@@ -121,12 +121,14 @@ func putPorts(q *request, typ uint16, p PortRange) {
 	q.attr(typ, b[:])
 }
 
-// AddRule adds a rule; one that is there already gives EEXIST on newer kernels.
+// AddRule adds a rule behind those of its priority. One that is there already is there
+// twice then: NLM_F_EXCL would not do, for it takes a more special rule for the same.
 func (c *Netlink) AddRule(r Rule) error {
-	return c.do(ruleRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r), "add rule", r.String())
+	return c.do(ruleRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE, r), "add rule", r.String())
 }
 
-// DeleteRule takes a rule away; the error wraps ENOENT if it is not there.
+// DeleteRule takes a rule away: the first one of its priority that has everything that r
+// names, and may have more. The error wraps ENOENT if there is none.
 func (c *Netlink) DeleteRule(r Rule) error {
 	return c.do(ruleRequest(unix.RTM_DELRULE, 0, r), "delete rule", r.String())
 }

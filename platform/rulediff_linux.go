@@ -16,6 +16,10 @@ import (
 //     old ones before it, so it is the one that decided at first, and
 //   - no priority has rules of two kinds at any time, since there the order is that in
 //     which they were added.
+//
+// One thing comes in between: what a request to delete does not name fits any rule, so
+// the kernel may take a more special rule that stands before the one that is meant. See
+// sureDeletions.
 
 var errTooManyTurns = errors.New("the policies alternate too often between protect, bypass and discard for the priorities that routing rules have")
 
@@ -142,7 +146,8 @@ func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
 }
 
 // ruleDiff returns what to add and what to delete, each in the order in which to do it,
-// to come from the rules that the kernel has (ours, of one family) to the plan.
+// to come from the rules that the kernel has (ours, of one family) to the plan. It is
+// called again with what the kernel has then, until there is nothing left to do.
 func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 	have = slices.Clone(have)
 	slices.SortStableFunc(have, func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) })
@@ -182,9 +187,40 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 	}
 	slices.Reverse(del)
-	// The ends of gotos go last.
+	// The frame goes last, the ends of gotos at the very last, and only once the next
+	// comparison shows that everything else is gone.
 	slices.SortStableFunc(del, func(a, b Rule) int { return cmp.Compare(frameRank(a), frameRank(b)) })
-	return add, del, nil
+	if i := slices.IndexFunc(del, func(r Rule) bool { return frameRank(r) > 0 }); i > 0 {
+		del = del[:i]
+	}
+	return add, sureDeletions(have, del), nil
+}
+
+// sureDeletions cuts the list off behind the first priority at which the kernel could
+// take another rule than the one that is meant: what stands before in the order may go
+// only when that is done. The rule that goes in its place is of the same kind and more
+// special, so the one that is meant stands in for it until it is put back.
+func sureDeletions(have, del []Rule) []Rule {
+	for i, r := range del {
+		if !slices.ContainsFunc(have, func(x Rule) bool { return x != r && deletes(r, x) }) {
+			continue
+		}
+		end := i + 1
+		for end < len(del) && del[end].Priority == r.Priority {
+			end++
+		}
+		return del[:end]
+	}
+	return del
+}
+
+// deletes tells whether a request to delete r fits x, too: what it does not name may be
+// anything.
+func deletes(r, x Rule) bool {
+	return r.Priority == x.Priority && r.V6 == x.V6 && kindOf(r) == kindOf(x) &&
+		(!r.From.IsValid() || r.From == x.From) && (!r.To.IsValid() || r.To == x.To) &&
+		(r.IPProto == 0 || r.IPProto == x.IPProto) &&
+		(r.SPort == PortRange{} || r.SPort == x.SPort) && (r.DPort == PortRange{} || r.DPort == x.DPort)
 }
 
 func frameRank(r Rule) int {

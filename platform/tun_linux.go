@@ -108,11 +108,11 @@ func (t *TUN) setUp(nl *Netlink, mtu int) error {
 	if err := nl.SetLinkUp(l.Index, true); err != nil {
 		return err
 	}
-	// Packets come out of the tunnel whose source the kernel routes elsewhere for other
-	// protocols or ports; strict reverse path filtering would drop them in silence. The
-	// selectors were checked before (RFC 4301 section 5.2). Best effort: /proc/sys may
-	// be read-only, and most systems do not filter strictly.
-	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+t.name+"/rp_filter", []byte("2"), 0)
+	// What comes out of the tunnel was checked against the selectors (RFC 4301 section
+	// 5.2); reverse path filtering has nothing to add, and drops in silence where an
+	// answer goes another way. Only 0 will do, for without an address on the interface
+	// the loose kind (2) is as strict. Best effort: /proc/sys may be read-only.
+	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+t.name+"/rp_filter", []byte("0"), 0)
 	return nil
 }
 

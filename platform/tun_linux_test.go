@@ -133,10 +133,13 @@ func TestTUNCarriesPacketsBothWays(t *testing.T) {
 }
 
 func TestTUNStaysSilent(t *testing.T) {
+	t.Parallel()
 	ns := newNS(t)
 	tun := openTUN(t, ns, "pt0", 1400)
 	bufs, sizes := [][]byte{make([]byte, 1500)}, make([]int, 1)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		n, err := tun.ReadBatch(bufs, sizes, 0)
 		if err == nil {
 			t.Errorf("%d packets came out of a device that nobody sends on: % x", n, bufs[0][:sizes[0]])
@@ -156,6 +159,34 @@ func TestTUNStaysSilent(t *testing.T) {
 		t.Error(err)
 	}
 	tun.Close()
+	<-done
+}
+
+// The packet's source is routed elsewhere, and new interfaces filter strictly.
+func TestTUNDeliversWhatReversePathFilteringWouldDrop(t *testing.T) {
+	ns := newNS(t)
+	in(t, ns, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/conf/default/rp_filter", []byte("1"), 0)
+	})
+	cable(t, ns, "a0", ns, "b0")
+	addAddr(t, ns, "a0", "192.0.2.1/24")
+	addAddr(t, ns, "b0")
+	tun := openTUN(t, ns, "pt0", 1400)
+	var conn *net.UDPConn
+	in(t, ns, func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4000})
+		return err
+	})
+	defer conn.Close()
+	p := udp4(netip.MustParseAddrPort("192.0.2.9:5000"), netip.MustParseAddrPort("192.0.2.1:4000"), "hello")
+	if _, err := tun.WriteBatch([][]byte{p}, 0); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+	var b [64]byte
+	if n, err := conn.Read(b[:]); err != nil || string(b[:n]) != "hello" {
+		t.Errorf("read %q, %v, want the packet out of the tunnel", b[:n], err)
+	}
 }
 
 func TestTUNCloseWakesReader(t *testing.T) {
