@@ -74,6 +74,9 @@ type datapath struct {
 	// acquire hands a wish for an SA to the IKE loop, without waiting; false if it
 	// is too busy.
 	acquire func(p *policy, f *esp.Flow) bool
+	// moved tells the IKE loop, without waiting, that an authentic packet came along
+	// another path; false if it is too busy.
+	moved func(sa *inSA, p ike.Path) bool
 
 	// noted limits each kind of line that a packet can cause.
 	noted [numNotes]atomic.Int64
@@ -131,7 +134,6 @@ const (
 	noteUnknownSPI note = iota
 	noteAuth
 	noteSelectors
-	noteMoved
 	noteNoPolicy
 	noteSequence
 	noteSend

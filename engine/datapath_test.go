@@ -11,6 +11,7 @@ import (
 
 	"postern/board"
 	"postern/esp"
+	"postern/ike"
 )
 
 const (
@@ -441,17 +442,28 @@ func TestTrafficClassIsCopiedOut(t *testing.T) {
 	}
 }
 
-func TestMovedPeerIsNoted(t *testing.T) {
+func TestMovedPeerIsToldOfAndFollowed(t *testing.T) {
 	tp := newTestPath(t, board.Tiny)
 	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
-	in, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	var told []ike.Path
+	tp.moved = func(_ *inSA, p ike.Path) bool { told = append(told, p); return true }
+	from := netip.MustParseAddrPort("192.0.2.99:1024")
+	for i := range 2 { // the second within the interval
+		tp.send(udp4(srcHost, dstHost, 1, 1, 60))
+		d := tp.fakes[out.sock].datagrams()[i]
+		d.Remote = from
+		tp.receive(out.sock, d)
+	}
+	tp.want(t, cInMoved, 2)
+	tp.want(t, cInPackets, 2)
+	if len(told) != 1 || told[0].Remote != from || !told[0].NATT {
+		t.Fatalf("the loop was told %v, want one path from %v", told, from)
+	}
+	l := &ikeLoop{d: tp.datapath}
+	l.moveSA(out.inbound, told[0])
 	tp.send(udp4(srcHost, dstHost, 1, 1, 60))
-	d := tp.fakes[out.sock].datagrams()[0]
-	d.Remote = netip.MustParseAddrPort("192.0.2.99:1024")
-	tp.receive(out.sock, d)
-	tp.want(t, cInMoved, 1)
-	tp.want(t, cInPackets, 1)
-	if in.movedAt.Load() == 0 || in.remote != netip.MustParseAddrPort("192.0.2.1:4500") {
-		t.Error("a packet from another address must be noted and change nothing")
+	if to := tp.fakes[out.sock].datagrams()[2].Remote; to != from {
+		t.Errorf("after the move packets go to %v, want %v", to, from)
 	}
 }

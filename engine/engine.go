@@ -87,7 +87,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m = m
-	d.log, d.acquire, d.ports = o.Log, l.acquire, o.Config.IKE.Ports
+	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil

@@ -12,6 +12,7 @@ import (
 	"postern/board"
 	"postern/engine/log"
 	"postern/esp"
+	"postern/ike"
 )
 
 // fakeDevice is a TUN device: packets sent to in come out of ReadBatch, what is
@@ -189,6 +190,7 @@ func newTestPath(t testing.TB, p board.Profile) *testPath {
 		tp.acquired = append(tp.acquired, p.conn+"/"+p.child)
 		return true
 	}
+	d.moved = func(*inSA, ike.Path) bool { return !tp.busy }
 	tp.flusher = newOutbound(d, make([][]byte, 1), flowCache{})
 	return tp
 }
@@ -252,9 +254,11 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	sock, la, ra := outerAddr(&out)
-	osa := &outSA{spi: spi, inbound: spi, out: o, sock: sock, local: la, remote: ra, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), remote: in.Remote, encap: encap, conn: conn, child: child}
+	sock, path := outerPathOf(&out)
+	osa := &outSA{spi: spi, inbound: spi, out: o, sock: sock, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
+	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), encap: encap, conn: conn, child: child}
+	osa.path.Store(path)
+	isa.remote.Store(&in.Remote)
 	if err := tp.sad.addIn(isa); err != nil {
 		t.Fatal(err)
 	}

@@ -110,6 +110,16 @@ func (l *ikeLoop) acquire(p *policy, f *esp.Flow) bool {
 	}
 }
 
+// moved tells the loop that the peer of an SA sends from another address.
+func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdMoved, SPI: sa.spi, Path: p}:
+		return true
+	default:
+		return false
+	}
+}
+
 // do runs f on the loop's goroutine and returns when it has. It must not be called
 // from there.
 func (l *ikeLoop) do(f func()) error {
@@ -249,6 +259,8 @@ func (l *ikeLoop) drain() {
 			l.delSA(o.SPI, o.Inbound, o.Dir)
 		case ike.OutUseSA:
 			l.useSA(o.SPI, o.Inbound)
+		case ike.OutMoveSA:
+			l.moveSA(o.Inbound, o.Path)
 		case ike.OutWork:
 			l.jobs = append(l.jobs, o.Work)
 		case ike.OutEvent:

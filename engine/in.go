@@ -203,19 +203,22 @@ func (in *inbound) refused(sa *inSA, g *esp.Datagram, err error) {
 	}
 }
 
-// checkMoved notes that an authentic packet came from another address than the peer's:
-// its NAT may have given it a new mapping.
+// movedInterval is the least time between two tellings of one SA that it has moved.
+const movedInterval = time.Second
+
+// checkMoved tells the IKE loop when an authentic packet came from another address than
+// the peer's: its NAT may have given it a new mapping. The machine knows whether to follow.
 func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
-	if !sa.encap || g.Remote == sa.remote || in.sock >= sockESP4 {
+	if !sa.encap || in.sock >= sockESP4 || g.Remote == *sa.remote.Load() {
 		return
 	}
 	d := in.d
 	d.counts.inc(cInMoved)
-	sa.movedAt.Store(int64(in.now))
-	if d.mayNote(noteMoved, in.now) {
-		d.log.Log(log.ESP, log.Info, "ESP arrives from another address than the peer's: its NAT may have a new mapping",
-			log.Str("conn", sa.conn), log.Str("child", sa.child), log.AddrPort("peer", sa.remote), log.AddrPort("from", g.Remote))
+	last := sa.movedAt.Load()
+	if last != 0 && in.now-time.Duration(last) < movedInterval || !sa.movedAt.CompareAndSwap(last, int64(max(in.now, 1))) {
+		return
 	}
+	d.moved(sa, ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.NATT), Remote: g.Remote, NATT: true})
 }
 
 // The ECN field of the traffic class (RFC 3168 section 5).

@@ -29,11 +29,13 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		if err != nil {
 			return err
 		}
-		return l.d.sad.addIn(&inSA{
+		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
-			localTS: c.LocalTS, remoteTS: c.RemoteTS, remote: c.Remote, encap: c.Encap,
+			localTS: c.LocalTS, remoteTS: c.RemoteTS, encap: c.Encap,
 			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
-		})
+		}
+		sa.remote.Store(&c.Remote)
+		return l.d.sad.addIn(sa)
 	}
 	o, err := esp.NewOutbound(&c.SA, numOutContexts)
 	if err != nil {
@@ -45,7 +47,9 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
 	}
-	sa.sock, sa.local, sa.remote = outerAddr(&c.SA)
+	sock, path := outerPathOf(&c.SA)
+	sa.sock = sock
+	sa.path.Store(path)
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
@@ -88,6 +92,21 @@ func (l *ikeLoop) apply() {
 func (l *ikeLoop) useSA(spi, inbound uint32) {
 	if slot := l.d.sad.findOut(spi, inbound); slot != nil && slot.out.standby {
 		l.use(slot.out)
+	}
+}
+
+// moveSA sends what a pair of SAs protects along another path: the peer's NAT has given it
+// a new mapping.
+func (l *ikeLoop) moveSA(inbound uint32, p ike.Path) {
+	slot := l.d.sad.slot(inbound)
+	if slot == nil {
+		return
+	}
+	if in := slot.in.Load(); in != nil {
+		in.remote.Store(&p.Remote)
+	}
+	if slot.out != nil {
+		slot.out.path.Store(&outerPath{p.Local.Addr(), p.Remote})
 	}
 }
 

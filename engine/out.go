@@ -150,7 +150,8 @@ func (o *outbound) permitted(pol *policy) bool {
 	switch {
 	case pol == nil:
 		d.counts.inc(cOutNoPolicy)
-		if d.mayNote(noteNoPolicy, o.now) {
+		// The kernel greets the neighbours of every device.
+		if !o.flow.Remote.IsLinkLocalMulticast() && d.mayNote(noteNoPolicy, o.now) {
 			d.log.Log(log.ESP, log.Info, "packet dropped: no policy covers it; check local_ts and remote_ts, or what else is routed into the tunnel",
 				log.Addr("src", o.flow.Local), log.Addr("dst", o.flow.Remote), log.Int("proto", int(o.flow.Proto)))
 		}
@@ -186,8 +187,9 @@ func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 	sa.lastOut.Store(int64(o.now))
 	o.packets++
 	o.octets += uint64(n)
+	path := sa.path.Load()
 	o.groups[sa.sock] = append(o.groups[sa.sock], esp.Datagram{
-		Buf: buf[start:end], N: end - start, Local: sa.local, Remote: sa.remote, TOS: tos,
+		Buf: buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,
 	})
 	return true
 }
@@ -243,11 +245,12 @@ func (o *outbound) flush() {
 	o.account()
 }
 
-// outerAddr returns where the packets of an SA go, and from which address.
-func outerAddr(sa *esp.SA) (sock sockID, local netip.Addr, remote netip.AddrPort) {
-	local, remote = sa.Local.Addr(), sa.Remote
+// outerPathOf returns the socket that carries an SA, and the path of its packets.
+func outerPathOf(sa *esp.SA) (sockID, *outerPath) {
+	p := &outerPath{sa.Local.Addr(), sa.Remote}
 	if sa.Encap {
-		return sockNATT4.family(remote.Addr()), local, remote
+		return sockNATT4.family(p.remote.Addr()), p
 	}
-	return sockESP4.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)
+	p.remote = netip.AddrPortFrom(p.remote.Addr(), 0)
+	return sockESP4.family(p.remote.Addr()), p
 }

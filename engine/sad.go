@@ -18,7 +18,7 @@ type inSA struct {
 	innerOff int // where the inner packet starts in the ESP packet
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
-	remote   netip.AddrPort
+	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
 	encap    bool
 	conn     string
 	child    string
@@ -34,8 +34,7 @@ type outSA struct {
 	inbound  uint32 // SPI of the pair's inbound SA: its slot
 	out      *esp.Outbound
 	sock     sockID
-	local    netip.Addr
-	remote   netip.AddrPort // port 0 without encapsulation
+	path     atomic.Pointer[outerPath]
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	conn     string
@@ -45,6 +44,13 @@ type outSA struct {
 	standby  bool
 	rekeying bool         // asked for because the sequence numbers run out; the IKE loop's
 	lastOut  atomic.Int64 // when the last packet passed; 0: none did
+}
+
+// outerPath is where the packets of an SA go, and from which address; port 0 without
+// encapsulation.
+type outerPath struct {
+	local  netip.Addr
+	remote netip.AddrPort
 }
 
 // sadSlot is one CHILD SA: an inbound and an outbound SA. All but in belongs to the IKE loop.

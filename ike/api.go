@@ -141,11 +141,12 @@ const (
 	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
 	CmdAcquire                      // a packet (Flow) wants Conn's Child
 	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
+	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind
 // EvDone with the same Tag (one per command, after the SAs in question are up, gone, or
-// given up). An empty name or zero number selects everything.
+// given up), unless Tag is 0. An empty name or zero number selects everything.
 type Command struct {
 	Kind    CommandKind
 	Tag     uint64
@@ -154,6 +155,8 @@ type Command struct {
 	IKE     uint32 // unique number of an IKE SA
 	ChildID uint32 // unique number of a CHILD SA
 	Flow    esp.Flow
+	SPI     uint32
+	Path    Path
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -161,12 +164,13 @@ type OutputKind uint8
 
 // The outputs.
 const (
-	OutSend  OutputKind = iota // send Data along Path
-	OutAddSA                   // put SA into the SAD and bind it to its policy
-	OutDelSA                   // take the SA with SPI and Dir out of the SAD
-	OutUseSA                   // from now on protect with the outbound SA of SPI
-	OutWork                    // run Work and hand its result to Done
-	OutEvent                   // Event happened
+	OutSend   OutputKind = iota // send Data along Path
+	OutAddSA                    // put SA into the SAD and bind it to its policy
+	OutDelSA                    // take the SA with SPI and Dir out of the SAD
+	OutUseSA                    // from now on protect with the outbound SA of SPI
+	OutMoveSA                   // from now on send what the pair of Inbound protects along Path
+	OutWork                     // run Work and hand its result to Done
+	OutEvent                    // Event happened
 )
 
 // Output is one thing the caller has to do. Outputs come in an order that must be

@@ -176,6 +176,7 @@ func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
 			continue
 		}
 		want := pskAuth(sa.suite.PRF, secret.Key, sa.init.request, sa.nr, sa.keys.pi, idi.Body)
+		sa.init.tried = c.Name
 		if !constantEqual(want, data) {
 			return &AuthError{peer}
 		}
@@ -232,7 +233,6 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		if refused == nil {
 			refused = ErrNoAuth
 		}
-		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: refused})
 		m.destroy(sa, refused)
 		return
 	}
@@ -280,7 +280,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	m.establish(sa)
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
 	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
-	m.createdFirst(sa, p, refused)
+	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)
 	for _, w := range rest {
 		m.want(s, w)
@@ -289,7 +289,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 
 // createdFirst takes the CHILD SA out of the IKE_AUTH response. That it is refused
 // does not end the IKE SA (section 1.2).
-func (m *Machine) createdFirst(sa *ikeSA, p Path, refused error) {
+func (m *Machine) createdFirst(sa *ikeSA, refused error) {
 	err := refused
 	if err == nil && m.msg.Find(PayloadSA) == nil {
 		err = ErrNoProposal
@@ -298,7 +298,6 @@ func (m *Machine) createdFirst(sa *ikeSA, p Path, refused error) {
 		_, err = m.parseCreated(sa)
 	}
 	if err != nil {
-		m.event(Event{Kind: EvNotify, Conn: sa.connName(), Child: sa.req.task.cfg.Name, IKE: sa.unique, Path: p, Err: err})
 		m.createFailed(sa, err)
 		return
 	}

@@ -186,7 +186,6 @@ func (m *Machine) createResponse(sa *ikeSA) {
 		return
 	}
 	if err := m.notifyError(); err != nil {
-		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 		m.createFailed(sa, err)
 		return
 	}
@@ -198,7 +197,6 @@ func (m *Machine) createResponse(sa *ikeSA) {
 		ke, err = m.parseCreated(sa)
 	}
 	if err != nil {
-		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 		m.createFailed(sa, err)
 		return
 	}
@@ -366,6 +364,9 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 		sa.req = request{}
 	}
 	t := req.task
+	if t.kind != taskCreateChild { // of which EvFailed tells
+		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: t.kind.String(), Err: err})
+	}
 	if t.kind == taskRekeyIKE && sa.collision.slot != 0 {
 		m.adoptRival(sa) // the peer's own rekeying took its place
 		m.settle(t.waiters, nil)

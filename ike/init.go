@@ -419,7 +419,6 @@ func (m *Machine) initRefused(sa *ikeSA, p Path) {
 		return
 	}
 	if err := m.notifyError(); err != nil {
-		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: err})
 		m.destroy(sa, err)
 		return
 	}

@@ -65,3 +65,29 @@ func (m *Machine) floated(p Path) Path {
 	p.Remote = withPort(p.Remote, 4500)
 	return p
 }
+
+// follow takes over the address that a fresh, authentic message of the peer came from, if
+// the peer is behind a NAT, which may have given it a new mapping, and we are not (RFC 7296
+// section 2.23).
+func (m *Machine) follow(sa *ikeSA, p Path) {
+	if sa.state == StateConnecting || !sa.natPeer || sa.natLocal || !p.NATT || p == sa.path {
+		return
+	}
+	sa.path = p
+	for i := range m.children {
+		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot && !c.outGone {
+			m.out = append(m.out, Output{Kind: OutMoveSA, SPI: c.spiOut, Inbound: c.spiIn, Path: p})
+		}
+	}
+	m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
+}
+
+// cmdMoved follows the data path, which has seen an authentic packet of a CHILD SA.
+func (m *Machine) cmdMoved(c *Command) {
+	for i := range m.children {
+		if k := &m.children[i]; k.state != ChildFree && k.spiIn == c.SPI {
+			m.follow(&m.sas[k.ike], c.Path)
+			return
+		}
+	}
+}

@@ -73,6 +73,7 @@ type initState struct {
 	retries  int            // COOKIE and INVALID_KE_PAYLOAD answers so far
 	child    *Child         // the CHILD SA that IKE_AUTH carries
 	from     netip.AddrPort // where the first message came from, as responder
+	tried    string         // the connection that the peer's identity is of
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
 }
@@ -135,7 +136,7 @@ func (m *Machine) settle(ws []*waiter, err error) {
 		if w.err == nil {
 			w.err = err
 		}
-		if w.left--; w.left == 0 {
+		if w.left--; w.left == 0 && w.tag != 0 {
 			m.event(Event{Kind: EvDone, Tag: w.tag, Err: w.err})
 		}
 	}
@@ -332,7 +333,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 
 func (sa *ikeSA) connName() string {
 	if sa.conn == nil {
-		return ""
+		return sa.init.tried
 	}
 	return sa.conn.Name
 }

@@ -165,6 +165,8 @@ func (h *Host) step(call func(ike.Time)) {
 			h.delSA(o.SPI, o.Inbound, o.Dir)
 		case ike.OutUseSA:
 			h.useSA(o.SPI, o.Inbound)
+		case ike.OutMoveSA:
+			h.moveSA(o.SPI, o.Inbound, o.Path)
 		case ike.OutWork:
 			jobs = append(jobs, o.Work)
 		case ike.OutEvent:

@@ -86,6 +86,29 @@ func TestNATThatForgets(t *testing.T) {
 	})
 }
 
+// The side that is not behind the NAT follows the other's new mapping with its first
+// authentic packet (RFC 7296 section 2.23), and no SA is lost over it.
+func TestNewMappingIsFollowed(t *testing.T) {
+	seeds(t, 10, options{natA: true, children: 2, start: ike.StartStart, esp: "aes128gcm16-x25519"}, func(p *pair) {
+		p.boot()
+		p.Run(time.Second)
+		_ = p.upAndRunning()
+		p.a.NAT.Rebind(netip.MustParseAddr("192.0.2.77"))
+		p.note("     the NAT forgets its mappings")
+		if p.Seed%2 == 0 {
+			p.rekeyChild(p.a, "net0") // IKE tells of it first
+		} else {
+			f := p.flows[0] // or a packet does
+			f.From.Send(f.Src, f.Dst, f.Port)
+		}
+		p.Run(p.Now() + time.Second)
+		_ = p.upAndRunning()
+		p.rekeyChild(p.b, "net1")
+		p.rekeyIKE(p.b)
+		_ = p.upAndRunning()
+	})
+}
+
 func TestNarrowing(t *testing.T) {
 	for _, inner6 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("inner6=%v", inner6), func(t *testing.T) {

@@ -101,6 +101,20 @@ func (h *Host) useSA(spi, inbound uint32) {
 	h.outs = slices.Insert(slices.Delete(h.outs, i, i+1), 0, o)
 }
 
+// moveSA sends what an outbound SA protects along another path.
+func (h *Host) moveSA(spi, inbound uint32, p ike.Path) {
+	h.note("moves outbound SA %08x to %v", spi, p.Remote)
+	i := h.findOut(spi, inbound)
+	if i < 0 {
+		h.sim.Fail("%s is to move the outbound SA %08x of %08x, which is not there", h.Name, spi, inbound)
+		return
+	}
+	h.outs[i].sa.Local, h.outs[i].sa.Remote = p.Local, p.Remote
+	if t := h.slot(inbound); t != nil && t.in != nil {
+		t.sa.Remote = p.Remote
+	}
+}
+
 func direction(d esp.Direction) string {
 	if d == esp.In {
 		return "inbound"
@@ -210,4 +224,9 @@ func (h *Host) open(d *datagram) {
 	p.to = h
 	t.lastIn = h.clock().Mono
 	s.stats.Opened++
+	if t.sa.Encap && d.src != t.sa.Remote {
+		h.step(func(now ike.Time) {
+			h.M.Command(now, ike.Command{Kind: ike.CmdMoved, SPI: spi, Path: ike.Path{Local: d.dst, Remote: d.src, NATT: true}})
+		})
+	}
 }
