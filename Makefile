@@ -50,11 +50,11 @@ deps:
 
 # Unit tests, vectors, the simulation, and the privileged tests of single parts.
 check: deps
-	$(GO) test $$($(GO) list ./... | grep -v /e2e)
-	$(GO) test -tags demo .
+	@.ci/gotest $$($(GO) list ./... | grep -v /e2e)
+	@.ci/gotest -tags demo .
 
 race: deps
-	CGO_ENABLED=1 $(GO) test -race -short ./engine/... ./ike/...
+	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/...
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
@@ -73,7 +73,7 @@ cross:
 # The pure packages on other processors.
 emulate: deps
 	@set -e; $(foreach t,$(EMULATED),echo "test ./esp ./ike on $(t)"; \
-		$(call env,$(t)) $(GO) test -short -exec qemu-$(subst mipsle,mipsel,$(word 1,$(subst /, ,$(t))))-static ./esp ./ike; )
+		$(call env,$(t)) .ci/gotest -short -exec qemu-$(subst mipsle,mipsel,$(word 1,$(subst /, ,$(t))))-static ./esp ./ike; )
 
 # Stripped and compressed size for each target, and the budget.
 size: cross
@@ -84,7 +84,7 @@ bench:
 	@.ci/bench
 
 e2e: deps
-	POSTERN_E2E=require $(GO) test -count=1 -timeout 30m ./platform/e2e
+	@echo "end to end:"; POSTERN_E2E=require .ci/gotest -count=1 -timeout 30m ./platform/e2e
 
 clean:
 	rm -rf $(OUT)

@@ -70,6 +70,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 	}
 	line := &eventLines[e.Kind]
 	switch {
+	case e.Kind == ike.EvDropped && late(e.Err):
+		return log.Debug, line.msg
 	case e.Kind == ike.EvTrace:
 		return line.level, e.Text
 	case e.Kind == ike.EvRetransmit && e.Count >= retransmitsToTell:
@@ -82,6 +84,12 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
 	return line.level, line.msg
+}
+
+// late tells whether a message was dropped because it came twice or too late, as happens on
+// every network.
+func late(err error) bool {
+	return errors.Is(err, ike.ErrMessageID) || errors.Is(err, ike.ErrUnexpected) || errors.Is(err, ike.ErrRepeated)
 }
 
 // expected tells whether an SA's end is part of ordinary life.
