@@ -3,8 +3,6 @@ package ike
 import (
 	"net/netip"
 	"time"
-
-	"postern/esp"
 )
 
 // IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA.
@@ -349,39 +347,6 @@ func (s *initState) wipe() {
 	s.pair.wipe()
 	from := s.from
 	*s = initState{from: from}
-}
-
-// offerTS returns the selectors that we offer for a CHILD SA: ours and the peer's. The
-// packet that asked for it comes first (RFC 7296 section 2.9).
-func (m *Machine) offerTS(sa *ikeSA, cfg *Child, flow *esp.Flow) [2][]esp.Selector {
-	local := resolveTS(cfg.LocalTS, sa.path.Local.Addr())
-	remote := resolveTS(cfg.RemoteTS, sa.path.Remote.Addr())
-	if flow.Local.IsValid() && esp.MatchFlow(local, remote, flow) {
-		local = append([]esp.Selector{flowSelector(flow.Local, flow, flow.LocalPort)}, local...)
-		remote = append([]esp.Selector{flowSelector(flow.Remote, flow, flow.RemotePort)}, remote...)
-	}
-	return [2][]esp.Selector{local, remote}
-}
-
-func flowSelector(a netip.Addr, f *esp.Flow, port uint16) esp.Selector {
-	s := esp.Selector{Proto: f.Proto, StartPort: port, EndPort: port, Start: a, End: a}
-	if f.NoPorts || f.Proto == 0 {
-		s.StartPort, s.EndPort = 0, 65535
-	}
-	return s
-}
-
-// resolveTS puts the address in place of the dynamic selectors.
-func resolveTS(ts []TS, a netip.Addr) []esp.Selector {
-	out := make([]esp.Selector, 0, len(ts)+1)
-	for _, t := range ts {
-		s := t.Selector
-		if t.Dynamic {
-			s.Start, s.End = a, a
-		}
-		out = append(out, s)
-	}
-	return out
 }
 
 // proposal returns the suite as a proposal of one transform for each type.

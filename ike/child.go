@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
-	"time"
 
 	"postern/esp"
 )
@@ -57,22 +56,6 @@ func withoutDH(ps []Proposal) []Proposal {
 		out = append(out, q)
 	}
 	return out
-}
-
-// allocSPI takes an SPI for an inbound SA. A part of the table is kept for rekeying.
-func (m *Machine) allocSPI(rekey bool) (uint32, bool) {
-	used, free := 0, false
-	for i := range m.children {
-		if m.children[i].state != ChildFree {
-			used++
-		} else {
-			free = true
-		}
-	}
-	if !free || !rekey && used >= len(m.children)-reserve(len(m.children)) {
-		return 0, false
-	}
-	return m.env.AllocSPI()
 }
 
 // createStart begins a CREATE_CHILD_SA of ours.
@@ -268,20 +251,6 @@ func (m *Machine) peerKE(dh DHGroup, req *request) ([]byte, error) {
 		err = ErrGroup
 	}
 	return ke, err
-}
-
-// within tells whether every selector is inside one of the offered ones.
-func within(got, offered []esp.Selector) bool {
-	for _, g := range got {
-		ok := false
-		for _, o := range offered {
-			ok = ok || o.Contains(g)
-		}
-		if !ok {
-			return false
-		}
-	}
-	return len(got) > 0
 }
 
 // createKeyed installs what our CREATE_CHILD_SA has made.
@@ -560,18 +529,6 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 	return nil
 }
 
-// sharedFamily tells whether a packet can match both sides.
-func sharedFamily(local, remote []esp.Selector) bool {
-	for _, l := range local {
-		for _, r := range remote {
-			if l.Start.Is4() == r.Start.Is4() {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // createRespond answers the peer's CREATE_CHILD_SA once the shared secret, if any, is there.
 func (m *Machine) createRespond(sa *ikeSA, r Result) {
 	req := sa.peer
@@ -645,89 +602,4 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	}
 	m.superseded(old, c)
 	return c, nil
-}
-
-// childParams is what a new CHILD SA is made from.
-type childParams struct {
-	cfg           *Child
-	suite         esp.Suite
-	dh            DHGroup
-	ours          bool // we started the exchange
-	standby       bool
-	spiIn, spiOut uint32
-	ni, nr        []byte // of the exchange: its initiator's first
-	shared        []byte
-	local, remote []esp.Selector
-}
-
-// install derives the keys of a CHILD SA (section 2.17) and hands both directions out. It
-// returns nil if there is no room.
-func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
-	var c *childSA
-	for i := range m.children {
-		if m.children[i].state == ChildFree {
-			c = &m.children[i]
-			break
-		}
-	}
-	if c == nil {
-		return nil
-	}
-	m.nextChild++
-	*c = childSA{
-		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
-		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.encap(),
-		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
-		installed: m.now.Mono,
-	}
-	c.timers.clear()
-	encr, integ := p.suite.KeyLens()
-	keymat := childKeymat(sa.suite.PRF, sa.keys.d, p.shared, p.ni, p.nr, 2*(encr+integ))
-	take := func(n int) []byte {
-		k := append([]byte(nil), keymat[:n]...)
-		keymat = keymat[n:]
-		return k
-	}
-	all := keymat
-	first := [2][]byte{take(encr), take(integ)}  // from the exchange's initiator
-	second := [2][]byte{take(encr), take(integ)} // to it
-	clear(all)
-	out, in := first, second
-	if !p.ours {
-		out, in = second, first
-	}
-	path := sa.path
-	base := esp.SA{
-		Mode: esp.Tunnel, Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
-		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,
-	}
-	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
-		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
-			Standby: dir == esp.Out && p.standby}
-		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
-		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})
-	}
-	add(esp.In, c.spiIn, in)
-	add(esp.Out, c.spiOut, out)
-	m.armChildLife(c)
-	if p.standby && !p.ours {
-		m.armChild(c, tcUse, standbyMax)
-	}
-	return c
-}
-
-// armChildLife sets the lifetimes of a CHILD SA.
-func (m *Machine) armChildLife(c *childSA) {
-	life := c.cfg.LifeTime
-	if soft := c.cfg.RekeyTime; soft > 0 {
-		if life == 0 {
-			life = soft + soft/10
-		}
-		m.armChild(c, tcRekey, max(soft-m.random(c.cfg.RandTime), time.Second))
-		c.rekeyAt = c.timers[tcRekey]
-	}
-	if life > 0 {
-		m.armChild(c, tcExpire, life)
-		c.expireAt = c.timers[tcExpire]
-	}
 }

@@ -1,0 +1,69 @@
+package ike
+
+import (
+	"net/netip"
+
+	"postern/esp"
+)
+
+// Which traffic selectors we offer, and how those of the two sides compare (RFC 7296
+// section 2.9). Narrowing itself is in ts.go.
+
+// offerTS returns the selectors that we offer for a CHILD SA: ours and the peer's. The
+// packet that asked for it comes first (RFC 7296 section 2.9).
+func (m *Machine) offerTS(sa *ikeSA, cfg *Child, flow *esp.Flow) [2][]esp.Selector {
+	local := resolveTS(cfg.LocalTS, sa.path.Local.Addr())
+	remote := resolveTS(cfg.RemoteTS, sa.path.Remote.Addr())
+	if flow.Local.IsValid() && esp.MatchFlow(local, remote, flow) {
+		local = append([]esp.Selector{flowSelector(flow.Local, flow, flow.LocalPort)}, local...)
+		remote = append([]esp.Selector{flowSelector(flow.Remote, flow, flow.RemotePort)}, remote...)
+	}
+	return [2][]esp.Selector{local, remote}
+}
+
+func flowSelector(a netip.Addr, f *esp.Flow, port uint16) esp.Selector {
+	s := esp.Selector{Proto: f.Proto, StartPort: port, EndPort: port, Start: a, End: a}
+	if f.NoPorts || f.Proto == 0 {
+		s.StartPort, s.EndPort = 0, 65535
+	}
+	return s
+}
+
+// resolveTS puts the address in place of the dynamic selectors.
+func resolveTS(ts []TS, a netip.Addr) []esp.Selector {
+	out := make([]esp.Selector, 0, len(ts)+1)
+	for _, t := range ts {
+		s := t.Selector
+		if t.Dynamic {
+			s.Start, s.End = a, a
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// within tells whether every selector is inside one of the offered ones.
+func within(got, offered []esp.Selector) bool {
+	for _, g := range got {
+		ok := false
+		for _, o := range offered {
+			ok = ok || o.Contains(g)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return len(got) > 0
+}
+
+// sharedFamily tells whether a packet can match both sides.
+func sharedFamily(local, remote []esp.Selector) bool {
+	for _, l := range local {
+		for _, r := range remote {
+			if l.Start.Is4() == r.Start.Is4() {
+				return true
+			}
+		}
+	}
+	return false
+}
