@@ -15,10 +15,16 @@ import (
 // The block of rules, for each family (priorities; low is first):
 //
 //	300        fwmark MARK       goto 999   the tunnel's own packets go on below
-//	301        (IPv6) from ::/1, 8000::/1 goto 450: these have a source
-//	302..449   packets of this host whose source is not chosen yet
-//	450        (IPv6) nop
-//	451..998   the SPD, in its order: PROTECT looks a table of ours up, BYPASS goes to
+//	301        iif lo, iif DEVICE goto 580  this host's packets, and what the tunnel brought
+//	302..349   what shows no ports, if any entry protects ports: see fragmentPlan
+//	350        nop
+//	351..579   the SPD mirrored, in its order, for all that came in otherwise: what PROTECT
+//	           and DISCARD select with the ends exchanged is a blackhole, BYPASS goes to 580
+//	580        nop
+//	581        (IPv6) from ::/1, 8000::/1 goto 730: these have a source
+//	582..729   packets of this host whose source is not chosen yet
+//	730        (IPv6) nop
+//	731..998   the SPD, in its order: PROTECT looks a table of ours up, BYPASS goes to
 //	           999, DISCARD is a blackhole
 //	999        nop; what comes here goes on with the rules of everybody else
 //
@@ -27,12 +33,26 @@ import (
 // where a packet leaves that no policy protects. Entries of the SPD that follow one
 // another and do the same share a priority, since their order among themselves does not
 // matter; so the room is for as many changes between PROTECT, BYPASS and DISCARD.
+//
+// The mirrored part drops what must be protected and arrives in clear (RFC 4301 section
+// 5.2). The SPD does not say which interfaces are inside, so a packet that is forwarded
+// passes in clear only if neither reading of it, as going out or as coming in, has to be
+// protected. Whatever the selectors, that costs no conversation: the mirrored part drops
+// exactly those packets (and some fragments) whose answers the SPD's part keeps from going
+// back in clear.
+// The kernel's reverse path filter looks up the answer as if it had come in by lo, or by
+// the interface that the packet leaves by; both give what the answer itself would get.
 const (
 	prioMark   = 300
-	prioSplit  = 301
-	prioOwn    = 302 // first of the host's own packets without a source
-	prioMiddle = 450
-	prioSPD    = 451
+	prioTrust  = 301
+	prioFrag   = 302 // first for what shows no ports
+	prioWhole  = 350
+	prioIn     = 351 // first of the mirrored SPD
+	prioOut    = 580
+	prioSplit  = 581
+	prioOwn    = 582 // first of the host's own packets without a source
+	prioMiddle = 730
+	prioSPD    = 731
 	prioEnd    = 999
 )
 
@@ -66,6 +86,11 @@ type ruleKind struct {
 	target uint32 // of a goto
 }
 
+var (
+	blackhole = ruleKind{action: unix.FR_ACT_BLACKHOLE}
+	passIn    = ruleKind{action: unix.FR_ACT_GOTO, target: prioOut}
+)
+
 func kindOf(r Rule) ruleKind { return ruleKind{r.Action, r.Table, r.Goto} }
 
 // ruleRun is a run of rules of one kind; their priority is not set yet.
@@ -76,13 +101,17 @@ type ruleRun struct {
 
 // familyPlan is what one family's policies need of the kernel.
 type familyPlan struct {
-	v6  bool
-	own []ruleRun // for the host's packets without a source
-	spd []ruleRun
+	v6     bool
+	device string    // whose packets were protected on their way here; "": none
+	frag   []ruleRun // the SPD mirrored, for what shows no ports
+	in     []ruleRun // the SPD mirrored
+	own    []ruleRun // for the host's packets without a source
+	spd    []ruleRun
 }
 
 // planner turns policies into rules.
 type planner struct {
+	device   string       // the device, if it is there
 	hosts    []netip.Addr // this host's addresses, of both families
 	tables   map[netip.Addr]uint32
 	assign   func(src netip.Addr) (uint32, error)
@@ -92,7 +121,8 @@ type planner struct {
 // plan makes the rules of one family. An entry that the kernel's rules cannot express
 // without letting something through is an error that names it.
 func (p *planner) plan(v6 bool) (*familyPlan, error) {
-	f := &familyPlan{v6: v6}
+	f := &familyPlan{v6: v6, device: p.device}
+	var fragments fragmentPlan
 	total := 0
 	for i := range p.policies {
 		pol := &p.policies[i]
@@ -108,22 +138,68 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 		if len(matches) == 0 {
 			continue
 		}
-		kind := ruleKind{action: unix.FR_ACT_BLACKHOLE}
+		kind := blackhole
 		switch pol.Action {
 		case esp.Protect:
 			kind = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
 		case esp.Bypass:
 			kind = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
 		}
+		back := blackhole
+		if pol.Action == esp.Bypass {
+			back = passIn
+		}
 		for _, m := range matches {
 			f.spd = appendRule(f.spd, kind, m.rule(v6))
+			r := m.mirrored().rule(v6)
+			f.in = appendRule(f.in, back, r)
+			fragments.add(pol.Action, back, r)
 		}
 		if err := p.planOwn(f, i, matches); err != nil {
 			return nil, err
 		}
 	}
+	if n := len(f.in); n > 0 && f.in[n-1].kind == passIn {
+		f.in = f.in[:n-1] // nothing left to pass by
+	}
+	f.frag = fragments.runs()
 	return f, nil
 }
+
+// fragmentPlan makes the rules that drop the fragments of packets that a PROTECT entry
+// with ports selects: the kernel sees no ports in a fragment, not even in the first, so
+// forged packets would come in past such an entry in pieces. Whatever shows ports passes
+// these rules by. The rest meets the mirrored SPD as far as its last such entry, where
+// each of them stands for its whole protocol. That drops more than the entry says where
+// fragments of other ports come in clear, but only without connection tracking, which
+// puts packets together before they are routed.
+type fragmentPlan struct {
+	visible, list []ruleRun
+	upToPorts     []ruleRun // list, with the last entry that has ports
+}
+
+// add takes the next rule of the mirrored SPD.
+func (p *fragmentPlan) add(action esp.Action, kind ruleKind, r Rule) {
+	if r.SPort == (PortRange{}) && r.DPort == (PortRange{}) {
+		p.list = appendRule(p.list, kind, r)
+		return
+	}
+	if action != esp.Protect {
+		return
+	}
+	// Of packets that show ports these leave out those that have 65535, or 0, at both ends.
+	any := PortRange{1, maxRulePort}
+	v := Rule{V6: r.V6, IPProto: r.IPProto, Protocol: routeProtocol}
+	for _, ports := range [][2]PortRange{{any, {}}, {{}, any}} {
+		v.SPort, v.DPort = ports[0], ports[1]
+		p.visible = appendRule(p.visible, ruleKind{action: unix.FR_ACT_GOTO, target: prioWhole}, v)
+	}
+	r.SPort, r.DPort = PortRange{}, PortRange{}
+	p.list = appendRule(p.list, blackhole, r)
+	p.upToPorts = slices.Clone(p.list)
+}
+
+func (p *fragmentPlan) runs() []ruleRun { return append(p.visible, p.upToPorts...) }
 
 // planOwn adds the rules for packets that this host sends from no particular address.
 // The route that they find also decides their source, so the entry of the SPD that
@@ -141,7 +217,7 @@ func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 		if m.from.Bits() == 0 {
 			continue // the rule of the SPD sees packets without a source, too
 		}
-		kind := ruleKind{action: unix.FR_ACT_BLACKHOLE}
+		kind := blackhole
 		switch pol.Action {
 		case esp.Protect:
 			src := p.ownSource(at, m)
@@ -272,6 +348,13 @@ type ruleMatch struct {
 	sport, dport PortRange
 }
 
+// mirrored returns what the answers to m are.
+func (m ruleMatch) mirrored() ruleMatch {
+	m.from, m.to = m.to, m.from
+	m.sport, m.dport = m.dport, m.sport
+	return m
+}
+
 func (m ruleMatch) rule(v6 bool) Rule {
 	r := Rule{V6: v6, IPProto: m.proto, SPort: m.sport, DPort: m.dport, Protocol: routeProtocol}
 	if m.from.Bits() > 0 {
@@ -318,9 +401,9 @@ func policyMatches(pol *esp.Policy, v6 bool) ([]ruleMatch, error) {
 }
 
 // matchOf returns protocol and ports of a pair of selectors; ok is false if no packet
-// can match both. Rules know neither ICMP's types nor OPAQUE ports nor port 0: PROTECT
-// takes the whole protocol then and leaves the rest to the SPD, which drops what it
-// does not select.
+// can match both. Rules know neither ICMP's types nor OPAQUE ports nor the ports 0 and
+// 65535: PROTECT takes the whole protocol then and leaves the rest to the SPD, which drops
+// what it does not select.
 func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err error) {
 	if l.Proto != 0 && r.Proto != 0 && l.Proto != r.Proto {
 		return m, false, nil
@@ -338,18 +421,22 @@ func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err er
 	if action == esp.Protect {
 		return m, true, nil
 	}
-	return m, false, errors.New("routing rules cannot tell ICMP types, OPAQUE ports and port 0 apart, and to bypass or discard the whole protocol would be wrong; name the protocol without them")
+	return m, false, errors.New("routing rules cannot tell ICMP types, OPAQUE ports and the ports 0 and 65535 apart, and to bypass or discard the whole protocol would be wrong; name the protocol without them, or end the range at port 65534")
 }
 
 func anyPorts(s esp.Selector) bool { return s.StartPort == 0 && s.EndPort == 65535 }
 
-// portRange returns a range that the kernel takes: it counts from port 1.
+// maxRulePort is the last port that a rule can name.
+const maxRulePort = 65534
+
+// portRange returns a range that the kernel takes: it counts from port 1 to maxRulePort.
+// Nobody uses port 0, so a range may begin there; 65535 is a port like any other.
 func portRange(s esp.Selector) (PortRange, bool) {
 	if anyPorts(s) {
 		return PortRange{}, true
 	}
 	p := PortRange{max(s.StartPort, 1), s.EndPort}
-	return p, p.First <= p.Last
+	return p, p.First <= p.Last && p.Last <= maxRulePort
 }
 
 // hasPorts tells which protocols the kernel looks for ports in.
@@ -374,23 +461,34 @@ func appendRule(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
 
 // frame returns the fixed rules of a family that has any others. In this order they may
 // be added, in the other one deleted, while packets pass.
-func frame(v6 bool) []Rule {
-	base := Rule{V6: v6, Protocol: routeProtocol}
-	end, mark := base, base
-	end.Priority, end.Action = prioEnd, unix.FR_ACT_NOP
-	mark.Priority, mark.Action, mark.Goto = prioMark, unix.FR_ACT_GOTO, prioEnd
+func frame(v6 bool, device string) []Rule {
+	rule := func(priority uint32, action uint8, target uint32) Rule {
+		return Rule{V6: v6, Protocol: routeProtocol, Priority: priority, Action: action, Goto: target}
+	}
+	list := []Rule{rule(prioEnd, unix.FR_ACT_NOP, 0), rule(prioOut, unix.FR_ACT_NOP, 0), rule(prioWhole, unix.FR_ACT_NOP, 0)}
+	if v6 {
+		list = append(list, rule(prioMiddle, unix.FR_ACT_NOP, 0))
+	}
+	mark := rule(prioMark, unix.FR_ACT_GOTO, prioEnd)
 	mark.Mark, mark.Mask = Mark, MarkMask
+	list = append(list, mark)
+	for _, name := range []string{loopbackName, device} {
+		if name != "" {
+			trust := rule(prioTrust, unix.FR_ACT_GOTO, prioOut)
+			trust.IIF = name
+			list = append(list, trust)
+		}
+	}
 	if !v6 {
-		return []Rule{end, mark}
+		return list
 	}
 	// A rule with a source never matches an IPv6 packet that has none yet, ::/128
 	// included. So the ones that have one are sent past the rules for the others.
-	middle := base
-	middle.Priority, middle.Action = prioMiddle, unix.FR_ACT_NOP
-	low, high := base, base
-	low.Priority, low.Action, low.Goto = prioSplit, unix.FR_ACT_GOTO, prioMiddle
-	high.Priority, high.Action, high.Goto = prioSplit, unix.FR_ACT_GOTO, prioMiddle
+	low, high := rule(prioSplit, unix.FR_ACT_GOTO, prioMiddle), rule(prioSplit, unix.FR_ACT_GOTO, prioMiddle)
 	low.From = netip.PrefixFrom(netip.IPv6Unspecified(), 1)
 	high.From = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x80}), 1)
-	return []Rule{end, middle, mark, low, high}
+	return append(list, low, high)
 }
+
+// loopbackName is the interface by which this host's own packets come, for the rules.
+const loopbackName = "lo"

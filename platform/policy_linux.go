@@ -23,10 +23,18 @@ import (
 //     there, goes into the tunnel. An entry before it that bypasses 10.1.0.0/24 ===
 //     10.1.0.0/24 keeps the LAN as it is. Packets to addresses of this host are never
 //     affected, nor is what a switch forwards without the router.
-//   - ICMP types, OPAQUE ports and port 0: see matchOf.
-//   - Rules with ports do not see the later fragments of a forwarded packet, unless the
-//     kernel's connection tracking puts it together first, as it does on every router with a
-//     stateful firewall.
+//   - What arrives in clear and ought to be protected is dropped where it would be
+//     forwarded: whatever an entry selects with the ends exchanged, unless the tunnel's
+//     device brought it. What is for an address of this host itself is not: the kernel
+//     delivers it before any rule is asked. There the answer is protected, and only a
+//     firewall can drop the question.
+//   - ICMP types, OPAQUE ports and the ports 0 and 65535: see matchOf. What arrives in clear is then
+//     dropped by protocol, too, between the networks of that entry.
+//   - Rules with ports do not see the fragments of a forwarded packet, unless the kernel's
+//     connection tracking puts it together first, as it does on every router with a
+//     stateful firewall. Without it fragments leave in clear that an entry with ports
+//     protects; on the way in all fragments of that protocol between the two networks are
+//     dropped, unless an entry before it bypasses them whatever their ports.
 //   - Strict reverse path filtering (rp_filter 1) on the outer interface drops ESP when
 //     a policy protects what goes from this host's outer address to the peer's own.
 //     Loose filtering (2), or none, lets it pass.
@@ -67,6 +75,9 @@ func (n *Network) Apply(device string, policies []esp.Policy) error {
 		index = l.Index
 	}
 	p := &planner{policies: policies, tables: map[netip.Addr]uint32{}}
+	if index != 0 {
+		p.device = device
+	}
 	var plans []*familyPlan
 	states := [2]familyState{{v6: false}, {v6: true}}
 	for i := range states {

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // The rules of a family are changed while packets pass, so each step must leave them in
@@ -16,6 +18,12 @@ import (
 //     old ones before it, so it is the one that decided at first, and
 //   - no priority has rules of two kinds at any time, since there the order is that in
 //     which they were added.
+//
+// A packet passes two such sections, though: the SPD mirrored, and the SPD. The old
+// verdict of the one with the new one of the other could let it out in clear, which
+// neither policy does. So the first narrows before the second changes, and widens
+// afterwards; in between it drops what either policy drops there. A packet that both
+// policies let in by a BYPASS entry may be lost for that moment, if that entry moves.
 //
 // One thing comes in between: what a request to delete does not name fits any rule, so
 // the kernel may take a more special rule that stands before the one that is meant. See
@@ -145,20 +153,20 @@ func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
 	return prios, true
 }
 
-// ruleDiff returns what to add and what to delete, each in the order in which to do it,
-// to come from the rules that the kernel has (ours, of one family) to the plan. It is
+// ruleDiff returns what to do next: what to add and then what to delete, each in the order in
+// which to do it, to come from the rules that the kernel has (ours, of one family) to the plan. It is
 // called again with what the kernel has then, until there is nothing left to do.
 func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 	have = slices.Clone(have)
 	slices.SortStableFunc(have, func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) })
 	var want []Rule
 	if len(f.own)+len(f.spd) > 0 {
-		want = frame(f.v6)
+		want = frame(f.v6, f.device)
 	}
 	for _, section := range []struct {
 		runs   []ruleRun
 		lo, hi uint32
-	}{{f.own, prioOwn, prioMiddle - 1}, {f.spd, prioSPD, prioEnd - 1}} {
+	}{{f.frag, prioFrag, prioWhole - 1}, {f.in, prioIn, prioOut - 1}, {f.own, prioOwn, prioMiddle - 1}, {f.spd, prioSPD, prioEnd - 1}} {
 		prios, err := place(runsOf(have, section.lo, section.hi), section.runs, section.lo, section.hi)
 		if err != nil {
 			return nil, nil, err
@@ -187,13 +195,52 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 	}
 	slices.Reverse(del)
-	// The frame goes last, the ends of gotos at the very last, and only once the next
-	// comparison shows that everything else is gone.
-	slices.SortStableFunc(del, func(a, b Rule) int { return cmp.Compare(frameRank(a), frameRank(b)) })
-	if i := slices.IndexFunc(del, func(r Rule) bool { return frameRank(r) > 0 }); i > 0 {
-		del = del[:i]
+	for step := stepClose; step <= stepOpen; step++ {
+		other := func(of func(Rule) int) func(Rule) bool { return func(r Rule) bool { return of(r) != step } }
+		nowAdd, nowDel := slices.DeleteFunc(slices.Clone(add), other(addStep)), slices.DeleteFunc(slices.Clone(del), other(delStep))
+		if len(nowAdd)+len(nowDel) == 0 {
+			continue
+		}
+		// The frame goes last, the ends of gotos at the very last, and only once the next
+		// comparison shows that everything else is gone.
+		slices.SortStableFunc(nowDel, func(a, b Rule) int { return cmp.Compare(frameRank(a), frameRank(b)) })
+		if i := slices.IndexFunc(nowDel, func(r Rule) bool { return frameRank(r) > 0 }); i > 0 {
+			nowDel = nowDel[:i]
+		}
+		return nowAdd, sureDeletions(have, nowDel), nil
 	}
-	return add, sureDeletions(have, del), nil
+	return nil, nil, nil
+}
+
+// The steps of a change, each complete before the next begins.
+const (
+	stepClose = iota // the frame comes; the mirrored SPD only gets narrower
+	stepTurn         // the SPD changes
+	stepOpen         // the mirrored SPD only gets wider; the frame goes
+)
+
+func mirrored(r Rule) bool {
+	return r.Priority >= prioFrag && r.Priority < prioOut && r.Priority != prioWhole
+}
+
+func addStep(r Rule) int {
+	switch {
+	case frameRank(r) > 0 || mirrored(r) && r.Action != unix.FR_ACT_GOTO:
+		return stepClose
+	case mirrored(r):
+		return stepOpen
+	}
+	return stepTurn
+}
+
+func delStep(r Rule) int {
+	switch {
+	case mirrored(r) && r.Action == unix.FR_ACT_GOTO:
+		return stepClose
+	case mirrored(r) || frameRank(r) > 0:
+		return stepOpen
+	}
+	return stepTurn
 }
 
 // sureDeletions cuts the list off behind the first priority at which the kernel could
@@ -219,17 +266,17 @@ func sureDeletions(have, del []Rule) []Rule {
 func deletes(r, x Rule) bool {
 	return r.Priority == x.Priority && r.V6 == x.V6 && kindOf(r) == kindOf(x) &&
 		(!r.From.IsValid() || r.From == x.From) && (!r.To.IsValid() || r.To == x.To) &&
-		(r.IPProto == 0 || r.IPProto == x.IPProto) &&
+		(r.IIF == "" || r.IIF == x.IIF) && (r.IPProto == 0 || r.IPProto == x.IPProto) &&
 		(r.SPort == PortRange{} || r.SPort == x.SPort) && (r.DPort == PortRange{} || r.DPort == x.DPort)
 }
 
 func frameRank(r Rule) int {
 	switch r.Priority {
-	case prioSplit:
+	case prioTrust, prioSplit:
 		return 1
 	case prioMark:
 		return 2
-	case prioMiddle, prioEnd:
+	case prioWhole, prioOut, prioMiddle, prioEnd:
 		return 3
 	}
 	return 0

@@ -45,7 +45,7 @@ func TestNothingLeaksWithoutATunnel(t *testing.T) {
 }
 
 // What arrives in clear and ought to have come through the tunnel is dropped, whether the
-// tunnel is up or not.
+// tunnel is up, down, or was killed.
 func TestClearTextFromOutsideIsDropped(t *testing.T) {
 	p := pair{"postern", "postern"}
 	ready(t, p)
@@ -80,6 +80,8 @@ func TestClearTextFromOutsideIsDropped(t *testing.T) {
 	forge("tunnel up", false)
 	s.mustPing(t, false, a, b)
 	s.mustPing(t, true, a, b)
+	a.kill()
+	forge("after kill -9", false)
 }
 
 // echoesSeen returns how many echo requests the namespace's kernel has received.
