@@ -92,7 +92,14 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			}
 			return s, nil
 		},
-		Network:     network,
+		Network: network,
+		WatchAddresses: func() (engine.AddressWatch, error) {
+			w, err := platform.WatchAddresses()
+			if err != nil {
+				return nil, err
+			}
+			return w, nil
+		},
 		MemoryTotal: platform.MemoryTotal,
 	}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // only shown, so it may be missing

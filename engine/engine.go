@@ -9,6 +9,7 @@
 //   - one is the IKE loop: it owns the IKE machine and the writing side of the
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
+//   - one waits for changes of the host's addresses (addresses.go)
 //   - one accepts control clients, and three at most serve each of them (vici.go)
 package engine
 
@@ -86,7 +87,7 @@ func New(o Options) (*Engine, error) {
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
-	l.m = m
+	l.m, l.readdress = m, e.readdress
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
@@ -111,6 +112,8 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	}
 	undo.add("TUN device", e.d.tun.Close)
 	e.loop.device = e.d.tun.Name()
+
+	watch := e.watchAddresses(&undo)
 
 	// The kernel must know what to protect before the first connection starts, or the
 	// first packets would leave in clear.
@@ -143,6 +146,9 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 		if e.d.socks[s] != nil {
 			readers.Go(in.run)
 		}
+	}
+	if watch != nil {
+		readers.Go(func() { e.followAddresses(watch) })
 	}
 	for range max(e.o.Profile.Workers, 1) {
 		workers.Go(func() { e.loop.work(stopWorkers) })

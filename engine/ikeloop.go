@@ -62,6 +62,9 @@ type ikeLoop struct {
 	feed    chan *ike.Work
 	results chan ike.Result
 	stopped chan struct{} // closed when run has returned
+	// addressed tells that the host's addresses have changed, which readdress follows.
+	addressed chan struct{}
+	readdress func()
 
 	busy     atomic.Int32 // workers that compute
 	jobs     []*ike.Work  // no worker has taken these; at most two per IKE SA
@@ -77,6 +80,7 @@ type ikeLoop struct {
 	sendOne  [1]esp.Datagram
 	nextTick time.Duration
 	nat      map[uint32]*natState
+	pacer    addressPacer
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
@@ -84,18 +88,20 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 	l := &ikeLoop{
 		d: d, net: net, log: lg, now: now,
 		// One buffer: what waits leaves it one by one, before the next is sealed.
-		out:      newOutbound(d, make([][]byte, 1), flowCache{}),
-		wishes:   make(chan ike.Command, commandQueue),
-		calls:    make(chan func()),
-		feed:     make(chan *ike.Work),
-		results:  make(chan ike.Result),
-		stopped:  make(chan struct{}),
-		waiters:  make(map[uint64]func(error)),
-		patience: closeTime,
-		rekeySeq: rekeySequence,
-		limit:    log.NewLimiter(eventInterval, eventKeys),
-		dgram:    ikeDatagram{buf: make([]byte, d.udp.size)},
-		nat:      make(map[uint32]*natState),
+		out:     newOutbound(d, make([][]byte, 1), flowCache{}),
+		wishes:  make(chan ike.Command, commandQueue),
+		calls:   make(chan func()),
+		feed:    make(chan *ike.Work),
+		results: make(chan ike.Result),
+		stopped: make(chan struct{}),
+		// One is enough: it is not said what has changed.
+		addressed: make(chan struct{}, 1),
+		waiters:   make(map[uint64]func(error)),
+		patience:  closeTime,
+		rekeySeq:  rekeySequence,
+		limit:     log.NewLimiter(eventInterval, eventKeys),
+		dgram:     ikeDatagram{buf: make([]byte, d.udp.size)},
+		nat:       make(map[uint32]*natState),
 	}
 	return l
 }
@@ -174,6 +180,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		if at, ok := l.m.Deadline(); ok {
 			wake = min(wake, at)
 		}
+		if l.pacer.next != 0 {
+			wake = min(wake, l.pacer.next)
+		}
 		timer.Reset(max(wake-now.Mono, 0))
 
 		feed, job := chan *ike.Work(nil), (*ike.Work)(nil)
@@ -188,6 +197,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.drain()
 		case f := <-l.calls:
 			f()
+		case <-l.addressed:
+			l.pacer.changed(l.now().Mono)
 		case r := <-l.results:
 			l.m.Done(l.now(), r)
 			l.drain()
@@ -198,6 +209,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			now := l.now()
 			l.m.Timeout(now)
 			l.drain()
+			if l.pacer.due(now.Mono) {
+				l.readdress()
+			}
 			if now.Mono >= l.nextTick {
 				l.tick(now.Mono)
 				l.nextTick = now.Mono + tickInterval

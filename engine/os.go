@@ -43,6 +43,13 @@ type Network interface {
 	Source(remote netip.Addr) (netip.Addr, error)
 }
 
+// AddressWatch tells when the host's addresses change. Wait blocks until one may have come
+// or gone; after Close its error wraps os.ErrClosed.
+type AddressWatch interface {
+	Wait() error
+	Close() error
+}
+
 // OS is what the engine needs of the operating system; main fills it from package
 // platform, tests from fakes. Errors name the operation and its object, and say what
 // to do.
@@ -55,6 +62,9 @@ type OS struct {
 	// ListenESP opens a raw socket for IP protocol 50 of the family of addr.
 	ListenESP func(v6 bool) (Socket, error)
 	Network   Network
+	// WatchAddresses subscribes to changes of the host's addresses; nil if the system
+	// cannot tell of them.
+	WatchAddresses func() (AddressWatch, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

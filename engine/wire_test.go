@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 
@@ -36,6 +37,37 @@ type fakeHost struct {
 	applied  int
 	cleared  int
 	applyErr error
+	noRoute  bool
+	watches  []*fakeWatch
+}
+
+// fakeWatch tells of the changes that are sent to it.
+type fakeWatch struct {
+	changes chan error
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func (f *fakeWatch) Wait() error {
+	select {
+	case err := <-f.changes:
+		return err
+	case <-f.closed:
+		return os.ErrClosed
+	}
+}
+
+func (f *fakeWatch) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	return nil
+}
+
+func (h *fakeHost) watch() (AddressWatch, error) {
+	w := &fakeWatch{changes: make(chan error, 64), closed: make(chan struct{})}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watches = append(h.watches, w)
+	return w, nil
 }
 
 func (w *fakeWire) host(addr string) *fakeHost {
@@ -56,6 +88,8 @@ func (h *fakeHost) os() OS {
 		ListenESP:   func(v6 bool) (Socket, error) { return h.listen(!v6, 0, h.noESP) },
 		Network:     (*fakeNetwork)(h),
 		MemoryTotal: func() uint64 { return 0 },
+
+		WatchAddresses: h.watch,
 	}
 }
 
@@ -122,7 +156,9 @@ func (n *fakeNetwork) Clear() error {
 }
 
 func (n *fakeNetwork) Source(remote netip.Addr) (netip.Addr, error) {
-	if remote.Is4() != n.addr.Is4() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.noRoute || remote.Is4() != n.addr.Is4() {
 		return netip.Addr{}, fmt.Errorf("no route to %s", remote)
 	}
 	return n.addr, nil
@@ -172,8 +208,14 @@ func (l *logLines) all() []string {
 // startEngine runs an engine on the host until end or the test's end.
 func startEngine(t testing.TB, h *fakeHost, cfg *config.Config, prof board.Profile) *running {
 	t.Helper()
+	return startEngineOn(t, h, h.os(), cfg, prof)
+}
+
+// startEngineOn is the same with another operating system than the host's own.
+func startEngineOn(t testing.TB, h *fakeHost, system OS, cfg *config.Config, prof board.Profile) *running {
+	t.Helper()
 	lines := &logLines{}
-	e, err := New(Options{OS: h.os(), Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3"})
+	e, err := New(Options{OS: system, Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3"})
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}
