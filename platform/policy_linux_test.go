@@ -290,63 +290,6 @@ func TestApplyRoutesWhatThePoliciesSayAndNothingElse(t *testing.T) {
 	}
 }
 
-// What the tunnel's device brings is let in, from one tunnel into another as well; the same
-// packets from elsewhere are not.
-func TestOnlyTheTunnelBringsWhatIsProtected(t *testing.T) {
-	g := newGateway(t)
-	openTUN(t, g.ns, "pt0", 1400)
-	hub, six := sel("10.0.0.0/8"), sel("fd00::/8")
-	g.apply("pt0", policy(esp.Protect, hub, sel("10.2.0.0/24")), policy(esp.Protect, hub, sel("10.3.0.0/24")),
-		policy(esp.Protect, sel("10.1.0.0/24"), ported("10.4.0.0/24", 17, 161, 161)),
-		policy(esp.Protect, sel("10.1.0.0/24"), ported("10.5.0.0/24", 17, 1024, 65535)),
-		policy(esp.Protect, six, sel("fd02::/64")), policy(esp.Protect, six, sel("fd03::/64")),
-		policy(esp.Protect, sel("fd01::/64"), ported("fd04::/64", 17, 161, 161)))
-	g.wantWays("at a hub", map[query]string{
-		{src: "10.2.0.7", dst: "10.1.0.5", iif: "pt0"}:    "lan",
-		{src: "10.2.0.7", dst: "10.1.0.5", iif: "wan"}:    "blackhole",
-		{src: "10.2.0.7", dst: "203.0.113.9", iif: "pt0"}: "wan",
-		{src: "10.2.0.7", dst: "10.3.0.7", iif: "pt0"}:    "pt0",
-		{src: "10.3.0.7", dst: "10.2.0.7", iif: "pt0"}:    "pt0",
-		{src: "10.2.0.7", dst: "10.3.0.7", iif: "wan"}:    "blackhole",
-		{src: "10.3.0.7", dst: "10.2.0.7", iif: "wan"}:    "blackhole",
-		{src: "10.1.0.5", dst: "10.2.0.7", forward: true}: "pt0",
-		{src: "fd02::7", dst: "fd01::5", iif: "pt0"}:      "lan",
-		{src: "fd02::7", dst: "fd03::7", iif: "pt0"}:      "pt0",
-		{src: "fd03::7", dst: "fd02::7", iif: "wan"}:      "blackhole",
-		{src: "fd01::5", dst: "fd02::7", forward: true}:   "pt0",
-		{src: "2001:db8::9", dst: "fd01::5", iif: "wan"}:  "lan",
-		{src: "203.0.113.9", dst: "10.1.0.5", iif: "wan"}: "lan",
-		{src: "10.9.0.7", dst: "10.1.0.5", forward: true}: "lan",
-		{src: "192.0.2.1", dst: "10.1.0.5"}:               "lan",
-		{src: "2001:db8::1", dst: "fd01::5"}:              "lan",
-		{src: "10.1.0.1", dst: "10.1.0.5"}:                "lan",
-		{src: "10.2.0.7", dst: "10.1.0.1", iif: "pt0"}:    "lo",
-		{src: "10.4.0.7", dst: "10.1.0.5", iif: "pt0"}:    "lan",
-		{src: "10.1.0.5", dst: "10.4.0.7", forward: true}: "wan",
-		{src: "10.1.0.5", dst: "203.0.113.9", iif: "lan"}: "wan",
-		{src: "203.0.113.9", dst: "10.2.0.7", iif: "wan"}: "wan",
-		{src: "10.2.0.7", dst: "10.2.0.9", forward: true}: "blackhole",
-		{src: "2001:db8::9", dst: "fd02::7", iif: "wan"}:  "wan",
-		{src: "fd01::5", dst: "2001:db8::9", iif: "lan"}:  "wan",
-	})
-	// With ports: that port, what shows none, and nothing else.
-	for _, c := range []struct{ from, to string }{{"10.4.0.7", "10.1.0.5"}, {"fd04::7", "fd01::5"}} {
-		g.wantWays("an entry with ports", map[query]string{
-			{src: c.from, dst: c.to, iif: "wan", proto: 17, sport: 161, dport: 4000}: "blackhole",
-			{src: c.from, dst: c.to, iif: "wan", proto: 17, sport: 162, dport: 4000}: "lan",
-			{src: c.from, dst: c.to, iif: "wan", proto: 17, sport: 4000, dport: 161}: "lan",
-			{src: c.from, dst: c.to, iif: "wan", proto: 17}:                          "blackhole",
-			{src: c.from, dst: c.to, iif: "pt0", proto: 17}:                          "lan",
-			{src: c.from, dst: c.to, iif: "wan", proto: 6}:                           "lan",
-		})
-	}
-	g.wantWays("ports that rules cannot tell", map[query]string{
-		{src: "10.5.0.7", dst: "10.1.0.5", iif: "wan", proto: 17, sport: 65535, dport: 9}: "blackhole",
-		{src: "10.5.0.7", dst: "10.1.0.5", iif: "wan", proto: 6, sport: 65535, dport: 9}:  "lan",
-		{src: "10.1.0.5", dst: "10.5.0.7", iif: "lan", proto: 17, dport: 65535}:           "pt0",
-	})
-}
-
 // changes counts the kernel's announcements about rules and routes while f runs.
 func (g *gateway) changes(f func()) (n int) {
 	g.t.Helper()
