@@ -177,11 +177,17 @@ func TestBothRekeyChildAtOnce(t *testing.T) {
 			mustInitiate(t, "net", a, b)
 			underPing(t, s, a, b, func() { time.Sleep(9 * time.Second) })
 			// Replaced ones stay for some seconds and take what is still on its way.
-			list, live := children(a, "net"), 0
-			for _, c := range list {
-				if c.state == "INSTALLED" || c.state == "REKEYING" {
-					live++
+			// charon has moments in the middle of a collision in which none counts as in use.
+			var list []childSA
+			live := 0
+			for try := 0; try < 10 && (live < 1 || live > 2); try++ {
+				list, live = children(a, "net"), 0
+				for _, c := range list {
+					if c.state == "INSTALLED" || c.state == "REKEYING" {
+						live++
+					}
 				}
+				time.Sleep(200 * time.Millisecond)
 			}
 			if live < 1 || live > 2 || len(list) > 8 {
 				t.Errorf("%d CHILD SAs after four rekeyings, %d of them in use, want one or two: %+v%s", len(list), live, list, logs(a, b))
