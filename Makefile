@@ -83,6 +83,15 @@ size: cross
 bench:
 	@.ci/bench
 
+# Side by side with wireguard-go and strongSwan, by turns on this machine, as root; some
+# minutes. BENCH_ONLY=postern,wireguard selects contenders, PEERSFLAGS has what
+# build/peers.test -help lists: -rounds 5 -seconds 3 …
+.PHONY: bench-peers
+bench-peers: deps
+	@$(GO) vet -tags peers ./platform/e2e
+	@$(GO) test -tags peers -c -o $(OUT)/peers.test ./platform/e2e
+	@cd platform/e2e && POSTERN_E2E=require $(abspath $(OUT))/peers.test -test.run '^TestPeers' -test.timeout 2h $(PEERSFLAGS)
+
 e2e: deps
 	@echo "end to end:"; POSTERN_E2E=require .ci/gotest -count=1 -timeout 30m ./platform/e2e
 
