@@ -86,15 +86,18 @@ func (c *contender) cpu() (time.Duration, error) {
 }
 
 // memory books the peak memory of both gateways.
-func (c *contender) memory() {
+func (c *contender) memory() error {
 	for m, p := range map[measure]*process{rssA: c.a, rssB: c.b} {
 		if p == nil {
 			continue
 		}
-		if mib, err := p.peakRSS(); err == nil {
-			c.measured[m] = []float64{mib}
+		mib, err := p.peakRSS()
+		if err != nil {
+			return fmt.Errorf("peak memory of %s: %w", c.name, err)
 		}
+		c.measured[m] = []float64{mib}
 	}
+	return nil
 }
 
 // atCapacity measures how many small UDP packets per second pass when the load follows

@@ -145,7 +145,9 @@ func TestPeers(t *testing.T) {
 		}
 	}
 	for _, c := range all {
-		c.memory()
+		if err := c.memory(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	missed := report(os.Stdout, all)
 	if missed > 0 && *peersStrict {
@@ -177,6 +179,9 @@ func newPair(t *testing.T) *site {
 	} {
 		s.ip(side.ns, fmt.Sprintf("link set lo up\nlink set wan0 up\naddr add %s/32 dev lo\naddr add %s peer %s dev wan0\n",
 			side.inner, side.outer, side.peer))
+	}
+	if out, err := command("ip", "-n", s.gwA, "route", "get", hostB4.String()); err == nil {
+		t.Fatalf("without a tunnel there is a way to %s, and figures would say nothing about tunnels: %s", hostB4, out)
 	}
 	return s
 }
