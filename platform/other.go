@@ -22,6 +22,12 @@ func OpenTUN(name string, mtu int) (*TUN, error) { return nil, unsupported("open
 // Name returns "".
 func (t *TUN) Name() string { return "" }
 
+// Features returns none.
+func (t *TUN) Features() TUNFeatures { return TUNFeatures{} }
+
+// Dropped returns 0.
+func (t *TUN) Dropped() uint64 { return 0 }
+
 // ReadBatch returns os.ErrClosed.
 func (t *TUN) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) { return 0, os.ErrClosed }
 
