@@ -78,9 +78,9 @@ func (t *TUN) readReadyVNet(fd uintptr) bool {
 // read reads one packet and returns its length, virtio header included.
 func (v *vnetReader) read(fd uintptr, buf []byte) (int, unix.Errno) {
 	first := min(len(buf), len(v.big))
-	setIovec(&v.iov[0], v.hdr[:])
-	setIovec(&v.iov[1], buf[:first])
-	setIovec(&v.iov[2], v.big[first:])
+	pointIovec(&v.iov[0], v.hdr[:])
+	pointIovec(&v.iov[1], buf[:first])
+	pointIovec(&v.iov[2], v.big[first:])
 	n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&v.iov[0])), uintptr(len(v.iov)))
 	return int(n), errno
 }
@@ -164,8 +164,8 @@ func (v *vnetWriter) write(fd uintptr, bufs [][]byte, off int) unix.Errno {
 		i = v.at
 	}
 	clear(v.hdr[:vnetHdrSize])
-	setIovec(&v.iov[0], v.hdr[:vnetHdrSize])
-	setIovec(&v.iov[1], bufs[i][off:])
+	pointIovec(&v.iov[0], v.hdr[:vnetHdrSize])
+	pointIovec(&v.iov[1], bufs[i][off:])
 	if errno := writev(fd, v.iov[:2]); errno != 0 {
 		return errno
 	}
@@ -181,9 +181,9 @@ func (v *vnetWriter) write(fd uintptr, bufs [][]byte, off int) unix.Errno {
 
 // joined writes a group as one packet.
 func (v *vnetWriter) joined(fd uintptr, g *groGroup, bufs [][]byte, off int) unix.Errno {
-	setIovec(&v.iov[0], v.hdr[:g.header(v.hdr[:], bufs[g.first][off:])])
+	pointIovec(&v.iov[0], v.hdr[:g.header(v.hdr[:], bufs[g.first][off:])])
 	for i, k := g.first, 0; k < g.n; i, k = v.plan.next[i], k+1 {
-		setIovec(&v.iov[1+k], bufs[i][off+g.hdr:])
+		pointIovec(&v.iov[1+k], bufs[i][off+g.hdr:])
 	}
 	return writev(fd, v.iov[:1+g.n])
 }
@@ -226,7 +226,7 @@ func (v *vnetWriter) end(c *tunCall) {
 	clear(v.order[:n])
 }
 
-func setIovec(v *unix.Iovec, b []byte) {
+func pointIovec(v *unix.Iovec, b []byte) {
 	v.Base = unsafe.SliceData(b)
 	v.SetLen(len(b))
 }
