@@ -16,20 +16,21 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// Control messages of both directions: the packet information of the larger family, and
-// the traffic class.
-const controlSize = 64
+// Control messages of both directions: the packet information of the larger family, the
+// traffic class, and the size of segments. On 64 bits these are 40, 24 and 24 octets.
+const controlSize = 96
 
 // msgSlot is the storage that one mmsghdr points to. The control messages come first,
 // since they must be aligned.
 type msgSlot struct {
 	control [controlSize]byte
 	name    unix.RawSockaddrInet6 // or a RawSockaddrInet4, which is smaller
-	iov     [2]unix.Iovec
-	ip      [20]byte // raw IPv4: where the IP header goes
+	iov     [2]unix.Iovec         // of what is received
+	ip      [20]byte              // raw IPv4: where the IP header goes
+	seg     int                   // UDP_GRO: what the kernel joined has segments of this size
 }
 
-// msgBatch is one direction's call in flight. run is made once, since a closure for
+// msgBatch is the call of the reader in flight. run is made once, since a closure for
 // each call would be an allocation for each call.
 type msgBatch struct {
 	run   func(fd uintptr) bool
@@ -62,7 +63,7 @@ func (b *msgBatch) errno() error {
 func (s *Socket) readReady(fd uintptr) bool {
 	b := &s.rx
 	for i := range b.d {
-		s.point(&b.d[i], &b.hdrs[i], &b.slots[i])
+		s.point(i, &b.d[i], &b.hdrs[i], &b.slots[i])
 	}
 	for {
 		n, errno := s.receive(fd, b.hdrs[:len(b.d)])
@@ -85,6 +86,11 @@ func (s *Socket) readReady(fd uintptr) bool {
 }
 
 func (s *Socket) receive(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
+	if s.intercept != nil {
+		if errno := s.intercept(false, hdrs); errno != 0 {
+			return 0, errno
+		}
+	}
 	if !s.oneByOne.Load() {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
 			uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
@@ -109,26 +115,13 @@ func (s *Socket) receive(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 // refusesMany tells that the kernel does not know the call, or that a filter forbids it.
 func refusesMany(errno unix.Errno) bool { return errno == unix.ENOSYS || errno == unix.EPERM }
 
-// writeReady is called when the socket is writable; false waits again.
-func (s *Socket) writeReady(fd uintptr) bool {
-	b := &s.tx
-	for b.n < len(b.d) {
-		n, errno := s.send(fd, b.hdrs[b.n:len(b.d)])
-		b.n += n
-		switch errno {
-		case 0, unix.EINTR:
-		case unix.EAGAIN:
-			return false
-		default:
-			b.err = errno
-			return true
+// send returns how many messages left, and the error only if it was none.
+func (s *Socket) send(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
+	if s.intercept != nil {
+		if errno := s.intercept(true, hdrs); errno != 0 {
+			return 0, errno
 		}
 	}
-	return true
-}
-
-// send returns how many datagrams left, and the error only if it was none.
-func (s *Socket) send(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 	if !s.oneByOne.Load() {
 		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
 			uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
@@ -150,24 +143,35 @@ func (s *Socket) send(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 	return 1, 0
 }
 
-// point makes a header receive into a datagram's Buf. The kernel overwrites the lengths,
+// point makes header i receive into a datagram's Buf. The kernel overwrites the lengths,
 // so it is done before every call.
-func (s *Socket) point(d *esp.Datagram, h *mmsghdr, m *msgSlot) {
-	v := 0
-	if s.raw && !s.v6 {
-		m.iov[0].Base = &m.ip[0]
-		m.iov[0].SetLen(len(m.ip))
-		v = 1
+func (s *Socket) point(i int, d *esp.Datagram, h *mmsghdr, m *msgSlot) {
+	n := 1
+	switch {
+	case s.gro.on:
+		body := s.gro.body(i)
+		setIovec(&m.iov[0], d.Buf[:min(len(d.Buf), groHead)])
+		setIovec(&m.iov[1], body)
+		n = 2
+	case s.raw && !s.v6:
+		setIovec(&m.iov[0], m.ip[:])
+		setIovec(&m.iov[1], d.Buf)
+		n = 2
+	default:
+		setIovec(&m.iov[0], d.Buf)
 	}
-	m.iov[v].Base = unsafe.SliceData(d.Buf)
-	m.iov[v].SetLen(len(d.Buf))
 	h.hdr.Iov = &m.iov[0]
-	h.hdr.SetIovlen(v + 1)
+	h.hdr.SetIovlen(n)
 	h.hdr.Name = (*byte)(unsafe.Pointer(&m.name))
 	h.hdr.Namelen = unix.SizeofSockaddrInet6
 	h.hdr.Control = &m.control[0]
 	h.hdr.SetControllen(controlSize)
 	h.hdr.Flags = 0
+}
+
+func setIovec(v *unix.Iovec, b []byte) {
+	v.Base = unsafe.SliceData(b)
+	v.SetLen(len(b))
 }
 
 // finish turns what the kernel wrote into the datagram's fields.
@@ -186,7 +190,8 @@ func (s *Socket) finish(d *esp.Datagram, h *mmsghdr, m *msgSlot) {
 	if s.raw {
 		d.Remote = netip.AddrPortFrom(d.Remote.Addr(), 0) // the kernel puts the protocol there
 	}
-	s.readControl(d, m.control[:min(int(h.hdr.Controllen), controlSize)])
+	m.seg = 0
+	s.readControl(d, m, m.control[:min(int(h.hdr.Controllen), controlSize)])
 	if s.raw && !s.v6 {
 		stripIPv4(d, &m.ip)
 	}
@@ -221,19 +226,19 @@ const (
 
 func wordAlign(n int) int { return (n + wordSize - 1) &^ (wordSize - 1) }
 
-func (s *Socket) readControl(d *esp.Datagram, b []byte) {
+func (s *Socket) readControl(d *esp.Datagram, m *msgSlot, b []byte) {
 	for len(b) >= cmsgHeader {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 		n := int(h.Len)
 		if n < cmsgHeader || n > len(b) {
 			return
 		}
-		s.readOne(d, h.Level, h.Type, b[cmsgHeader:n])
+		s.readOne(d, m, h.Level, h.Type, b[cmsgHeader:n])
 		b = b[min(wordAlign(n), len(b)):]
 	}
 }
 
-func (s *Socket) readOne(d *esp.Datagram, level, typ int32, v []byte) {
+func (s *Socket) readOne(d *esp.Datagram, m *msgSlot, level, typ int32, v []byte) {
 	switch {
 	case level == unix.IPPROTO_IP && typ == unix.IP_PKTINFO && len(v) >= unix.SizeofInet4Pktinfo:
 		// The header's destination; in_pktinfo's other address is where to answer from
@@ -249,19 +254,30 @@ func (s *Socket) readOne(d *esp.Datagram, level, typ int32, v []byte) {
 		d.Local = s.zones.add(netip.AddrFrom16([16]byte(v[:16])), native.Uint32(v[16:]))
 	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_TCLASS && len(v) >= 4:
 		d.TOS = uint8(native.Uint32(v)) // an int
+	case level == unix.IPPROTO_UDP && typ == unix.UDP_GRO && len(v) >= 4:
+		m.seg = int(int32(native.Uint32(v))) // an int
 	}
 }
 
-// prepare fills in a header to send a datagram.
-func (s *Socket) prepare(d *esp.Datagram, h *mmsghdr, m *msgSlot) error {
-	to := d.Remote.Addr()
-	if to.Is4In6() {
-		to = to.Unmap()
-	}
-	if !to.IsValid() || to.Is6() != s.v6 || d.Local.IsValid() && d.Local.Unmap().Is6() != s.v6 || d.N > len(d.Buf) {
+// check tells whether the socket can send a datagram at all.
+func (s *Socket) check(d *esp.Datagram) error {
+	to := d.Remote.Addr().Unmap()
+	switch {
+	case !to.IsValid() || to.Is6() != s.v6 || d.Local.IsValid() && d.Local.Unmap().Is6() != s.v6:
 		return &OpError{Op: "send on", Object: s.object + " to " + d.Remote.String(), Err: unix.EINVAL,
 			Hint: "the addresses are not of the socket's family"}
+	case d.N < 0 || d.N > len(d.Buf):
+		return &OpError{Op: "send on", Object: s.object + " to " + d.Remote.String(), Err: unix.EINVAL,
+			Hint: "the datagram is longer than its buffer"}
 	}
+	return nil
+}
+
+// prepare fills in a header to send datagrams that are alike: the first gives addresses
+// and traffic class, iovs what is sent. seg is the size of the segments that the kernel
+// is to cut it into, 0 for one datagram.
+func (s *Socket) prepare(d *esp.Datagram, iovs []unix.Iovec, seg int, h *mmsghdr, m *msgSlot) {
+	to := d.Remote.Addr().Unmap()
 	port := d.Remote.Port()
 	if s.raw {
 		port = 0
@@ -274,41 +290,44 @@ func (s *Socket) prepare(d *esp.Datagram, h *mmsghdr, m *msgSlot) error {
 		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&m.name)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: networkPort(port), Addr: to.As4()}
 		namelen = unix.SizeofSockaddrInet4
 	}
-	m.iov[0].Base = unsafe.SliceData(d.Buf)
-	m.iov[0].SetLen(d.N)
-	h.hdr.Iov = &m.iov[0]
-	h.hdr.SetIovlen(1)
+	h.hdr.Iov = &iovs[0]
+	h.hdr.SetIovlen(len(iovs))
 	h.hdr.Name = (*byte)(unsafe.Pointer(&m.name))
 	h.hdr.Namelen = namelen
 	h.hdr.Control = &m.control[0]
-	h.hdr.SetControllen(s.writeControl(d, m.control[:]))
+	h.hdr.SetControllen(s.writeControl(d, seg, m.control[:]))
 	h.hdr.Flags = 0
-	return nil
 }
 
-// writeControl writes the traffic class and, where Local is valid, the packet
-// information; it returns their length.
-func (s *Socket) writeControl(d *esp.Datagram, b []byte) int {
+// writeControl writes the traffic class and, where they are valid, the packet
+// information and the size of segments; it returns their length.
+func (s *Socket) writeControl(d *esp.Datagram, seg int, b []byte) int {
 	var class [4]byte
 	native.PutUint32(class[:], uint32(d.TOS))
 	local := d.Local.Unmap()
-	if !s.v6 {
-		n := putControl(b, unix.IPPROTO_IP, unix.IP_TOS, class[:])
+	n := 0
+	if s.v6 {
+		n = putControl(b, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, class[:])
+		if local.IsValid() {
+			var info [unix.SizeofInet6Pktinfo]byte
+			ip := local.As16()
+			copy(info[:], ip[:])
+			native.PutUint32(info[16:], s.zones.index(local))
+			n += putControl(b[n:], unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, info[:])
+		}
+	} else {
+		n = putControl(b, unix.IPPROTO_IP, unix.IP_TOS, class[:])
 		if local.IsValid() {
 			var info [unix.SizeofInet4Pktinfo]byte
 			ip := local.As4()
 			copy(info[4:], ip[:])
 			n += putControl(b[n:], unix.IPPROTO_IP, unix.IP_PKTINFO, info[:])
 		}
-		return n
 	}
-	n := putControl(b, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, class[:])
-	if local.IsValid() {
-		var info [unix.SizeofInet6Pktinfo]byte
-		ip := local.As16()
-		copy(info[:], ip[:])
-		native.PutUint32(info[16:], s.zones.index(local))
-		n += putControl(b[n:], unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, info[:])
+	if seg > 0 {
+		var size [2]byte
+		native.PutUint16(size[:], uint16(seg))
+		n += putControl(b[n:], unix.IPPROTO_UDP, unix.UDP_SEGMENT, size[:])
 	}
 	return n
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,8 +19,10 @@ import (
 //
 //	1 ReadBatch waits for one, then one recvmmsg takes all that are waiting
 //	2 the control messages tell where it arrived and its traffic class
-//	3 the engine demultiplexes, opens, answers
-//	4 WriteBatch puts source and traffic class beside each datagram; sendmmsg sends them
+//	3 what the kernel joined is cut again (udpgro_linux.go)
+//	4 the engine demultiplexes, opens, answers
+//	5 WriteBatch joins what is alike (udpgso_linux.go), puts source and traffic class
+//	  beside it; sendmmsg sends all
 
 // The mark that all our sockets put on what they send: routing rules let it pass by the
 // tunnel. The mask leaves the lower bits to the markers that share a router with us
@@ -37,6 +40,11 @@ const socketBuffer = 512 << 10
 // 250 octets for each and direction.
 const maxBatch = 64
 
+// sendPatience is how long WriteBatch waits for room in the send buffer. While it waits
+// nothing is reordered and the sender behind it is slowed down, which is what TCP wants;
+// but the messages of IKE wait too, and a link may be down for good.
+const sendPatience = 100 * time.Millisecond
+
 // Socket is a UDP socket, or a raw socket for ESP, of one address family. One goroutine
 // may read and several may write at once; neither allocates once the largest batch was
 // seen.
@@ -51,12 +59,24 @@ type Socket struct {
 	zones  zones
 
 	rx  msgBatch
+	gro gro
 	wmu sync.Mutex
-	tx  msgBatch
+	tx  sendBatch
+	gso gso
+
+	// patience is how long WriteBatch waits for room in the send buffer; clogged is set
+	// when that was in vain, until something leaves again. Both belong to wmu's holder.
+	patience time.Duration
+	clogged  bool
+	full     *OpError
 
 	// oneByOne is set when the kernel (or its seccomp filter) refuses the calls for many
 	// datagrams.
 	oneByOne atomic.Bool
+
+	// intercept is for tests: it sees every call ahead of the kernel, and what it returns
+	// instead of 0 is the call's error.
+	intercept func(send bool, hdrs []mmsghdr) unix.Errno
 }
 
 // ListenUDP binds to the port of addr on all addresses of its family; addr's own address
@@ -105,6 +125,15 @@ func (s *Socket) open(typ, proto int, port uint16) error {
 		return s.openError("open", err)
 	}
 	s.rx.run, s.tx.run = s.readReady, s.writeReady
+	s.patience = sendPatience
+	s.full = &OpError{Op: "send on", Object: s.object, Err: unix.EAGAIN,
+		Hint: "its send buffer is full: the link is down or slower than what it is asked to carry"}
+	if !s.raw {
+		s.gso.probe(fd)
+		if port != ikePort {
+			s.gro.enable(s, fd)
+		}
+	}
 	return nil
 }
 
@@ -201,11 +230,15 @@ func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
 	if len(d) == 0 {
 		return 0, nil
 	}
-	if len(d) > maxBatch {
-		d = d[:maxBatch]
+	most := maxBatch
+	if s.gro.on {
+		if s.gro.waiting() && !s.closed.Load() {
+			return s.gro.take(d), nil
+		}
+		most = groMessages
 	}
 	b := &s.rx
-	b.begin(d)
+	b.begin(d[:min(len(d), most)])
 	err := s.rc.Read(b.run)
 	b.d = nil
 	if err == nil {
@@ -214,21 +247,25 @@ func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
 	if err != nil {
 		return 0, s.callError("read from", err)
 	}
+	if s.gro.on {
+		return s.cut(d, b.n), nil
+	}
 	for i := range b.n {
 		s.finish(&d[i], &b.hdrs[i], &b.slots[i])
 	}
 	return b.n, nil
 }
 
-// WriteBatch sends the datagrams, each from Local where that is valid and with the
-// traffic class TOS, and returns how many the kernel took before the error, if any; the
-// one at fault is the next. After Close the error wraps os.ErrClosed.
+// WriteBatch sends the datagrams in their order, each from Local where that is valid and
+// with the traffic class TOS, and returns how many the kernel took before the error, if
+// any; the one at fault is the next. Where the send buffer is full it waits for a tenth
+// of a second; then, and until something leaves again, the error wraps EAGAIN. After
+// Close the error wraps os.ErrClosed.
 func (s *Socket) WriteBatch(d []esp.Datagram) (int, error) {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	for sent := 0; sent < len(d); {
-		part := d[sent:min(len(d), sent+maxBatch)]
-		n, err := s.writePart(part)
+		n, err := s.writePart(d[sent:min(len(d), sent+maxBatch)])
 		sent += n
 		if err != nil {
 			return sent, err
@@ -238,30 +275,38 @@ func (s *Socket) WriteBatch(d []esp.Datagram) (int, error) {
 }
 
 func (s *Socket) writePart(d []esp.Datagram) (int, error) {
-	b := &s.tx
-	b.begin(d)
 	ready := len(d)
 	var bad error
 	for i := range d {
-		if bad = s.prepare(&d[i], &b.hdrs[i], &b.slots[i]); bad != nil {
+		if bad = s.check(&d[i]); bad != nil {
 			ready = i
 			break
 		}
 	}
-	if ready == 0 && bad != nil {
+	if ready == 0 {
 		return 0, bad
 	}
-	b.d = d[:ready]
+	b := &s.tx
+	b.begin(d[:ready])
+	s.pack()
 	err := s.rc.Write(b.run)
 	b.d = nil
-	if err == nil {
-		err = b.errno()
+	if b.waited {
+		_ = s.file.SetWriteDeadline(time.Time{}) // fails only after Close
 	}
-	if err != nil {
-		s.zones.forget() // an interface may have come back with another number
-		return b.n, s.callError("send on", err)
+	switch {
+	case err == nil && b.err == 0:
+		return b.n, bad
+	case err == nil && b.err == unix.EAGAIN:
+		return b.n, s.full
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.clogged = true
+		return b.n, s.full
+	case err == nil:
+		err = b.err
 	}
-	return b.n, bad
+	s.zones.forget() // an interface may have come back with another number
+	return b.n, s.callError("send on", err)
 }
 
 func (s *Socket) callError(op string, err error) error {
