@@ -151,6 +151,7 @@ func BenchmarkUDPOverVeth(b *testing.B) {
 		}{
 			{"segments", Features{true, true, true}},
 			{"segments-out-only", Features{true, false, true}},
+			{"segments-in-only", Features{false, true, true}},
 			{"batches", Features{false, false, true}},
 			{"one-by-one", Features{}},
 		} {

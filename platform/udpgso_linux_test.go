@@ -52,13 +52,16 @@ func (c *calls) count(s *Socket) {
 }
 
 // refuseJoined makes a socket's messages with segments fail.
-func refuseJoined(s *Socket, errno unix.Errno) {
+func refuseJoined(s *Socket, errno unix.Errno) (refused *int) {
+	refused = new(int)
 	s.intercept = func(send bool, hdrs []mmsghdr) unix.Errno {
 		if send && joined(&hdrs[0]) > 0 {
+			*refused++
 			return errno
 		}
 		return 0
 	}
+	return refused
 }
 
 // text makes content that tells the datagram by its number.
@@ -136,6 +139,8 @@ func mixed(local, local2 string, to, to2 netip.AddrPort) (d []esp.Datagram, mess
 	add("1*0", []esp.Datagram{message(local, to, 0, "")})                                // nothing, which is a datagram too
 	add("1*0", []esp.Datagram{message(local, to, 0, "\x00\x00\x00\x00"+text(24, 400))})  // IKE
 	add("2*1400", row(25, 2, 1400, local, to, 1))
+	add("2*1000", row(27, 2, 1000, local, to, 1))
+	add("1*0", []esp.Datagram{message(local, to, 1, "")}) // not a shorter last: it would be lost
 	return d, messages
 }
 
@@ -268,11 +273,14 @@ func TestUDPGivesUpJoiningWhereItIsRefused(t *testing.T) {
 		{unix.EPERM, 1400, false}, // a firewall that counts octets
 	} {
 		from, s := listenUDP(t, ns, any4), listenUDP(t, ns, any4)
-		refuseJoined(from, c.errno)
+		refused := refuseJoined(from, c.errno)
 		to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.LocalPort())
 		d := append(row(0, 5, c.size, "127.0.0.1", to, 0), row(5, 5, c.size, "127.0.0.1", to, 4)...)
 		mustWrite(t, from, d...)
 		compare(t, collect(t, s, len(d), 3072, 64), d, from.LocalPort())
+		if *refused != 2 {
+			t.Errorf("%v: %d joined messages were refused, want each of the two once", c.errno, *refused)
+		}
 		if on := from.Features().Segment; on == c.off {
 			t.Errorf("%v at %d octets: joining is on: %v, want %v", c.errno, c.size, on, !c.off)
 		}
@@ -480,6 +488,7 @@ func TestUDPFullSendBufferWaitsAndThenDrops(t *testing.T) {
 	addAddr(t, b, "b0", "192.0.2.77/24")
 	d := row(100, 60, 1400, "192.0.2.1", to, 0)
 	mustWrite(t, s, d...)
+	t.Logf("waited for the neighbour: %v", s.tx.waited)
 	var got []esp.Datagram
 	for len(got) < len(d) {
 		// What was sent before it appeared comes first.
@@ -489,9 +498,12 @@ func TestUDPFullSendBufferWaitsAndThenDrops(t *testing.T) {
 	}
 	compare(t, got, d, s.LocalPort())
 	// A deadline that stayed would fail this one.
-	s.patience = sendPatience
+	s.patience, s.clogged = sendPatience, true
 	time.Sleep(2 * sendPatience)
 	mustWrite(t, s, d[0])
+	if s.clogged {
+		t.Error("a datagram has left, and the next full buffer would not be waited for")
+	}
 }
 
 func TestUDPJoinedPathsDoNotAllocate(t *testing.T) {
