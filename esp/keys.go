@@ -10,7 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/crypto/chacha20poly1305"
+	"postern/esp/chapoly"
 )
 
 // ivLabel is what the SA's HMAC turns into the key of its CBC IVs. See keyring.
@@ -103,7 +103,7 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		}
 		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
 	case EncrChaCha20Poly1305:
-		k.aead, err = chacha20poly1305.New(sa.EncrKey[:encr-aeadSaltLen])
+		k.aead, err = chapoly.New(sa.EncrKey[:encr-aeadSaltLen])
 		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
 	case EncrAESCBC:
 		row, _ := sa.Suite.Integ.row()

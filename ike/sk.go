@@ -13,9 +13,8 @@ import (
 	"hash"
 	"slices"
 
-	"golang.org/x/crypto/chacha20poly1305"
-
 	"postern/esp"
+	"postern/esp/chapoly"
 )
 
 // The Encrypted payload (RFC 7296 section 3.14). With an AEAD the ICV is part of the
@@ -52,8 +51,8 @@ const aeadIVLen = 8
 // It is not safe for concurrent use.
 type skCipher struct {
 	aead  cipher.AEAD
-	nonce [chacha20poly1305.NonceSize]byte // salt | IV
-	next  uint64                           // IV of the next message sealed
+	nonce [chapoly.NonceSize]byte // salt | IV
+	next  uint64                  // IV of the next message sealed
 
 	block  cipher.Block
 	mac    hash.Hash
@@ -79,7 +78,7 @@ func newSKCipher(s IKESuite, ek, ak []byte) (*skCipher, error) {
 		var err error
 		key := ek[:n-saltLen]
 		if esp.EncrID(s.Encr) == esp.EncrChaCha20Poly1305 {
-			c.aead, err = chacha20poly1305.New(key)
+			c.aead, err = chapoly.New(key)
 		} else {
 			var block cipher.Block
 			if block, err = aes.NewCipher(key); err == nil {

@@ -1,0 +1,129 @@
+package chapoly
+
+import (
+	"crypto/cipher"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"math"
+	"slices"
+	"unsafe"
+)
+
+var errOpen = errors.New("chapoly: message authentication failed")
+
+// maxLen is the most that one nonce may seal (RFC 8439 section 2.8): 2^32 - 1 blocks, less
+// than an int can say on the processors that use this code.
+const maxLen = (1<<32 - 1) * blockLen
+
+// own is the AEAD over the routines of this package.
+type own struct {
+	key     [8]uint32
+	routine Routine
+}
+
+func newOwn(r Routine, key []byte) cipher.AEAD {
+	a := &own{routine: r}
+	for i := range a.key {
+		a.key[i] = binary.LittleEndian.Uint32(key[4*i:])
+	}
+	return a
+}
+
+func (a *own) NonceSize() int { return NonceSize }
+func (a *own) Overhead() int  { return Overhead }
+
+func (a *own) Seal(dst, nonce, plaintext, additional []byte) []byte {
+	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
+		panic("chapoly: plaintext too large")
+	}
+	ret, out := grow(dst, len(plaintext)+Overhead)
+	if overlapsUnlike(out, plaintext) {
+		panic("chapoly: plaintext and output overlap, but do not begin together")
+	}
+	var (
+		s state
+		p poly
+	)
+	a.start(&s, &p, nonce)
+	p.sum(a.routine, additional)
+	ciphertext := out[:len(plaintext)]
+	s.xor(a.routine, ciphertext, plaintext)
+	p.sum(a.routine, ciphertext)
+	p.lengths(a.routine, len(additional), len(plaintext))
+	p.tag((*[Overhead]byte)(out[len(plaintext):]))
+	return ret
+}
+
+func (a *own) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
+	n := len(ciphertext) - Overhead
+	if n < 0 || uint64(n) > maxLen {
+		if len(nonce) != NonceSize {
+			panic("chapoly: the nonce must have 12 octets")
+		}
+		return nil, errOpen
+	}
+	ret, out := grow(dst, n)
+	if overlapsUnlike(out, ciphertext) {
+		panic("chapoly: ciphertext and output overlap, but do not begin together")
+	}
+	var (
+		s    state
+		p    poly
+		want [Overhead]byte
+	)
+	a.start(&s, &p, nonce)
+	p.sum(a.routine, additional)
+	p.sum(a.routine, ciphertext[:n])
+	p.lengths(a.routine, len(additional), n)
+	p.tag(&want)
+	if subtle.ConstantTimeCompare(want[:], ciphertext[n:]) != 1 {
+		return nil, errOpen
+	}
+	s.xor(a.routine, out, ciphertext[:n])
+	return ret, nil
+}
+
+// start sets up the state of RFC 8439 section 2.3 with counter 1, and Poly1305 with the
+// key stream's block 0 (section 2.6).
+func (a *own) start(s *state, p *poly, nonce []byte) {
+	if len(nonce) != NonceSize {
+		panic("chapoly: the nonce must have 12 octets")
+	}
+	s[0], s[1], s[2], s[3] = 0x61707865, 0x3320646e, 0x79622d32, 0x6b206574
+	copy(s[4:12], a.key[:])
+	s[12] = 0
+	s[13] = binary.LittleEndian.Uint32(nonce)
+	s[14] = binary.LittleEndian.Uint32(nonce[4:])
+	s[15] = binary.LittleEndian.Uint32(nonce[8:])
+	var block [blockLen / 4]uint32
+	xorBlocks(a.routine, &block[0], &block[0], 1, s)
+	p.init(&block)
+}
+
+// grow appends n octets to b, of which out is the new part; it allocates only if b lacks
+// the room.
+func grow(b []byte, n int) (all, out []byte) {
+	all = slices.Grow(b, n)[:len(b)+n]
+	return all, all[len(b):]
+}
+
+// overlapsUnlike says whether a and b have an octet in common at different indexes.
+func overlapsUnlike(a, b []byte) bool {
+	if len(a) == 0 || len(b) == 0 || &a[0] == &b[0] {
+		return false
+	}
+	firstA, firstB := uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&b[0]))
+	return firstA <= firstB+uintptr(len(b)-1) && firstB <= firstA+uintptr(len(a)-1)
+}
+
+// words is b's first octet as a word, and whether it lies at a word boundary. b is not empty.
+func words(b []byte) (w *uint32, aligned bool) {
+	p := unsafe.Pointer(&b[0])
+	return (*uint32)(p), uintptr(p)%4 == 0
+}
+
+// octets is the memory of words, from the first one.
+func octets(w []uint32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(&w[0])), 4*len(w))
+}
