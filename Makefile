@@ -27,7 +27,7 @@ $(if $(filter mips64%,$(word 1,$(subst /, ,$(1)))),GOMIPS64,GOMIPS)))=$(word 2,$
 endef
 name = $(subst /,-,$(1))
 
-.PHONY: all build demo test check deps bench cross emulate e2e race size lint fuzz clean
+.PHONY: all build demo test check deps bench icount cross emulate e2e race size lint fuzz clean
 
 all: build
 
@@ -41,7 +41,7 @@ demo:
 	@$(OUT)/postern-demo demo
 
 # All checks, from lint to the end-to-end tests against strongSwan. Installs what is missing.
-test: deps lint check race fuzz cross emulate size e2e
+test: deps lint check race fuzz cross emulate icount size e2e
 	@echo "make test: all checks passed"
 
 # Debian's packages; nothing happens where all of them are there.
@@ -72,8 +72,12 @@ cross:
 
 # The pure packages on other processors.
 emulate: deps
-	@set -e; $(foreach t,$(EMULATED),echo "test ./esp ./ike on $(t)"; \
-		$(call env,$(t)) .ci/gotest -short -exec qemu-$(subst mipsle,mipsel,$(word 1,$(subst /, ,$(t))))-static ./esp ./ike; )
+	@set -e; $(foreach t,$(EMULATED),echo "test ./esp/... ./ike on $(t)"; \
+		$(call env,$(t)) .ci/gotest -short -exec qemu-$(subst mipsle,mipsel,$(word 1,$(subst /, ,$(t))))-static ./esp/... ./ike; )
+	@echo "test ./esp/chapoly on arm/7, on MIPS32 release 1, and without assembly on mips"
+	@$(call env,arm/7) .ci/gotest -short -exec qemu-arm-static ./esp/chapoly
+	@QEMU_CPU=4Kc $(call env,mipsle/softfloat) .ci/gotest -short -exec qemu-mipsel-static ./esp/chapoly
+	@$(call env,mips/softfloat) .ci/gotest -short -tags purego -exec qemu-mips-static ./esp/chapoly
 
 # Stripped and compressed size for each target, and the budget.
 size: cross
@@ -91,6 +95,10 @@ bench-peers: deps
 	@$(GO) vet -tags peers ./platform/e2e
 	@$(GO) test -tags peers -c -o $(OUT)/peers.test ./platform/e2e
 	@cd platform/e2e && POSTERN_E2E=require $(abspath $(OUT))/peers.test -test.run '^TestPeers' -test.timeout 2h $(PEERSFLAGS)
+
+# Instructions per octet of ChaCha20-Poly1305 on 32-bit MIPS and ARM, and the budgets.
+icount: deps
+	@.ci/icount/run
 
 e2e: deps
 	@echo "end to end:"; POSTERN_E2E=require .ci/gotest -count=1 -timeout 30m ./platform/e2e

@@ -88,16 +88,21 @@ func xorPlain(dst, src *uint32, n int, s *state) {
 	}
 }
 
-// quarter is ChaCha's quarter round (RFC 8439 section 2.1).
+// quarter is ChaCha's quarter round (RFC 8439 section 2.1). The rotations are written out:
+// for 32-bit MIPS, bits.RotateLeft32 becomes shifts whose distance is checked at run time.
 func quarter(a, b, c, d uint32) (uint32, uint32, uint32, uint32) {
 	a += b
-	d = bits.RotateLeft32(d^a, 16)
+	d ^= a
+	d = d<<16 | d>>16
 	c += d
-	b = bits.RotateLeft32(b^c, 12)
+	b ^= c
+	b = b<<12 | b>>20
 	a += b
-	d = bits.RotateLeft32(d^a, 8)
+	d ^= a
+	d = d<<8 | d>>24
 	c += d
-	b = bits.RotateLeft32(b^c, 7)
+	b ^= c
+	b = b<<7 | b>>25
 	return a, b, c, d
 }
 
