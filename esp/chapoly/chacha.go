@@ -22,15 +22,13 @@ func (s *state) xor(r Routine, dst, src []byte) {
 	if len(src) == 0 {
 		return
 	}
-	d, aligned := words(dst)
-	w, also := words(src)
-	if !aligned || !also {
+	if !aligned(dst) || !aligned(src) {
 		s.xorUnaligned(r, dst, src)
 		return
 	}
 	n := len(src) / blockLen
 	if n > 0 {
-		xorBlocks(r, d, w, n, s)
+		xorBlocks(r, word(dst), word(src), n, s)
 	}
 	if n *= blockLen; n < len(src) {
 		var buf [blockLen / 4]uint32

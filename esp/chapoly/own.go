@@ -117,11 +117,11 @@ func overlapsUnlike(a, b []byte) bool {
 	return firstA <= firstB+uintptr(len(b)-1) && firstB <= firstA+uintptr(len(a)-1)
 }
 
-// words is b's first octet as a word, and whether it lies at a word boundary. b is not empty.
-func words(b []byte) (w *uint32, aligned bool) {
-	p := unsafe.Pointer(&b[0])
-	return (*uint32)(p), uintptr(p)%4 == 0
-}
+// aligned says whether b, which is not empty, begins at a word boundary.
+func aligned(b []byte) bool { return uintptr(unsafe.Pointer(&b[0]))%4 == 0 }
+
+// word is the first word of b, which is aligned and has at least four octets.
+func word(b []byte) *uint32 { return (*uint32)(unsafe.Pointer(&b[0])) }
 
 // octets is the memory of words, from the first one.
 func octets(w []uint32) []byte {

@@ -35,14 +35,13 @@ func (p *poly) sum(r Routine, b []byte) {
 	if len(b) == 0 {
 		return
 	}
-	w, aligned := words(b)
-	if !aligned {
+	if !aligned(b) {
 		p.sumUnaligned(r, b)
 		return
 	}
 	n := len(b) / polyLen
 	if n > 0 {
-		polyBlocks(r, p, w, n)
+		polyBlocks(r, p, word(b), n)
 	}
 	if n *= polyLen; n < len(b) {
 		var buf [polyLen / 4]uint32
