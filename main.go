@@ -106,6 +106,7 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	e, err := engine.New(engine.Options{
 		OS: system, Config: cfg, Path: path, Profile: prof, Log: lg,
 		Version: version, Kernel: strings.TrimSpace(string(release)),
+		CPU: engine.CPU{MIPSRelease2: platform.MIPSRelease2()},
 	})
 	if err != nil {
 		_ = network.Close()

@@ -29,6 +29,7 @@ import (
 	"postern/engine/control"
 	"postern/engine/log"
 	"postern/esp"
+	"postern/esp/chapoly"
 	"postern/ike"
 )
 
@@ -41,6 +42,12 @@ type Options struct {
 	Log     *log.Logger // nil: no log
 	Version string
 	Kernel  string // release of the kernel, for the version command
+	CPU     CPU
+}
+
+// CPU is what package platform found out about the processor.
+type CPU struct {
+	MIPSRelease2 bool // it has the instructions of MIPS32 release 2
 }
 
 // Engine is the daemon. Run it once; Reload may be called from any goroutine while it
@@ -71,6 +78,7 @@ func New(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = log.New(io.Discard, log.Error)
 	}
+	chooseCrypto(chapoly.CPU{Rotate: o.CPU.MIPSRelease2}, o.Log)
 	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
 	now := func() ike.Time {
 		t := time.Now()

@@ -102,3 +102,6 @@ func HardenProcess() error { return nil }
 
 // MemoryTotal returns 0: unknown.
 func MemoryTotal() uint64 { return 0 }
+
+// MIPSRelease2 returns false.
+func MIPSRelease2() bool { return false }
