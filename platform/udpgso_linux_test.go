@@ -139,8 +139,8 @@ func mixed(local, local2 string, to, to2 netip.AddrPort) (d []esp.Datagram, mess
 	add("1*0", []esp.Datagram{message(local, to, 0, "")})                                // nothing, which is a datagram too
 	add("1*0", []esp.Datagram{message(local, to, 0, "\x00\x00\x00\x00"+text(24, 400))})  // IKE
 	add("2*1400", row(25, 2, 1400, local, to, 1))
-	add("2*1000", row(27, 2, 1000, local, to, 1))
-	add("1*0", []esp.Datagram{message(local, to, 1, "")}) // not a shorter last: it would be lost
+	add("2*1000", row(27, 2, 1000, local, to, 2))
+	add("1*0", []esp.Datagram{message(local, to, 2, "")}) // not a shorter last: it would be lost
 	return d, messages
 }
 
@@ -274,6 +274,7 @@ func TestUDPGivesUpJoiningWhereItIsRefused(t *testing.T) {
 	} {
 		from, s := listenUDP(t, ns, any4), listenUDP(t, ns, any4)
 		refused := refuseJoined(from, c.errno)
+		from.oneByOne.Store(true) // so that it sees each message
 		to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.LocalPort())
 		d := append(row(0, 5, c.size, "127.0.0.1", to, 0), row(5, 5, c.size, "127.0.0.1", to, 4)...)
 		mustWrite(t, from, d...)
@@ -281,6 +282,7 @@ func TestUDPGivesUpJoiningWhereItIsRefused(t *testing.T) {
 		if *refused != 2 {
 			t.Errorf("%v: %d joined messages were refused, want each of the two once", c.errno, *refused)
 		}
+		from.oneByOne.Store(false)
 		if on := from.Features().Segment; on == c.off {
 			t.Errorf("%v at %d octets: joining is on: %v, want %v", c.errno, c.size, on, !c.off)
 		}
