@@ -59,7 +59,7 @@ type OS struct {
 	// ListenUDP binds to addr, an unspecified address of either family. What it sends is
 	// marked, so that policy routing lets it pass by the tunnel.
 	ListenUDP func(addr netip.AddrPort) (Socket, error)
-	// ListenESP opens a raw socket for IP protocol 50 of the family of addr.
+	// ListenESP opens a raw socket for IP protocol 50, of IPv6 or of IPv4.
 	ListenESP func(v6 bool) (Socket, error)
 	Network   Network
 	// WatchAddresses subscribes to changes of the host's addresses; nil if the system

@@ -191,8 +191,8 @@ type Output struct {
 	Inbound uint32
 }
 
-// ChildSA is one direction of a new CHILD SA. Peer is the SPI of its other direction
-// (Inbound is the key under which Usage is asked for). An outbound SA with Standby set
+// ChildSA is one direction of a new CHILD SA. Inbound is the SPI of the pair's inbound SA,
+// the key under which Usage is asked for. An outbound SA with Standby set
 // is kept aside until OutUseSA names it: the peer that rekeys has not yet told that it
 // can receive on it (RFC 7296 section 2.8).
 type ChildSA struct {

@@ -12,7 +12,7 @@
 //	                             |
 //	  init  auth  child  rekey  info  cookie  natt          one file per exchange
 //	                             |
-//	                          Next() -> Send, AddSA, DelSA, UseSA, Work, Event
+//	                          Next() -> Send, AddSA, DelSA, UseSA, MoveSA, Work, Event
 //
 // Both roles of an exchange stand in one file. The tables of IKE SAs and CHILD SAs are
 // of fixed size; an IKE SPI of ours carries its slot in the low bits, so that finding
