@@ -19,9 +19,10 @@ type Device interface {
 
 // Socket is a UDP socket, or a raw socket for IP protocol 50, of one address family.
 // ReadBatch blocks until at least one datagram is there and fills in N, Local, Remote
-// and TOS; on a raw socket Buf starts with the ESP header. WriteBatch sends from
-// Local where it is valid and returns how many datagrams it sent before the error.
-// One reader and several writers may use it at once; neither allocates.
+// and TOS; on a raw socket Buf starts with the ESP header. It may put memory of its own in
+// the place of Buf, which may be used, and written to, until the next ReadBatch.
+// WriteBatch sends from Local where it is valid and returns how many datagrams it sent
+// before the error. One reader and several writers may use it at once; neither allocates.
 type Socket interface {
 	ReadBatch(d []esp.Datagram) (int, error)
 	WriteBatch(d []esp.Datagram) (int, error)

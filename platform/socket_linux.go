@@ -223,7 +223,8 @@ func (s *Socket) LocalPort() uint16 { return s.port }
 
 // ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
 // at most 64. It fills in N, Local, Remote and TOS; on a raw socket Buf starts with the
-// ESP header. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
+// ESP header. Buf may be replaced by memory of the socket, which is the caller's until the
+// next call: set it anew before that. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
 // messages from anybody put on the socket are passed over. After Close the error wraps
 // os.ErrClosed.
 func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {

@@ -3,6 +3,7 @@ package platform
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,6 +186,7 @@ func BenchmarkUDPOverVeth(b *testing.B) {
 				count(sb)
 				d := row(0, 64, size, "192.0.2.1", to, 0)
 				back := batch(64, 2048)
+				own := slices.Clone(back)
 				sb.file.SetReadDeadline(time.Now().Add(time.Minute))
 				octets := len(d) * size
 				b.SetBytes(int64(octets))
@@ -194,7 +196,7 @@ func BenchmarkUDPOverVeth(b *testing.B) {
 						b.Fatalf("WriteBatch = %d, %v", n, err)
 					}
 					for got := 0; got < len(d); {
-						n, err := sb.ReadBatch(back)
+						n, err := sb.ReadBatch(append(back[:0], own...))
 						if err != nil {
 							b.Fatal(err)
 						}
