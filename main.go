@@ -38,6 +38,7 @@ func main() {
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch
 		},
+		Bench:    benchSystem,
 		Commands: commands(),
 	}))
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"postern/board"
+	"postern/engine/bench"
 	"postern/engine/config"
 	"postern/engine/log"
 )
@@ -65,6 +66,8 @@ type System struct {
 	Harden func() error
 	// Signals starts the delivery of the hang-up, interrupt and termination signals.
 	Signals func() <-chan os.Signal
+	// Bench finds out what bench measures, and makes the choices that the daemon would.
+	Bench func() bench.System
 	// Commands are the commands that a build adds.
 	Commands []Command
 }
@@ -83,7 +86,7 @@ type Command struct {
 func commands() []Command {
 	return []Command{
 		runCommand, checkCommand, statusCommand, upCommand, downCommand, reloadCommand,
-		versionCommand, pskCommand,
+		benchCommand, versionCommand, pskCommand,
 	}
 }
 

@@ -1,0 +1,87 @@
+package bench
+
+import (
+	"slices"
+	"time"
+)
+
+// round is one turn of both halves of the work: so many packets, and what each half took.
+type round struct {
+	packets    int
+	seal, open time.Duration
+}
+
+// roundsPerPart is how many rounds are made room for at least, where a board is not so slow
+// that a single packet takes longer: the shorter a round, the fewer of them meet with what
+// else happens on the machine.
+const roundsPerPart = 64
+
+// measure takes turns for the time of budget, the first one to warm up, and returns the
+// median over the rounds of what a packet cost. turn is told how many packets the round
+// should have, 1 at first and at most most; it may take another number. At least one round
+// is measured, however long it takes.
+func measure(now func() time.Duration, budget time.Duration, most int, stop <-chan struct{}, turn func(n int) (round, error)) (Cost, error) {
+	var seal, open series
+	began := now()
+	for n, first := 1, true; ; first = false {
+		if stopped(stop) {
+			return Cost{}, ErrStopped
+		}
+		r, err := turn(n)
+		if err != nil {
+			return Cost{}, err
+		}
+		over := now()-began >= budget
+		// Caches and branch prediction were cold in the first. A board so slow that this
+		// round alone ate the budget must live with it.
+		if !first || over {
+			seal.add(float64(r.seal) / float64(r.packets))
+			open.add(float64(r.open) / float64(r.packets))
+		}
+		if over {
+			return Cost{seal.median(), open.median()}, nil
+		}
+		if n < most && 2*(r.seal+r.open) <= budget/roundsPerPart {
+			n = min(2*n, most)
+		}
+	}
+}
+
+// series keeps a sample of the figures that it is given: all at first, and each time that
+// there is no more room, every second one of those that it has and of those to come.
+type series struct {
+	v      [256]float64
+	n      int
+	stride int // of the figures one is kept; 0 is 1
+	seen   int
+}
+
+func (s *series) add(v float64) {
+	s.stride = max(s.stride, 1)
+	s.seen++
+	if s.seen%s.stride != 0 {
+		return
+	}
+	if s.n == len(s.v) {
+		for i := range s.n / 2 {
+			s.v[i] = s.v[2*i+1]
+		}
+		s.n /= 2
+		s.stride *= 2
+		if s.seen%s.stride != 0 {
+			return
+		}
+	}
+	s.v[s.n] = v
+	s.n++
+}
+
+// median returns the middle of what was kept, which it sorts; 0 if there is nothing.
+func (s *series) median() float64 {
+	if s.n == 0 {
+		return 0
+	}
+	v := s.v[:s.n]
+	slices.Sort(v)
+	return (v[(s.n-1)/2] + v[s.n/2]) / 2
+}
