@@ -5,8 +5,6 @@ import (
 	"runtime"
 	"time"
 
-	"golang.org/x/sys/cpu"
-
 	"postern/engine"
 	"postern/engine/bench"
 	"postern/engine/log"
@@ -31,9 +29,7 @@ func benchSystem() bench.System {
 
 // aesRoutine tells how Go's library computes AES-GCM on this processor.
 func aesRoutine() bench.AES {
-	switch {
-	case runtime.GOARCH == "amd64" && cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ,
-		runtime.GOARCH == "arm64" && cpu.ARM64.HasAES && cpu.ARM64.HasPMULL:
+	if platform.AESInstructions() {
 		return bench.AESHardware
 	}
 	return bench.AESTables
@@ -46,7 +42,7 @@ func openBenchPath(mtu int) (*bench.Path, error) {
 	}
 	return &bench.Path{
 		Device: p.TUN, Near: p.Near, Far: p.Far, To: p.To(),
-		Inject: p.Inject, Limit: p.Limit, Close: p.Close,
+		Inject: p.Inject, Close: p.Close,
 		TUNFeatures: p.TUN.Features().String(), UDPFeatures: p.Far.Features().String(),
 		Private: p.Private(),
 	}, nil

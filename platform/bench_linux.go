@@ -2,12 +2,12 @@ package platform
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"sync"
-	"time"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,13 +30,11 @@ type BenchPath struct {
 	TUN       *TUN
 	Near, Far *Socket // of the sender, of the receiver
 
-	ns  *Namespace // nil: the process's own
-	raw *os.File
-	rc  interface {
-		Write(func(uintptr) bool) error
-	}
-	once   sync.Once
-	closed error
+	private bool
+	parts   []io.Closer
+	rc      syscall.RawConn // the injector's
+	once    sync.Once
+	closed  error
 
 	// One message, sent many times over.
 	hdrs [injectBatch]mmsghdr
@@ -65,13 +63,14 @@ func OpenBenchPath(mtu int) (*BenchPath, error) {
 		return nil, err
 	}
 	p := new(BenchPath)
-	var err error
-	if p.ns, err = NewNamespace(); err == nil {
-		err = p.ns.Do(func() error { return p.open(mtu) })
+	open := func() error { return p.open(mtu) }
+	ns, err := NewNamespace()
+	if err == nil {
+		p.private, p.parts = true, append(p.parts, ns)
+		err = ns.Do(open)
 	} else {
 		// Kernels of small routers may have no namespaces, containers not the privilege.
-		p.ns = nil
-		err = p.open(mtu)
+		err = open()
 	}
 	if err != nil {
 		_ = p.Close()
@@ -81,7 +80,7 @@ func OpenBenchPath(mtu int) (*BenchPath, error) {
 }
 
 // Private tells whether the path stands in a network namespace of its own.
-func (p *BenchPath) Private() bool { return p.ns != nil }
+func (p *BenchPath) Private() bool { return p.private }
 
 // To returns where Near reaches Far.
 func (p *BenchPath) To() netip.AddrPort {
@@ -92,13 +91,16 @@ func (p *BenchPath) open(mtu int) (err error) {
 	if p.TUN, err = OpenTUN(benchDevice, mtu); err != nil {
 		return err
 	}
+	p.parts = append(p.parts, p.TUN)
 	any4 := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if p.Near, err = ListenUDP(any4); err != nil {
 		return err
 	}
+	p.parts = append(p.parts, p.Near)
 	if p.Far, err = ListenUDP(any4); err != nil {
 		return err
 	}
+	p.parts = append(p.parts, p.Far)
 	nl, err := OpenNetlink()
 	if err != nil {
 		return err
@@ -121,8 +123,9 @@ func (p *BenchPath) openInjector(index int) error {
 		}
 		return &OpError{Op: "open", Object: "packet socket", Err: err, Hint: hint}
 	}
-	p.raw = os.NewFile(uintptr(fd), "packet socket")
-	if p.rc, err = p.raw.SyscallConn(); err != nil {
+	raw := os.NewFile(uintptr(fd), "packet socket")
+	p.parts = append(p.parts, raw)
+	if p.rc, err = raw.SyscallConn(); err != nil {
 		return err
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
@@ -188,33 +191,15 @@ func (p *BenchPath) send(fd uintptr) bool {
 	return true
 }
 
-// Limit makes every read that is not over in that time fail with os.ErrDeadlineExceeded:
-// where packets get lost, a reader that counts on them would wait for ever.
-func (p *BenchPath) Limit(d time.Duration) error {
-	t := time.Now().Add(d)
-	return errors.Join(p.TUN.file.SetReadDeadline(t), p.Far.file.SetReadDeadline(t), p.raw.SetWriteDeadline(t))
-}
-
 // Close removes the device and the sockets. What waits in them returns. Any goroutine may
 // call it, more than once.
 func (p *BenchPath) Close() error {
 	p.once.Do(func() {
-		var errs []error
-		if p.TUN != nil {
-			errs = append(errs, p.TUN.Close())
-		}
-		for _, s := range []*Socket{p.Near, p.Far} {
-			if s != nil {
-				errs = append(errs, s.Close())
+		for _, c := range p.parts {
+			if err := c.Close(); p.closed == nil {
+				p.closed = err
 			}
 		}
-		if p.raw != nil {
-			errs = append(errs, p.raw.Close())
-		}
-		if p.ns != nil {
-			errs = append(errs, p.ns.Close())
-		}
-		p.closed = errors.Join(errs...)
 	})
 	return p.closed
 }

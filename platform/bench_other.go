@@ -27,9 +27,6 @@ func (p *BenchPath) To() netip.AddrPort { return netip.AddrPort{} }
 // Inject returns an error that wraps [ErrUnsupported].
 func (p *BenchPath) Inject(pkt []byte, n, segment int) error { return unsupported("inject", "packets") }
 
-// Limit does nothing.
-func (p *BenchPath) Limit(d time.Duration) error { return nil }
-
 // Close does nothing.
 func (p *BenchPath) Close() error { return nil }
 

@@ -45,7 +45,7 @@ func pair(s esp.Suite) (*esp.Outbound, *esp.Inbound, error) {
 const replayWindow = 128
 
 // measureSuite seals and opens packets with payloads of size octets.
-func measureSuite(sys System, s esp.Suite, size int, budget time.Duration, stop <-chan struct{}) (Cost, error) {
+func measureSuite(sys *System, s esp.Suite, size int, budget time.Duration, stop <-chan struct{}) (Cost, error) {
 	out, in, err := pair(s)
 	if err != nil {
 		return Cost{}, err

@@ -1,7 +1,8 @@
 package bench
 
 import (
-	"strconv"
+	"fmt"
+	"slices"
 	"strings"
 
 	"postern/esp"
@@ -17,29 +18,13 @@ type Choice struct {
 }
 
 // choose takes the first alternative of everything in the proposals of this device.
-func choose(sys System, measured []Algorithm) (c Choice) {
+func choose(sys *System, measured []Algorithm) (c Choice) {
 	if sys.Proposals == nil {
 		return c
 	}
-	first := func(proto ike.Protocol) (p ike.Proposal) {
-		list := sys.Proposals(proto)
-		if len(list) == 0 {
-			return p
-		}
-		p = list[0]
-		var one []ike.Transform
-		seen := map[ike.TransformType]bool{}
-		for _, t := range p.Transforms {
-			if !seen[t.Type] {
-				one = append(one, t)
-			}
-			seen[t.Type] = true
-		}
-		p.Transforms = one
-		return p
-	}
-	c.IKE = first(ike.ProtoIKE).String()
-	best := first(ike.ProtoESP)
+	c.IKE = first(sys.Proposals(ike.ProtoIKE)).String()
+	offered := sys.Proposals(ike.ProtoESP)
+	best := first(offered)
 	c.ESP = strings.TrimSuffix(best.String(), "-noesn") // which is what its absence means
 	for _, t := range best.Transforms {
 		switch t.Type {
@@ -49,7 +34,7 @@ func choose(sys System, measured []Algorithm) (c Choice) {
 			c.Suite.Integ = esp.IntegID(t.ID)
 		}
 	}
-	for _, p := range sys.Proposals(ike.ProtoESP) {
+	for _, p := range offered {
 		for _, t := range p.Transforms {
 			if t.Type == ike.TransformEncr {
 				c.Order = append(c.Order, ike.Proposal{Proto: ike.ProtoESP, Transforms: []ike.Transform{t}}.String())
@@ -60,8 +45,22 @@ func choose(sys System, measured []Algorithm) (c Choice) {
 	return c
 }
 
+// first returns the first proposal of the list, with the first transform of each type.
+func first(list []ike.Proposal) (p ike.Proposal) {
+	if len(list) == 0 {
+		return p
+	}
+	p.Proto = list[0].Proto
+	for _, t := range list[0].Transforms {
+		if !slices.ContainsFunc(p.Transforms, func(have ike.Transform) bool { return have.Type == t.Type }) {
+			p.Transforms = append(p.Transforms, t)
+		}
+	}
+	return p
+}
+
 // both is the cost of a large packet at both ends.
-func (a *Algorithm) both() float64 { return a.Large.Seal + a.Large.Open }
+func (a *Algorithm) both() int64 { return a.Large.Seal + a.Large.Open }
 
 func (a *Algorithm) aes() bool { return a.Suite.Encr != esp.EncrChaCha20Poly1305 }
 
@@ -98,20 +97,19 @@ func why(chosen esp.Suite, measured []Algorithm, aes AES) string {
 	case !mine.aes() && aes == AESConstant:
 		timing = ", and AES has no instructions here"
 	}
-	ratio := other.both() / mine.both()
+	ratio := 100 * other.both() / mine.both()
 	switch {
-	case ratio >= 1.05:
+	case ratio >= 105:
 		return mine.Name + " is " + times(ratio) + " faster here than " + other.Name + timing
-	case ratio > 1/1.05:
+	case ratio > 95:
 		return mine.Name + " is as fast here as " + other.Name + timing
 	}
-	return "it is preferred by default, though " + other.Name + " is " + times(1/ratio) + " faster here" + timing
+	return "it is preferred by default, though " + other.Name + " is " + times(100*mine.both()/other.both()) + " faster here" + timing
 }
 
-func times(ratio float64) string {
-	digits := 1
-	if ratio < 1.5 {
-		digits = 2
-	}
-	return strconv.FormatFloat(ratio, 'f', digits, 64) + " ×"
+// times writes a ratio in hundredths.
+//
+//go:noinline
+func times(ratio int64) string {
+	return fmt.Sprintf("%d.%d ×", ratio/100, ratio%100/10)
 }

@@ -1,9 +1,6 @@
 package bench
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // round is one turn of both halves of the work: so many packets, and what each half took.
 type round struct {
@@ -35,8 +32,8 @@ func measure(now func() time.Duration, budget time.Duration, most int, stop <-ch
 		// Caches and branch prediction were cold in the first. A board so slow that this
 		// round alone ate the budget must live with it.
 		if !first || over {
-			seal.add(float64(r.seal) / float64(r.packets))
-			open.add(float64(r.open) / float64(r.packets))
+			seal.add(int64(r.seal) / int64(r.packets))
+			open.add(int64(r.open) / int64(r.packets))
 		}
 		if over {
 			return Cost{seal.median(), open.median()}, nil
@@ -50,13 +47,14 @@ func measure(now func() time.Duration, budget time.Duration, most int, stop <-ch
 // series keeps a sample of the figures that it is given: all at first, and each time that
 // there is no more room, every second one of those that it has and of those to come.
 type series struct {
-	v      [256]float64
+	v      [256]int64
 	n      int
 	stride int // of the figures one is kept; 0 is 1
 	seen   int
 }
 
-func (s *series) add(v float64) {
+//go:noinline
+func (s *series) add(v int64) {
 	s.stride = max(s.stride, 1)
 	s.seen++
 	if s.seen%s.stride != 0 {
@@ -76,12 +74,19 @@ func (s *series) add(v float64) {
 	s.n++
 }
 
-// median returns the middle of what was kept, which it sorts; 0 if there is nothing.
-func (s *series) median() float64 {
+// median returns the middle of what was kept, which it sorts; 0 if there is nothing. That
+// is little and happens seldom, so the shortest code will do.
+//
+//go:noinline
+func (s *series) median() int64 {
 	if s.n == 0 {
 		return 0
 	}
 	v := s.v[:s.n]
-	slices.Sort(v)
+	for i := range v {
+		for ; i > 0 && v[i-1] > v[i]; i-- {
+			v[i-1], v[i] = v[i], v[i-1]
+		}
+	}
 	return (v[(s.n-1)/2] + v[s.n/2]) / 2
 }

@@ -21,8 +21,8 @@ const (
 	mostSegments = (1<<16 - 1 - ipv4Header - tcpHeader) / (pathMTU - ipv4Header - tcpHeader)
 	// mostInjected is what Path.Inject takes at once.
 	mostInjected = 64
-	// pathPatience is what a read may take before the packets count as lost, beyond the
-	// time that the measurement has.
+	// pathPatience is what the path may take beyond its time. Where packets get lost, the
+	// reader that counts on them would wait for ever.
 	pathPatience = 3 * time.Second
 )
 
@@ -70,7 +70,7 @@ const (
 const innerRoom = 16
 
 // path measures all flows on a path that it makes.
-func (r *Result) path(sys System, o Options) (err error) {
+func (r *Result) path(sys *System, o Options) (err error) {
 	if sys.OpenPath == nil {
 		return errors.New("there is no TUN device on this system")
 	}
@@ -85,13 +85,14 @@ func (r *Result) path(sys System, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	// A read that waits hears of Stop by the closing of what it reads.
+	// A read that waits hears of an end by the closing of what it reads.
 	done, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
 		select {
 		case <-o.Stop:
 		case <-done:
+		case <-time.After(o.Budget + pathPatience):
 		}
 		_ = p.Close()
 	}()
@@ -118,9 +119,8 @@ func (r *Result) path(sys System, o Options) (err error) {
 	}
 	defer run.out.Wipe()
 	defer run.in.Wipe()
-	part := time.Duration(float64(o.Budget) * sharePath / float64(len(flows)))
 	for _, f := range flows {
-		c, err := run.measure(f.payload, f.bulk, part, o.Stop)
+		c, err := run.measure(f.payload, f.bulk, o.Budget/partsFlow, o.Stop)
 		if err != nil {
 			return fmt.Errorf("%s of %d octets: %w", f.name, f.payload, err)
 		}
@@ -129,7 +129,7 @@ func (r *Result) path(sys System, o Options) (err error) {
 	return nil
 }
 
-func newRunner(sys System, p *Path, suite esp.Suite, buffers, size int) (*runner, error) {
+func newRunner(sys *System, p *Path, suite esp.Suite, buffers, size int) (*runner, error) {
 	out, in, err := pair(suite)
 	if err != nil {
 		return nil, err
@@ -148,11 +148,12 @@ func newRunner(sys System, p *Path, suite esp.Suite, buffers, size int) (*runner
 	r.arrived = make([]esp.Datagram, len(r.rbufs))
 	r.inner = make([][]byte, 0, len(r.rbufs))
 	// As the receiver sees it.
-	r.local = []esp.Selector{esp.SelectorFromPrefix(netip.PrefixFrom(pathTarget, 32))}
-	r.remote = []esp.Selector{esp.SelectorFromPrefix(netip.PrefixFrom(pathSource, 24).Masked())}
+	r.local = []esp.Selector{{Start: pathTarget, End: pathTarget, EndPort: 65535}}
+	r.remote = []esp.Selector{{Start: pathSource, End: pathSource, EndPort: 65535}}
 	return r, nil
 }
 
+//go:noinline
 func buffersOf(n, size int) [][]byte {
 	size = (size + 3) &^ 3
 	memory := make([]byte, n*size)
@@ -166,9 +167,6 @@ func buffersOf(n, size int) [][]byte {
 // measure sends packets of one kind by turns with their reception. What it takes to inject
 // them is not counted.
 func (r *runner) measure(payload int, bulk bool, budget time.Duration, stop <-chan struct{}) (Cost, error) {
-	if err := r.path.Limit(budget + pathPatience); err != nil {
-		return Cost{}, err
-	}
 	most, pkt, copies, segment := len(r.bufs), []byte(nil), len(r.bufs), 0
 	if bulk {
 		most, copies, segment = mostSegments, 1, payload
@@ -307,6 +305,7 @@ const (
 	tcpACK   = 0x10
 )
 
+//go:noinline
 func sum(b []byte) (s uint32) {
 	for ; len(b) > 1; b = b[2:] {
 		s += uint32(binary.BigEndian.Uint16(b))
@@ -317,6 +316,7 @@ func sum(b []byte) (s uint32) {
 	return s
 }
 
+//go:noinline
 func fold(s uint32) uint16 {
 	for s>>16 != 0 {
 		s = s&0xffff + s>>16

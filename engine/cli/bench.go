@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"math"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"postern/board"
 	"postern/engine/bench"
@@ -87,67 +85,67 @@ type benchReport struct {
 	*bench.Result
 }
 
-// The columns of the tables: six numbers behind a name.
-const (
-	benchName   = 26
-	benchColumn = 9
-)
+// label is wider here than in the tables of status.
+const benchLabel = 11
 
 func (r *benchReport) text() string {
 	var b strings.Builder
-	line := func(name, text string) { wrap(&b, pad(name, label+1), words(clean(text))...) }
-	model := r.sys.Model
+	line := func(name, text string) {
+		if text != "" {
+			wrap(&b, pad(name, benchLabel), strings.Fields(clean(text))...)
+		}
+	}
+	memory, model := "unknown", r.sys.Model
+	if r.sys.Memory > 0 {
+		memory = strconv.FormatUint(r.sys.Memory>>20, 10) + " MiB"
+	}
 	if model == "" {
 		model = "unknown"
 	}
 	line("Processor", model+", "+count(r.sys.Cores, "core")+" ("+r.sys.Arch+")")
 	line("ChaCha20", r.Routine+", constant time")
 	line("AES", r.sys.AES.String())
-	memory := "unknown"
-	if r.sys.Memory > 0 {
-		memory = strconv.FormatUint(r.sys.Memory>>20, 10) + " MiB"
-	}
 	line("Memory", memory+"; board profile "+r.profile)
-	if r.TUNFeatures != "" {
-		line("TUN", r.TUNFeatures)
-		line("UDP", r.UDPFeatures)
-	}
+	line("TUN", r.TUNFeatures)
+	line("UDP", r.UDPFeatures)
 
-	b.WriteByte('\n')
-	groups(&b, "ESP alone, one core", "MB/s, 1400 B", "kpkt/s, 1400 B", "kpkt/s, 64 B")
-	row(&b, "", "seal", "open", "seal", "open", "seal", "open")
-	for _, a := range r.Algorithms {
-		row(&b, a.Name, figure(octetRate(bench.LargePacket, a.Large.Seal)/1e6), figure(octetRate(bench.LargePacket, a.Large.Open)/1e6),
-			figure(rate(a.Large.Seal)/1e3), figure(rate(a.Large.Open)/1e3), figure(rate(a.Small.Seal)/1e3), figure(rate(a.Small.Open)/1e3))
+	b.WriteString("\n" +
+		"ESP alone, one core             MB/s, 1400 B    kpkt/s, 1400 B      kpkt/s, 64 B\n" +
+		"                               seal     open     seal     open     seal     open\n")
+	for i := range r.Algorithms {
+		a := &r.Algorithms[i]
+		s, o := a.Large.Seal, a.Large.Open
+		row(&b, a.Name, [...]int64{per(bench.LargePacket*1e6, s), per(bench.LargePacket*1e6, o), per(1e9, s), per(1e9, o), per(1e9, a.Small.Seal), per(1e9, a.Small.Open)})
 	}
-	if r.Share > 0 && r.Share < 0.9 {
-		wrap(&b, "Note: ", words("other programs had", strconv.Itoa(int(math.Round(100*(1-r.Share)))),
-			"% of this core meanwhile; on an idle board the figures are higher.")...)
+	if r.Share > 0 && r.Share < 90 {
+		wrap(&b, "Note: ", strings.Fields("other programs had "+strconv.Itoa(100-r.Share)+
+			" % of this core meanwhile; on an idle board the figures may be higher.")...)
 	}
 
 	b.WriteByte('\n')
 	if len(r.Flows) > 0 {
-		groups(&b, "The whole path, one core", "Mbit/s", "kpkt/s", "µs per packet")
-		row(&b, r.PathSuite, "sends", "receives", "sends", "receives", "sends", "receives")
-		for _, f := range r.Flows {
-			row(&b, f.Name+", "+strconv.Itoa(f.Payload)+" B",
-				figure(octetRate(f.Payload, f.Cost.Seal)*8/1e6), figure(octetRate(f.Payload, f.Cost.Open)*8/1e6),
-				figure(rate(f.Cost.Seal)/1e3), figure(rate(f.Cost.Open)/1e3), figure(f.Cost.Seal/1e3), figure(f.Cost.Open/1e3))
+		b.WriteString("The whole path, one core              Mbit/s            kpkt/s     µs per packet\n" + pad(r.PathSuite, benchName) +
+			"    sends receives    sends receives    sends receives\n")
+		both := "One core that sends and receives as much carries, in Mbit/s each way: "
+		for i, f := range r.Flows {
+			name := f.Name + ", " + strconv.Itoa(f.Payload) + " B"
+			bits, s, o := int64(f.Payload)*8e6, f.Cost.Seal, f.Cost.Open
+			row(&b, name, [...]int64{per(bits, s), per(bits, o), per(1e9, s), per(1e9, o), s, o})
+			if i > 0 {
+				both += ", "
+			}
+			both += figure(per(bits, s+o)) + " (" + name + ")"
 		}
-		var each []string
-		for _, f := range r.Flows {
-			each = append(each, figure(octetRate(f.Payload, f.Cost.Seal+f.Cost.Open)*8/1e6)+" ("+f.Name+", "+strconv.Itoa(f.Payload)+" B)")
-		}
-		wrap(&b, "", words("One core that sends and receives as much carries, in Mbit/s each way:", strings.Join(each, ", ")+".")...)
-		wrap(&b, "", words("Measured by turns: TUN device, ESP, UDP, loopback, UDP, ESP, TUN device. Sends: the first half alone;",
-			"receives: the second. Forwarding, firewall and network driver come on top.")...)
+		wrap(&b, "", strings.Fields(both+`. Measured by turns: TUN device, ESP, UDP, loopback,
+			UDP, ESP, TUN device; "sends" is the first half alone, "receives" the second.
+			Forwarding, firewall and network driver are not in it and come on top.`)...)
 	}
 	if r.PathErr != nil {
-		what := "What the board would carry was not measured:"
+		what := "What the board would carry was not measured: "
 		if len(r.Flows) > 0 {
-			what = "The rest was not measured:"
+			what = "The rest was not measured: "
 		}
-		wrap(&b, "", words(what, clean(r.PathErr.Error())+".")...)
+		wrap(&b, "", strings.Fields(what+clean(r.PathErr.Error())+".")...)
 	}
 
 	if r.Choice.ESP != "" {
@@ -159,115 +157,99 @@ func (r *benchReport) text() string {
 	return b.String()
 }
 
-// groups writes what two columns each have in common.
-func groups(b *strings.Builder, name string, groups ...string) {
-	var columns []string
-	for _, g := range groups {
-		columns = append(columns, "", g)
-	}
-	row(b, name, columns...)
-}
+// The columns of the tables: six numbers behind a name.
+const (
+	benchName   = 26
+	benchColumn = 9
+)
 
-// row writes a line of a table. What is wider than its column takes of the one before.
-func row(b *strings.Builder, name string, columns ...string) {
-	s := pad(name, benchName)
+// row writes a line of a table, its numbers in thousandths.
+func row(b *strings.Builder, name string, columns [6]int64) {
+	b.WriteString(pad(name, benchName))
 	for _, c := range columns {
-		over := max(0, utf8.RuneCountInString(c)+1-benchColumn)
-		s = s[:len(s)-over] + padLeft(" "+c, benchColumn)
+		b.WriteString(padLeft(figure(c), benchColumn))
 	}
-	b.WriteString(s + "\n")
+	b.WriteByte('\n')
 }
 
-// rate returns how many packets of that cost, in nanoseconds, a second has; 0: unknown.
-func rate(cost float64) float64 {
+// per returns how much is done in a second when n is done in cost nanoseconds, in 10⁻⁹ of
+// n's unit; 0: unknown.
+//
+//go:noinline
+func per(n, cost int64) int64 {
 	if cost <= 0 {
 		return 0
 	}
-	return 1e9 / cost
+	return n / cost
 }
 
-func octetRate(octets int, cost float64) float64 { return float64(octets) * rate(cost) }
-
-// figure writes a number with three digits, or all before the point.
-func figure(v float64) string {
-	digits := 0
+// figure writes a number that is given in thousandths with three digits, or with all those
+// before the point; "-" if it is 0.
+func figure(v int64) string {
+	div, digits := int64(1000), 0
 	switch {
-	case v <= 0 || math.IsInf(v, 0) || math.IsNaN(v):
+	case v <= 0:
 		return "-"
-	case v < 9.995:
-		digits = 2
-	case v < 99.95:
-		digits = 1
+	case v < 9995:
+		div, digits = 10, 2
+	case v < 99950:
+		div, digits = 100, 1
 	}
-	return strconv.FormatFloat(v, 'f', digits, 64)
+	s := strconv.FormatInt((v+div/2)/div, 10)
+	if digits == 0 {
+		return s
+	}
+	for len(s) <= digits {
+		s = "0" + s
+	}
+	return s[:len(s)-digits] + "." + s[len(s)-digits:]
 }
 
 // json writes the same for a program, in whole numbers.
 func (r *benchReport) json() []byte {
 	var j jsonWriter
-	whole := func(key string, v float64) { j.int(key, int64(math.Round(v))) }
 	cost := func(key string, octets int, c bench.Cost) {
+		n, s, o := int64(octets), c.Seal, c.Open
 		j.open(key, '{')
-		j.int("octets", int64(octets))
-		whole("seal_ns", c.Seal)
-		whole("open_ns", c.Open)
-		whole("seal_packets_per_s", rate(c.Seal))
-		whole("open_packets_per_s", rate(c.Open))
-		whole("seal_octets_per_s", octetRate(octets, c.Seal))
-		whole("open_octets_per_s", octetRate(octets, c.Open))
+		j.ints("octets seal_ns open_ns seal_packets_per_s open_packets_per_s seal_octets_per_s open_octets_per_s both_octets_per_s",
+			n, s, o, per(1e9, s), per(1e9, o), per(n*1e9, s), per(n*1e9, o), per(n*1e9, s+o))
 		j.close('}')
 	}
 	j.open("", '{')
-	j.str("version", r.version)
-	j.str("processor", r.sys.Model)
-	j.str("arch", r.sys.Arch)
-	j.int("cores", int64(r.sys.Cores))
-	j.str("chacha20", r.Routine)
-	j.str("aes", r.sys.AES.String())
+	j.named("version processor arch chacha20 aes board",
+		r.version, r.sys.Model, r.sys.Arch, r.Routine, r.sys.AES.String(), r.profile)
 	j.bool("aes_constant_time", r.sys.AES.ConstantTime())
-	j.uint("memory_octets", r.sys.Memory)
-	j.str("board", r.profile)
-	if r.Share > 0 {
-		whole("core_share_percent", 100*r.Share)
-	}
+	j.ints("cores memory_octets core_share_percent", int64(r.sys.Cores), int64(r.sys.Memory), int64(r.Share))
 	j.open("algorithms", '[')
-	for _, a := range r.Algorithms {
+	for i := range r.Algorithms {
+		a := &r.Algorithms[i]
 		j.open("", '{')
-		j.str("name", a.Name)
-		j.str("suite", a.Suite.String())
+		j.named("name suite", a.Name, a.Suite.String())
 		cost("small", bench.SmallPacket, a.Small)
 		cost("large", bench.LargePacket, a.Large)
 		j.close('}')
 	}
 	j.close(']')
 	j.open("path", '{')
-	j.bool("measured", r.PathErr == nil)
+	why := ""
 	if r.PathErr != nil {
-		j.str("reason", r.PathErr.Error())
+		why = r.PathErr.Error()
 	}
-	if r.TUNFeatures != "" {
-		j.str("suite", r.PathSuite)
-		j.bool("own_namespace", r.Private)
-		j.str("tun", r.TUNFeatures)
-		j.str("udp", r.UDPFeatures)
-		j.open("traffic", '[')
-		for _, f := range r.Flows {
-			j.open("", '{')
-			j.str("name", f.Name)
-			cost("packet", f.Payload, f.Cost)
-			whole("send_bit_per_s", 8*octetRate(f.Payload, f.Cost.Seal))
-			whole("receive_bit_per_s", 8*octetRate(f.Payload, f.Cost.Open))
-			whole("both_ways_bit_per_s", 8*octetRate(f.Payload, f.Cost.Seal+f.Cost.Open))
-			j.close('}')
-		}
-		j.close(']')
+	j.bool("measured", why == "")
+	j.bool("own_namespace", r.Private)
+	j.named("problem cipher tun udp", why, r.PathSuite, r.TUNFeatures, r.UDPFeatures)
+	j.open("traffic", '[')
+	for _, f := range r.Flows {
+		j.open("", '{')
+		j.str("name", f.Name)
+		cost("packet", f.Payload, f.Cost)
+		j.close('}')
 	}
+	j.close(']')
 	j.close('}')
 	j.open("choice", '{')
-	j.str("esp", r.Choice.ESP)
-	j.str("ike", r.Choice.IKE)
+	j.named("esp ike why", r.Choice.ESP, r.Choice.IKE, r.Choice.Why)
 	j.strs("offers", r.Choice.Order)
-	j.str("why", r.Choice.Why)
 	j.close('}')
 	j.close('}')
 	return j.bytes()

@@ -130,6 +130,8 @@ func overview(w io.Writer, sys *System) {
 }
 
 // errorf writes an error for the user. Text that came from elsewhere must already be clean.
+//
+//go:noinline
 func (s *System) errorf(format string, args ...any) {
 	fmt.Fprintf(s.Stderr, "postern: "+format+"\n", args...)
 }
