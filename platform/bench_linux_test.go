@@ -185,7 +185,7 @@ func TestBenchPacketsAreNeitherForwardedNorAnswered(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return nl.AddRoute(Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Device: l.Index, Table: unix.RT_TABLE_MAIN})
+		return nl.AddRoute(Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Index: l.Index, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -153,7 +153,7 @@ func (f *fakePath) system() System {
 	}}
 }
 
-const budget = 200 * time.Millisecond
+const budget = 60 * time.Millisecond
 
 func TestRunMeasuresEachHalfOfThePath(t *testing.T) {
 	for _, prof := range board.All() {

@@ -115,7 +115,7 @@ func (r *benchReport) text() string {
 	for i := range r.Algorithms {
 		a := &r.Algorithms[i]
 		s, o := a.Large.Seal, a.Large.Open
-		row(&b, a.Name, [...]int64{per(bench.LargePacket*1e6, s), per(bench.LargePacket*1e6, o), per(1e9, s), per(1e9, o), per(1e9, a.Small.Seal), per(1e9, a.Small.Open)})
+		row(&b, a.Name, 9, per(bench.LargePacket*1e6, s), per(bench.LargePacket*1e6, o), per(1e9, s), per(1e9, o), per(1e9, a.Small.Seal), per(1e9, a.Small.Open))
 	}
 	if r.Share > 0 && r.Share < 90 {
 		wrap(&b, "Note: ", strings.Fields("other programs had "+strconv.Itoa(100-r.Share)+
@@ -124,21 +124,16 @@ func (r *benchReport) text() string {
 
 	b.WriteByte('\n')
 	if len(r.Flows) > 0 {
-		b.WriteString("The whole path, one core              Mbit/s            kpkt/s     µs per packet\n" + pad(r.PathSuite, benchName) +
-			"    sends receives    sends receives    sends receives\n")
-		both := "One core that sends and receives as much carries, in Mbit/s each way: "
-		for i, f := range r.Flows {
-			name := f.Name + ", " + strconv.Itoa(f.Payload) + " B"
+		b.WriteString("The whole path, one core            Mbit/s            kpkt/s     µs per packet\n" + pad(r.PathSuite, benchName) +
+			strings.Repeat("  send  recv  both", 3) + "\n")
+		for _, f := range r.Flows {
 			bits, s, o := int64(f.Payload)*8e6, f.Cost.Seal, f.Cost.Open
-			row(&b, name, [...]int64{per(bits, s), per(bits, o), per(1e9, s), per(1e9, o), s, o})
-			if i > 0 {
-				both += ", "
-			}
-			both += figure(per(bits, s+o)) + " (" + name + ")"
+			row(&b, f.Name+", "+strconv.Itoa(f.Payload)+" B", 6,
+				per(bits, s), per(bits, o), per(bits, s+o), per(1e9, s), per(1e9, o), per(1e9, s+o), s, o, s+o)
 		}
-		wrap(&b, "", strings.Fields(both+`. Measured by turns: TUN device, ESP, UDP, loopback,
-			UDP, ESP, TUN device; "sends" is the first half alone, "receives" the second.
-			Forwarding, firewall and network driver are not in it and come on top.`)...)
+		wrap(&b, "", strings.Fields(`Measured by turns: TUN device, ESP, UDP, loopback ("send"), UDP, ESP, TUN device
+			("recv"); "both" is a core that sends and receives as much, each way. Forwarding,
+			firewall and network driver are not in it and come on top.`)...)
 	}
 	if r.PathErr != nil {
 		what := "What the board would carry was not measured: "
@@ -157,17 +152,14 @@ func (r *benchReport) text() string {
 	return b.String()
 }
 
-// The columns of the tables: six numbers behind a name.
-const (
-	benchName   = 26
-	benchColumn = 9
-)
+// benchName is how wide the names of the tables are.
+const benchName = 26
 
 // row writes a line of a table, its numbers in thousandths.
-func row(b *strings.Builder, name string, columns [6]int64) {
+func row(b *strings.Builder, name string, width int, columns ...int64) {
 	b.WriteString(pad(name, benchName))
 	for _, c := range columns {
-		b.WriteString(padLeft(figure(c), benchColumn))
+		b.WriteString(padLeft(figure(c), width))
 	}
 	b.WriteByte('\n')
 }
