@@ -190,6 +190,8 @@ func (s *System) threadTime() time.Duration {
 	return s.ThreadTime()
 }
 
+// Not inlined: it is called at many places, where only room counts.
+//
 //go:noinline
 func stopped(stop <-chan struct{}) bool {
 	select {

@@ -108,6 +108,7 @@ func why(chosen esp.Suite, measured []Algorithm, aes AES) string {
 }
 
 // times writes a ratio in hundredths.
+// Not inlined: it is called at many places, where only room counts.
 //
 //go:noinline
 func times(ratio int64) string {

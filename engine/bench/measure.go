@@ -13,6 +13,10 @@ type round struct {
 // else happens on the machine.
 const roundsPerPart = 64
 
+// leastRounds is how many rounds there should be before the budget ends them, so that one
+// that something stopped for long is not the median; for them it may be overdrawn by as much.
+const leastRounds = 5
+
 // measure takes turns for the time of budget, the first one to warm up, and returns the
 // median over the rounds of what a packet cost. turn is told how many packets the round
 // should have, 1 at first and at most most; it may take another number. At least one round
@@ -28,7 +32,8 @@ func measure(now func() time.Duration, budget time.Duration, most int, stop <-ch
 		if err != nil {
 			return Cost{}, err
 		}
-		over := now()-began >= budget
+		spent := now() - began
+		over := spent >= 2*budget || spent >= budget && seal.n >= leastRounds
 		// Caches and branch prediction were cold in the first. A board so slow that this
 		// round alone ate the budget must live with it.
 		if !first || over {
@@ -53,6 +58,8 @@ type series struct {
 	seen   int
 }
 
+// Not inlined, as are others here: it is called at many places, where only room counts.
+//
 //go:noinline
 func (s *series) add(v int64) {
 	s.stride = max(s.stride, 1)

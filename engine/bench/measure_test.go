@@ -35,6 +35,22 @@ func TestMeasureTakesTheMedianOfRounds(t *testing.T) {
 	}
 }
 
+func TestMeasureOutlivesAStall(t *testing.T) {
+	var c clock
+	turns := 0
+	cost, err := measure(c.now, time.Second, 32, nil, func(n int) (round, error) {
+		r := round{n, time.Duration(n) * 1000, time.Duration(n) * 3000}
+		if turns++; turns == 2 {
+			r.seal += 1200 * time.Millisecond // more than there is time
+		}
+		c.t += r.seal + r.open
+		return r, nil
+	})
+	if err != nil || cost != (Cost{1000, 3000}) || c.t > 2*time.Second {
+		t.Errorf("cost is %v, %v after %v; want 1000 and 3000 ns: one stall must not be the figure", cost, err, c.t)
+	}
+}
+
 func TestMeasureFitsRoundsToTheBoard(t *testing.T) {
 	for _, tc := range []struct {
 		name         string

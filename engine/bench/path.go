@@ -153,6 +153,8 @@ func newRunner(sys *System, p *Path, suite esp.Suite, buffers, size int) (*runne
 	return r, nil
 }
 
+// Not inlined, as are others here: it is called at many places, where only room counts.
+//
 //go:noinline
 func buffersOf(n, size int) [][]byte {
 	size = (size + 3) &^ 3

@@ -166,6 +166,7 @@ func row(b *strings.Builder, name string, width int, columns ...int64) {
 
 // per returns how much is done in a second when n is done in cost nanoseconds, in 10⁻⁹ of
 // n's unit; 0: unknown.
+// Not inlined: it is called at many places, where only room counts.
 //
 //go:noinline
 func per(n, cost int64) int64 {

@@ -130,6 +130,7 @@ func overview(w io.Writer, sys *System) {
 }
 
 // errorf writes an error for the user. Text that came from elsewhere must already be clean.
+// Not inlined: it is called at many places, where only room counts.
 //
 //go:noinline
 func (s *System) errorf(format string, args ...any) {

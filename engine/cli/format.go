@@ -121,6 +121,7 @@ func newLine(b *strings.Builder, indent int) {
 }
 
 // pad fills s up with blanks to n characters.
+// Not inlined, as are others here: it is called at many places, where only room counts.
 //
 //go:noinline
 func pad(s string, n int) string {

@@ -29,6 +29,8 @@ func (j *jsonWriter) element(key string) {
 	j.some = true
 }
 
+// Not inlined, as are others here: it is called at many places, where only room counts.
+//
 //go:noinline
 func (j *jsonWriter) newline() {
 	j.b = append(j.b, '\n')
