@@ -72,26 +72,26 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 		return nil, err
 	}
 	system := engine.OS{
-		OpenTUN: func(name string, mtu int) (engine.Device, error) {
+		OpenTUN: func(name string, mtu, queues int) ([]engine.Device, error) {
 			d, err := platform.OpenTUN(name, mtu)
 			if err != nil {
 				return nil, err // not a nil *TUN inside the interface
 			}
-			return d, nil
+			return []engine.Device{device{d}}, nil
 		},
-		ListenUDP: func(addr netip.AddrPort) (engine.Socket, error) {
+		ListenUDP: func(addr netip.AddrPort, n int) ([]engine.Socket, error) {
 			s, err := platform.ListenUDP(addr)
 			if err != nil {
 				return nil, err
 			}
-			return s, nil
+			return []engine.Socket{socket{s}}, nil
 		},
 		ListenESP: func(v6 bool) (engine.Socket, error) {
 			s, err := platform.ListenESP(v6)
 			if err != nil {
 				return nil, err
 			}
-			return s, nil
+			return socket{s}, nil
 		},
 		Network: network,
 		WatchAddresses: func() (engine.AddressWatch, error) {
@@ -115,6 +115,15 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	}
 	return daemon{e, network}, nil
 }
+
+// device and socket fit platform's types to the engine's interfaces.
+type (
+	device struct{ *platform.TUN }
+	socket struct{ *platform.Socket }
+)
+
+func (d device) Features() string { return d.TUN.Features().String() }
+func (s socket) Features() string { return s.Socket.Features().String() }
 
 // lab and host fit platform's types to the interfaces of the demonstration.
 type (

@@ -15,44 +15,60 @@ import (
 // Each flow has flowWays places: with one place, an eighth of 1,024 flows in a table of
 // 8,192 would push each other out again and again, and pay for the whole SPD each time.
 type flowCache struct {
-	entries []flowEntry
-	mask    uint32 // of a set's first entry
-	seed    uint64 // so that nobody can choose flows that collide
-	turn    uint32 // which way is given up next
+	sets []flowSet
+	seed uint64 // so that nobody can choose flows that collide
+	high uint32 // upper half of the generation for which the sets hold the lower one
+	turn uint32 // which way is given up next
 }
 
 const flowWays = 4
 
+// flowSet are the places of the flows with one hash: what tells them apart is in one
+// cache line of its own, so that a look-up reads this line and that of one flow.
+type flowSet struct {
+	hash [flowWays]uint32
+	gen  [flowWays]uint32
+	pol  [flowWays]*policy
+	ways [flowWays]flowEntry
+}
+
 type flowEntry struct {
-	gen  uint64
-	hash uint32
 	flow esp.Flow
-	pol  *policy
 	sa   *outSA
 }
 
 // newFlowCache returns a cache of n entries, n a power of two and at least flowWays.
 func newFlowCache(n int, seed uint64) flowCache {
-	n = max(n, flowWays)
-	return flowCache{entries: make([]flowEntry, n), mask: uint32(n-1) &^ (flowWays - 1), seed: seed}
+	return flowCache{sets: make([]flowSet, max(n/flowWays, 1)), seed: seed}
 }
 
-// lookup is spd.lookup through the cache. gen is the generation that the answer holds
-// for. That there is no SA, or no entry, is remembered as well.
-func (c *flowCache) lookup(s *spd, f *esp.Flow) (pol *policy, sa *outSA, gen uint64) {
-	gen = s.gen.Load() // before the table is read: an entry may be older than it says, never newer
-	h := c.hash(f)
-	at := h & c.mask
-	set := c.entries[at : at+flowWays : at+flowWays]
+// set returns the places of the flows with that hash.
+func (c *flowCache) set(hash uint32) *flowSet { return &c.sets[int(hash)&(len(c.sets)-1)] }
+
+// touch reads the first line of the set for a hash; Touch of package esp says why.
+func (c *flowCache) touch(hash uint32) uint32 { return c.set(hash).hash[0] }
+
+// begin prepares the cache for look-ups in the SPD of generation gen.
+func (c *flowCache) begin(gen uint64) {
+	if high := uint32(gen >> 32); high != c.high {
+		c.high = high
+		clear(c.sets) // or an entry of 2^32 generations ago would count again
+	}
+}
+
+// lookup is spd.lookup through the cache, for a flow and its hash. gen is the SPD's
+// generation, read before the first look-up of a batch: an entry may be older than it
+// says, never newer. That there is no SA, or no entry, is remembered as well.
+func (c *flowCache) lookup(s *spd, f *esp.Flow, h uint32, gen uint64) (pol *policy, sa *outSA) {
+	set := c.set(h)
 	victim := -1
-	for i := range set {
-		e := &set[i]
-		if e.gen != gen {
+	for i := range set.ways {
+		if set.gen[i] != uint32(gen) {
 			victim = i
 			continue
 		}
-		if e.hash == h && e.flow == *f {
-			return e.pol, e.sa, gen
+		if e := &set.ways[i]; set.hash[i] == h && e.flow == *f {
+			return set.pol[i], e.sa
 		}
 	}
 	if victim < 0 {
@@ -60,13 +76,14 @@ func (c *flowCache) lookup(s *spd, f *esp.Flow) (pol *policy, sa *outSA, gen uin
 		victim = int(c.turn % flowWays)
 	}
 	pol, sa = s.lookup(f)
-	set[victim] = flowEntry{gen: gen, hash: h, flow: *f, pol: pol, sa: sa}
-	return pol, sa, gen
+	set.hash[victim], set.gen[victim], set.pol[victim] = h, uint32(gen), pol
+	set.ways[victim] = flowEntry{*f, sa}
+	return pol, sa
 }
 
-// hash mixes the flow's addresses, ports and protocol with the seed.
-func (c *flowCache) hash(f *esp.Flow) uint32 {
-	h := c.seed ^ (uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto))
+// hashFlow mixes the flow's addresses, ports and protocol with a seed.
+func hashFlow(seed uint64, f *esp.Flow) uint32 {
+	h := seed ^ (uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto))
 	h = mixAddr(h, f.Local)
 	h = mixAddr(h, f.Remote)
 	return uint32(h ^ h>>32)

@@ -88,7 +88,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 	l := &ikeLoop{
 		d: d, net: net, log: lg, now: now,
 		// One buffer: what waits leaves it one by one, before the next is sealed.
-		out:     newOutbound(d, make([][]byte, 1), flowCache{}),
+		out:     newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{}),
 		wishes:  make(chan ike.Command, commandQueue),
 		calls:   make(chan func()),
 		feed:    make(chan *ike.Work),
@@ -299,7 +299,7 @@ func (l *ikeLoop) send(p ike.Path, b []byte) {
 
 // transmit sends one datagram along a path.
 func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
-	if l.d.socks[s] == nil {
+	if len(l.d.socks[s]) == 0 {
 		l.d.counts.inc(cIKESendError)
 		if l.d.mayNote(noteSend, l.now().Mono) {
 			l.log.Log(log.Net, log.Warn, "nothing can be sent to the peer: its address family is not available here",
@@ -312,7 +312,7 @@ func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
 		local = netip.Addr{}
 	}
 	l.sendOne[0] = esp.Datagram{Buf: b, N: len(b), Local: local, Remote: p.Remote}
-	return l.d.write(s, l.sendOne[:], cIKESendError) == 1
+	return l.d.write(s, 0, l.sendOne[:], cIKESendError) == 1
 }
 
 // env is what the machine asks its surroundings for. The machine calls it only from

@@ -13,28 +13,37 @@ import (
 // inSA is an inbound SA as the data path sees it. What a reader finds in the SAD stays
 // as it is but for the atomics.
 type inSA struct {
-	spi      uint32
+	// What every packet reads comes first, in one cache line.
 	in       *esp.Inbound
-	innerOff int // where the inner packet starts in the ESP packet
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
-	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
+	spi      uint32
+	innerOff uint8 // where the inner packet starts in the ESP packet
 	encap    bool
-	conn     string
-	child    string
-	ike, id  uint32
-	lastIn   atomic.Int64 // when the last packet passed; 0: none did
-	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+
+	remote  atomic.Pointer[netip.AddrPort] // where the peer was last
+	lastIn  atomic.Int64                   // when the last packet passed; 0: none did
+	movedAt atomic.Int64                   // when a packet came from another address; 0: none did
+
+	conn    string
+	child   string
+	ike, id uint32
 }
 
-// outSA is an outbound SA as the data path sees it: immutable but for the atomics and
-// standby, which is the IKE loop's alone.
+// outSA is an outbound SA as the data path sees it: immutable but for the atomics, what
+// turns and workers keep in it, and standby, which is the IKE loop's alone.
 type outSA struct {
-	spi      uint32
-	inbound  uint32 // SPI of the pair's inbound SA: its slot
-	out      *esp.Outbound
-	sock     sockID
-	path     atomic.Pointer[outerPath]
+	// What every packet reads comes first, in one cache line.
+	out     *esp.Outbound
+	path    atomic.Pointer[outerPath]
+	spi     uint32
+	inbound uint32 // SPI of the pair's inbound SA: its slot
+	sock    sockID
+	mark    [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
+
+	issued, served uint64       // tickets; under the data path's turns.mu
+	lastOut        atomic.Int64 // when the last packet passed; 0: none did
+
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	conn     string
@@ -42,8 +51,7 @@ type outSA struct {
 	ike, id  uint32
 	esn      bool
 	standby  bool
-	rekeying bool         // asked for because the sequence numbers run out; the IKE loop's
-	lastOut  atomic.Int64 // when the last packet passed; 0: none did
+	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 }
 
 // outerPath is where the packets of an SA go, and from which address; port 0 without
@@ -221,7 +229,7 @@ func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duratio
 
 // innerOffset returns where the payload starts in an ESP packet of that suite: behind
 // SPI, sequence number and IV (RFC 4303 section 2).
-func innerOffset(s esp.Suite) int {
+func innerOffset(s esp.Suite) uint8 {
 	if s.Encr == esp.EncrAESCBC {
 		return 8 + 16
 	}

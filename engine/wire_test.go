@@ -83,14 +83,22 @@ func (w *fakeWire) host(addr string) *fakeHost {
 
 func (h *fakeHost) os() OS {
 	return OS{
-		OpenTUN:     func(name string, mtu int) (Device, error) { h.mtu = mtu; return h.tun, nil },
-		ListenUDP:   func(a netip.AddrPort) (Socket, error) { return h.listen(a.Addr().Is4(), a.Port(), h.udp) },
+		OpenTUN:     func(name string, mtu, queues int) ([]Device, error) { h.mtu = mtu; return []Device{h.tun}, nil },
+		ListenUDP:   func(a netip.AddrPort, n int) ([]Socket, error) { return one(h.listen(a.Addr().Is4(), a.Port(), h.udp)) },
 		ListenESP:   func(v6 bool) (Socket, error) { return h.listen(!v6, 0, h.noESP) },
 		Network:     (*fakeNetwork)(h),
 		MemoryTotal: func() uint64 { return 0 },
 
 		WatchAddresses: h.watch,
 	}
+}
+
+// one is a list of one socket.
+func one(s Socket, err error) ([]Socket, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []Socket{s}, nil
 }
 
 func (h *fakeHost) listen(v4 bool, port uint16, err error) (Socket, error) {
