@@ -57,7 +57,7 @@ func TestPacketPassesOutAndIn(t *testing.T) {
 					tp.want(t, cOutPackets, 2)
 					tp.want(t, cInPackets, 2)
 					tp.want(t, cInBytes, 666)
-					if in, o, last, _ := tp.sad.usage(out.inbound); in.Bytes != 666 || o.Bytes != 666 || last != tp.now {
+					if in, o, last, _ := tp.sad.usage(&tp.turns, out.inbound); in.Bytes != 666 || o.Bytes != 666 || last != tp.now {
 						t.Errorf("usage is in %+v out %+v at %v, want 666 octets each at %v", in, o, last, tp.now)
 					}
 					tp.receive(out.sock, sent[0])

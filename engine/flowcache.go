@@ -3,7 +3,6 @@ package engine
 import (
 	"encoding/binary"
 	"math/bits"
-	"net/netip"
 
 	"postern/esp"
 )
@@ -23,18 +22,54 @@ type flowCache struct {
 
 const flowWays = 4
 
-// flowSet are the places of the flows with one hash: what tells them apart is in one
-// cache line of its own, so that a look-up reads this line and that of one flow.
-type flowSet struct {
-	hash [flowWays]uint32
-	gen  [flowWays]uint32
-	pol  [flowWays]*policy
-	ways [flowWays]flowEntry
+// flowSet are the places of the flows with one hash.
+type flowSet [flowWays]flowEntry
+
+// flowEntry is what is known of a flow: on a 64-bit machine one cache line.
+type flowEntry struct {
+	key flowKey
+	gen uint32
+	sa  *outSA
+	pol *policy
 }
 
-type flowEntry struct {
-	flow esp.Flow
-	sa   *outSA
+// flowKey is a flow in a form that is quick to hash and to compare: the addresses as 16
+// octets, ports, protocol, and what else tells flows apart.
+type flowKey struct {
+	addr [4]uint64
+	rest uint64
+}
+
+// keyOf returns a flow's key.
+func keyOf(f *esp.Flow) (k flowKey) {
+	k.rest = uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto)<<8
+	if f.NoPorts {
+		k.rest |= 1
+	}
+	if f.Local.Is4() {
+		a, b := f.Local.As4(), f.Remote.As4()
+		k.addr[0] = uint64(binary.NativeEndian.Uint32(a[:]))<<32 | uint64(binary.NativeEndian.Uint32(b[:]))
+		k.rest |= 2 // IPv4 has keys that IPv6 has not
+		return k
+	}
+	a, b := f.Local.As16(), f.Remote.As16()
+	k.addr = [4]uint64{
+		binary.NativeEndian.Uint64(a[:]), binary.NativeEndian.Uint64(a[8:]),
+		binary.NativeEndian.Uint64(b[:]), binary.NativeEndian.Uint64(b[8:]),
+	}
+	return k
+}
+
+// hash mixes the key with a seed.
+func (k *flowKey) hash(seed uint64) uint32 {
+	h := mix(seed^k.rest) ^ k.addr[0]
+	if k.rest&2 == 0 {
+		h = mix(h) ^ k.addr[1]
+		h = mix(h) ^ k.addr[2]
+		h = mix(h) ^ k.addr[3]
+	}
+	h = mix(h)
+	return uint32(h ^ h>>32)
 }
 
 // newFlowCache returns a cache of n entries, n a power of two and at least flowWays.
@@ -45,8 +80,9 @@ func newFlowCache(n int, seed uint64) flowCache {
 // set returns the places of the flows with that hash.
 func (c *flowCache) set(hash uint32) *flowSet { return &c.sets[int(hash)&(len(c.sets)-1)] }
 
-// touch reads the first line of the set for a hash; Touch of package esp says why.
-func (c *flowCache) touch(hash uint32) uint32 { return c.set(hash).hash[0] }
+// touch reads the first place of the set for a hash, where a flow most likely is; Touch of
+// package esp says why.
+func (c *flowCache) touch(hash uint32) uint32 { return c.set(hash)[0].gen }
 
 // begin prepares the cache for look-ups in the SPD of generation gen.
 func (c *flowCache) begin(gen uint64) {
@@ -56,46 +92,31 @@ func (c *flowCache) begin(gen uint64) {
 	}
 }
 
-// lookup is spd.lookup through the cache, for a flow and its hash. gen is the SPD's
-// generation, read before the first look-up of a batch: an entry may be older than it
+// lookup is spd.lookup through the cache, for a flow, its key and the key's hash. gen is the
+// SPD's generation, read before the first look-up of a batch: an entry may be older than it
 // says, never newer. That there is no SA, or no entry, is remembered as well.
-func (c *flowCache) lookup(s *spd, f *esp.Flow, h uint32, gen uint64) (pol *policy, sa *outSA) {
-	set := c.set(h)
-	victim := -1
-	for i := range set.ways {
-		if set.gen[i] != uint32(gen) {
-			victim = i
+func (c *flowCache) lookup(s *spd, f *esp.Flow, k *flowKey, hash uint32, gen uint64) (pol *policy, sa *outSA) {
+	set := c.set(hash)
+	var victim *flowEntry
+	for i := range set {
+		e := &set[i]
+		if e.gen != uint32(gen) {
+			if victim == nil {
+				victim = e
+			}
 			continue
 		}
-		if e := &set.ways[i]; set.hash[i] == h && e.flow == *f {
-			return set.pol[i], e.sa
+		if e.key == *k {
+			return e.pol, e.sa
 		}
 	}
-	if victim < 0 {
+	if victim == nil {
 		c.turn++
-		victim = int(c.turn % flowWays)
+		victim = &set[c.turn%flowWays]
 	}
 	pol, sa = s.lookup(f)
-	set.hash[victim], set.gen[victim], set.pol[victim] = h, uint32(gen), pol
-	set.ways[victim] = flowEntry{*f, sa}
+	*victim = flowEntry{key: *k, gen: uint32(gen), sa: sa, pol: pol}
 	return pol, sa
-}
-
-// hashFlow mixes the flow's addresses, ports and protocol with a seed.
-func hashFlow(seed uint64, f *esp.Flow) uint32 {
-	h := seed ^ (uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto))
-	h = mixAddr(h, f.Local)
-	h = mixAddr(h, f.Remote)
-	return uint32(h ^ h>>32)
-}
-
-func mixAddr(h uint64, a netip.Addr) uint64 {
-	if a.Is4() {
-		b := a.As4()
-		return mix(h ^ uint64(binary.NativeEndian.Uint32(b[:])))
-	}
-	b := a.As16()
-	return mix(mix(h^binary.NativeEndian.Uint64(b[:8])) ^ binary.NativeEndian.Uint64(b[8:]))
 }
 
 // mix folds the 128-bit product of h and an odd constant.

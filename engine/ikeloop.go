@@ -331,7 +331,7 @@ func (e env) FreeSPI(spi uint32) {
 }
 
 func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	in, out, lastIn, _ = e.l.d.sad.usage(spi)
+	in, out, lastIn, _ = e.l.d.sad.usage(&e.l.d.turns, spi)
 	return in, out, lastIn
 }
 

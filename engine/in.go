@@ -233,7 +233,8 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 	in.octets += uint64(len(inner))
 	q, off := 0, int(sa.innerOff)
 	if n := len(d.tuns); n > 1 {
-		q = int(hashFlow(d.seed, &in.flow) % uint32(n))
+		k := keyOf(&in.flow)
+		q = int(k.hash(d.seed) % uint32(n))
 	}
 	in.out[q] = append(in.out[q], pkt[off-innerRoom:off+len(inner)])
 }

@@ -50,10 +50,11 @@ type outbound struct {
 type outPacket struct {
 	buf    []byte
 	off, n int
-	hash   uint32 // of flow
-	turn   int    // index in turns; -1: dropped
+	turn   int // index in turns; -1: dropped
 	sa     *outSA
 	flow   esp.Flow
+	key    flowKey
+	hash   uint32 // of key
 }
 
 func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound {
@@ -126,7 +127,8 @@ func (o *outbound) parse(n int) {
 			continue
 		}
 		p.buf, p.off, p.n = buf, esp.HeadRoom, n
-		p.hash = hashFlow(o.cache.seed, &p.flow)
+		p.key = keyOf(&p.flow)
+		p.hash = p.key.hash(o.cache.seed)
 		o.sink ^= byte(o.cache.touch(p.hash))
 		o.todo = append(o.todo, i)
 	}
@@ -141,7 +143,7 @@ func (o *outbound) find() {
 	again := o.todo[:0]
 	for _, i := range o.todo {
 		p := &o.pkts[i]
-		pol, sa := o.cache.lookup(o.d.spd, &p.flow, p.hash, gen)
+		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
 		switch {
 		case sa != nil:
 			p.sa = sa
@@ -229,12 +231,8 @@ func (o *outbound) carry() {
 		}
 	}
 	for i := range o.turns {
-		if t := &o.turns[i]; t.packets > 0 {
-			t.sa.out.Account(t.packets, t.octets)
-			t.sa.lastOut.Store(int64(o.now))
-			o.packets += uint64(t.packets)
-			o.octets += uint64(t.octets)
-		}
+		o.packets += uint64(o.turns[i].packets)
+		o.octets += uint64(o.turns[i].octets)
 	}
 	if !now {
 		d.turns.wait(o.turns)
@@ -245,7 +243,7 @@ func (o *outbound) carry() {
 			o.groups[s] = o.groups[s][:0]
 		}
 	}
-	d.turns.serve(o.turns)
+	d.turns.serve(o.turns, o.now)
 	o.turns, o.found = o.turns[:0], o.found[:0]
 	o.account()
 }

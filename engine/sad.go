@@ -33,17 +33,19 @@ type inSA struct {
 // outSA is an outbound SA as the data path sees it: immutable but for the atomics, what
 // turns and workers keep in it, and standby, which is the IKE loop's alone.
 type outSA struct {
-	// What every packet reads comes first, in one cache line.
-	out     *esp.Outbound
-	path    atomic.Pointer[outerPath]
-	spi     uint32
-	inbound uint32 // SPI of the pair's inbound SA: its slot
-	sock    sockID
-	mark    [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
+	// What every packet needs comes first, in one cache line.
+	out  *esp.Outbound
+	path atomic.Pointer[outerPath]
+	sock sockID
+	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
 
-	issued, served uint64       // tickets; under the data path's turns.mu
-	lastOut        atomic.Int64 // when the last packet passed; 0: none did
+	// Under the data path's turns.mu:
+	issued, served uint32        // tickets, modulo 2^32: there are never more than workers open
+	octets         uint64        // of inner packets that have left
+	lastOut        time.Duration // when the last one did; 0: none did
 
+	spi      uint32
+	inbound  uint32 // SPI of the pair's inbound SA: its slot
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	conn     string
@@ -52,6 +54,8 @@ type outSA struct {
 	esn      bool
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
+
+	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // outerPath is where the packets of an SA go, and from which address; port 0 without
@@ -209,7 +213,7 @@ func (s *sad) findOut(spi, inbound uint32) *sadSlot {
 
 // usage returns what passed through the pair of the inbound spi, and when the last
 // packets did (0: none).
-func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+func (s *sad) usage(q *turns, spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
 	slot := s.slot(spi)
 	if slot == nil {
 		return
@@ -222,7 +226,7 @@ func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duratio
 		o = slot.spent
 	}
 	if o != nil {
-		out, lastOut = o.out.Usage(), time.Duration(o.lastOut.Load())
+		out, lastOut = q.usage(o)
 	}
 	return
 }

@@ -209,7 +209,8 @@ func TestFlowCacheAgreesWithSPD(t *testing.T) {
 			want, _ := s.lookup(f)
 			gen := s.gen.Load()
 			c.begin(gen)
-			if got, _ := c.lookup(s, f, hashFlow(c.seed, f), gen); got != want {
+			k := keyOf(f)
+			if got, _ := c.lookup(s, f, &k, k.hash(c.seed), gen); got != want {
 				t.Fatalf("round %d: the cache has another policy for %s than the SPD", round, f.Remote)
 			}
 		}

@@ -1,6 +1,11 @@
 package engine
 
-import "sync"
+import (
+	"sync"
+	"time"
+
+	"postern/esp"
+)
 
 // turns keeps the packets of an SA in the order of their sequence numbers on the wire,
 // while several workers seal for it at once. A peer's replay window may have 32 packets
@@ -27,7 +32,7 @@ type turns struct {
 // turn is one SA's part of a batch.
 type turn struct {
 	sa     *outSA
-	ticket uint64
+	ticket uint32
 	seq    uint64 // the next reserved number
 	n      int    // packets in the batch; after reserve, numbers that are left
 
@@ -65,15 +70,28 @@ func (q *turns) wait(batch []turn) {
 	q.mu.Unlock()
 }
 
-// serve ends the batch's turn.
-func (q *turns) serve(batch []turn) {
+// serve ends the batch's turn, and counts what it has carried.
+func (q *turns) serve(batch []turn, now time.Duration) {
 	q.mu.Lock()
 	for i := range batch {
-		batch[i].sa.served++
+		t := &batch[i]
+		t.sa.served++
+		if t.packets > 0 {
+			t.sa.octets += uint64(t.octets)
+			t.sa.lastOut = now
+		}
 	}
 	wake := q.waiting > 0
 	q.mu.Unlock()
 	if wake {
 		q.changed.Broadcast()
 	}
+}
+
+// usage returns what has left through an SA, and when the last packet did (0: none). The
+// packets are the sequence numbers that were taken: none is wasted while the SA lives.
+func (q *turns) usage(sa *outSA) (u esp.Usage, last time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return esp.Usage{Packets: sa.out.Seq(), Bytes: sa.octets}, sa.lastOut
 }

@@ -11,7 +11,6 @@ import (
 //  2. Reserve: sequence numbers, for a batch at once
 //  3. SealAt, by several workers at the same time: the worker's scratch state, header and
 //     IV before the payload, padding and trailer after it, encryption and ICV in place
-//  4. Account: usage, for a batch at once
 //
 // Seal is all of it for one packet.
 
@@ -19,28 +18,21 @@ import (
 // at the same time as there are contexts, each with its own; every other method by any
 // goroutine at any time.
 type Outbound struct {
-	// What every packet reads is in the first cache line.
+	// What every packet needs is in the first cache line, with the number that is written
+	// once per batch: of many SAs, each line is one that has to be fetched.
+	shape shape
+	seq   atomic.Uint64 // the last sequence number that was taken
 	spi   uint32
 	esn   bool
-	shape shape
 	keys  keyring
-
-	_       [64]byte // what every batch writes is not where every worker reads
-	seq     atomic.Uint64
-	limit   uint64 // the last sequence number
-	packets atomic.Uint64
-	bytes   atomic.Uint64
-	_       [32]byte
+	_     [16]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // NewOutbound makes the sending end of sa for workers that have the numbers 0 to
 // contexts-1. It copies what it needs of the keys; sa is the caller's to wipe. The
 // errors name what in sa is wrong.
 func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
-	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN, limit: 1<<32 - 1}
-	if o.esn {
-		o.limit = 1<<64 - 1
-	}
+	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN}
 	if err := o.keys.init(sa, true, contexts); err != nil {
 		return nil, err
 	}
@@ -68,10 +60,7 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 	if granted == 0 {
 		return 0, 0, ErrSeqExhausted
 	}
-	if start, end, err = o.SealAt(ctx, seq, buf, off, n, next); err == nil {
-		o.Account(1, n)
-	}
-	return start, end, err
+	return o.SealAt(ctx, seq, buf, off, n, next)
 }
 
 // Fits tells whether there is room in buf to seal the payload buf[off:off+n].
@@ -91,6 +80,14 @@ func (o *Outbound) place(size, off, n int) (trailer, end int, ok bool) {
 	return trailer, end, off >= o.shape.front && end <= size
 }
 
+// limit returns the last sequence number that there is.
+func (o *Outbound) limit() uint64 {
+	if o.esn {
+		return 1<<64 - 1
+	}
+	return 1<<32 - 1
+}
+
 // Reserve takes the next n sequence numbers for the caller's packets alone: first to
 // first+granted-1. Fewer than n are granted where the SA's numbers end, and none after
 // that (RFC 4303 section 3.3.3). A number that is not used afterwards is a gap, which
@@ -98,7 +95,7 @@ func (o *Outbound) place(size, off, n int) (trailer, end int, ok bool) {
 func (o *Outbound) Reserve(n int) (first uint64, granted int) {
 	for {
 		last := o.seq.Load()
-		granted = int(min(uint64(n), o.limit-last))
+		granted = int(min(uint64(n), o.limit()-last))
 		if granted == 0 {
 			return 0, 0
 		}
@@ -108,7 +105,7 @@ func (o *Outbound) Reserve(n int) (first uint64, granted int) {
 	}
 }
 
-// SealAt is Seal with a sequence number that Reserve has granted, and without Account.
+// SealAt is Seal with a sequence number that Reserve has granted.
 // The errors are ErrNoRoom, where Fits says no, and ErrWiped; both leave buf as it is.
 func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint8) (start, end int, err error) {
 	c, err := o.keys.get(ctx)
@@ -149,16 +146,10 @@ func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint
 	return start, end, nil
 }
 
-// Account adds packets that SealAt has sealed, and the octets of their payloads, to Usage.
-func (o *Outbound) Account(packets, octets int) {
-	o.packets.Add(uint64(packets))
-	o.bytes.Add(uint64(octets))
-}
-
 // Touch reads a little of what worker ctx will need to seal a packet, so that the
 // memory of many SAs is fetched at once instead of one after the other. The result has no
 // meaning; using it keeps the reads from being optimised away.
-func (o *Outbound) Touch(ctx int) byte { return o.keys.touch(ctx) ^ byte(o.seq.Load()) }
+func (o *Outbound) Touch(ctx int) byte { return o.keys.touch(ctx) }
 
 // additional returns what an AEAD authenticates beside the payload: SPI and sequence
 // number, which stand so in the packet, or with extended sequence numbers all 64 bits of
@@ -172,13 +163,9 @@ func (c *scratch) additional(pkt []byte, esn bool, seq uint64) []byte {
 	return c.aad[:]
 }
 
-// Seq returns the last sequence number that was taken; 0: none yet.
+// Seq returns the last sequence number that was taken; 0: none yet. What is sealed is
+// not counted otherwise: who seals a batch counts its octets with less effort.
 func (o *Outbound) Seq() uint64 { return o.seq.Load() }
-
-// Usage returns what has been sealed. Packets are counted a moment before their octets.
-func (o *Outbound) Usage() Usage {
-	return Usage{Packets: o.packets.Load(), Bytes: o.bytes.Load()}
-}
 
 // Wipe forgets the keys; Seal and SealAt answer ErrWiped from then on, a packet that is being sealed
 // at this moment is finished. Own copies of keys are overwritten. The key schedules
