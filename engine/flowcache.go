@@ -80,10 +80,6 @@ func newFlowCache(n int, seed uint64) flowCache {
 // set returns the places of the flows with that hash.
 func (c *flowCache) set(hash uint32) *flowSet { return &c.sets[int(hash)&(len(c.sets)-1)] }
 
-// touch reads the first place of the set for a hash, where a flow most likely is; Touch of
-// package esp says why.
-func (c *flowCache) touch(hash uint32) uint32 { return c.set(hash)[0].gen }
-
 // begin prepares the cache for look-ups in the SPD of generation gen.
 func (c *flowCache) begin(gen uint64) {
 	if high := uint32(gen >> 32); high != c.high {

@@ -48,7 +48,6 @@ type inbound struct {
 	now   time.Duration
 
 	octets uint64 // of the inner packets in out
-	sink   byte   // what touching memory brought
 }
 
 // inPacket is a packet of the batch that has an SA.
@@ -108,33 +107,11 @@ func (in *inbound) process(n int) {
 	for i := range n {
 		in.demux(i)
 	}
-	if len(in.found) > 1 {
-		in.touch()
-	}
 	for i := range in.found {
 		p := &in.found[i]
 		in.esp(p.sa, &in.batch[p.i])
 	}
 	in.deliver()
-}
-
-// touch reads a little of what opening the batch will need, unless it is all for one SA.
-func (in *inbound) touch() {
-	var last *inSA
-	for i := range in.found {
-		sa := in.found[i].sa
-		if sa == last {
-			continue
-		}
-		last = sa
-		in.sink ^= sa.in.Touch(in.ctx)
-		if len(sa.localTS) > 0 && len(sa.remoteTS) > 0 {
-			in.sink ^= sa.localTS[0].Proto ^ sa.remoteTS[0].Proto
-		}
-		if r := sa.remote.Load(); r != nil {
-			in.sink ^= byte(r.Port())
-		}
-	}
 }
 
 // nonESPMarker precedes IKE on the NAT traversal port, where ESP has its SPI (RFC 3948

@@ -164,11 +164,6 @@ func trim(text []byte) (inner []byte, next uint8, ok bool) {
 	return inner, next, diff == 0
 }
 
-// Touch reads a little of what worker ctx will need to open a packet, so that the
-// memory of many SAs is fetched at once instead of one after the other. The result has no
-// meaning; using it keeps the reads from being optimised away.
-func (in *Inbound) Touch(ctx int) byte { return in.keys.touch(ctx) ^ byte(in.win.top.Load()) }
-
 // Usage returns what has been opened.
 func (in *Inbound) Usage() Usage {
 	in.mu.Lock()

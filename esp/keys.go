@@ -7,10 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
-	"reflect"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"postern/esp/chapoly"
 )
@@ -34,34 +32,7 @@ type scratch struct {
 	nonce [aeadSaltLen + aeadIVLen]byte
 	aad   [12]byte // SPI | Seqh | Seql, with extended sequence numbers
 	cbc   *cbcScratch
-	state []byte // the memory of aead, for touch alone
-	_     [56]byte
-}
-
-// cacheLine is the distance at which touch reads. Where lines are shorter, half of them
-// are fetched; where they are longer, some twice.
-const cacheLine = 64
-
-// memoryOf returns the memory behind the pointer in an interface, or nil if it holds
-// something else.
-func memoryOf(x any) []byte {
-	v := reflect.ValueOf(x)
-	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return nil
-	}
-	return unsafe.Slice((*byte)(v.UnsafePointer()), v.Type().Elem().Size())
-}
-
-// touch reads worker ctx's scratch and the cipher's state, one octet per cache line.
-func (k *keyring) touch(ctx int) (sum byte) {
-	c := k.slots[ctx].Load()
-	if c == nil {
-		return 0
-	}
-	for i := 0; i < len(c.state); i += cacheLine {
-		sum ^= c.state[i]
-	}
-	return sum
+	_     [16]byte
 }
 
 // cbcScratch is the part of scratch that only CBC with HMAC needs.
@@ -173,7 +144,7 @@ func (k *keyring) make(ctx int) (*scratch, error) {
 	if k.wiped {
 		return nil, ErrWiped
 	}
-	c := &scratch{aead: k.aead, state: memoryOf(k.aead)}
+	c := &scratch{aead: k.aead}
 	copy(c.nonce[:], k.salt[:])
 	if k.aead == nil {
 		var zero [aesBlockLen]byte

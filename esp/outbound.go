@@ -146,11 +146,6 @@ func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint
 	return start, end, nil
 }
 
-// Touch reads a little of what worker ctx will need to seal a packet, so that the
-// memory of many SAs is fetched at once instead of one after the other. The result has no
-// meaning; using it keeps the reads from being optimised away.
-func (o *Outbound) Touch(ctx int) byte { return o.keys.touch(ctx) }
-
 // additional returns what an AEAD authenticates beside the payload: SPI and sequence
 // number, which stand so in the packet, or with extended sequence numbers all 64 bits of
 // it (RFC 4106 section 5, RFC 7634 section 2.1). The result is valid until the next call.
