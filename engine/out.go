@@ -223,10 +223,6 @@ func (o *outbound) carry() {
 			o.todo = append(o.todo, i)
 		}
 	}
-	for i := range o.turns {
-		o.packets += uint64(o.turns[i].packets)
-		o.octets += uint64(o.turns[i].octets)
-	}
 	if !now {
 		d.turns.wait(o.turns)
 	}
@@ -288,8 +284,9 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	}
 	t.seq++
 	t.n--
-	t.packets++
 	t.octets += p.n
+	o.packets++
+	o.octets += uint64(p.n)
 	path := t.sa.path.Load()
 	o.groups[t.sa.sock] = append(o.groups[t.sa.sock], esp.Datagram{
 		Buf: p.buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,

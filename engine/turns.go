@@ -36,7 +36,7 @@ type turn struct {
 	seq    uint64 // the next reserved number
 	n      int    // packets in the batch; after reserve, numbers that are left
 
-	packets, octets int // sealed
+	octets int // of the packets that were sealed
 }
 
 func (q *turns) init() { q.changed.L = &q.mu }
@@ -76,7 +76,7 @@ func (q *turns) serve(batch []turn, now time.Duration) {
 	for i := range batch {
 		t := &batch[i]
 		t.sa.served++
-		if t.packets > 0 {
+		if t.octets > 0 {
 			t.sa.octets += uint64(t.octets)
 			t.sa.lastOut = now
 		}
