@@ -43,7 +43,7 @@ func openBenchPath(mtu int) (*bench.Path, error) {
 	return &bench.Path{
 		Device: p.TUN, Near: p.Near, Far: p.Far, To: p.To(),
 		Inject: p.Inject, Close: p.Close,
-		TUNFeatures: p.TUN.Features().String(), UDPFeatures: p.Far.Features().String(),
+		TUNFeatures: p.TUN.Features(), UDPFeatures: p.Far.Features(),
 		Private: p.Private(),
 	}, nil
 }

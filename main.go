@@ -38,7 +38,6 @@ func main() {
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch
 		},
-		Bench:    benchSystem,
 		Commands: commands(),
 	}))
 }
@@ -73,25 +72,19 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	}
 	system := engine.OS{
 		OpenTUN: func(name string, mtu, queues int) ([]engine.Device, error) {
-			d, err := platform.OpenTUN(name, mtu)
-			if err != nil {
-				return nil, err // not a nil *TUN inside the interface
-			}
-			return []engine.Device{device{d}}, nil
+			d, err := platform.OpenTUNQueues(name, mtu, queues)
+			return each(d, func(t *platform.TUN) engine.Device { return t }), err
 		},
 		ListenUDP: func(addr netip.AddrPort, n int) ([]engine.Socket, error) {
-			s, err := platform.ListenUDP(addr)
-			if err != nil {
-				return nil, err
-			}
-			return []engine.Socket{socket{s}}, nil
+			s, err := platform.ListenUDPGroup(addr, n)
+			return each(s, func(s *platform.Socket) engine.Socket { return s }), err
 		},
 		ListenESP: func(v6 bool) (engine.Socket, error) {
 			s, err := platform.ListenESP(v6)
 			if err != nil {
-				return nil, err
+				return nil, err // not a nil *Socket inside the interface
 			}
-			return socket{s}, nil
+			return s, nil
 		},
 		Network: network,
 		WatchAddresses: func() (engine.AddressWatch, error) {
@@ -116,14 +109,14 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	return daemon{e, network}, nil
 }
 
-// device and socket fit platform's types to the engine's interfaces.
-type (
-	device struct{ *platform.TUN }
-	socket struct{ *platform.Socket }
-)
-
-func (d device) Features() string { return d.TUN.Features().String() }
-func (s socket) Features() string { return s.Socket.Features().String() }
+// each returns what f makes of every element.
+func each[T, I any](from []T, f func(T) I) []I {
+	to := make([]I, len(from))
+	for i := range from {
+		to[i] = f(from[i])
+	}
+	return to
+}
 
 // lab and host fit platform's types to the interfaces of the demonstration.
 type (

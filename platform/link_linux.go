@@ -12,6 +12,7 @@ import (
 const (
 	addrGenNone  = 1 // IN6_ADDR_GEN_MODE_NONE
 	vethInfoPeer = 1 // VETH_INFO_PEER
+	tunNumQueues = 8 // IFLA_TUN_NUM_QUEUES (Linux 4.17)
 )
 
 // Link is a network interface.
@@ -21,6 +22,9 @@ type Link struct {
 	Kind  string // "tun", "veth"; "" for hardware and loopback
 	MTU   int
 	Flags uint32 // IFF_*
+
+	carrier bool // something is at the other end; of a TUN device: somebody holds it
+	queues  int  // of a TUN device: those that are attached; 0 if the kernel does not tell
 }
 
 // Up tells whether the interface is switched on.
@@ -69,11 +73,18 @@ func parseLink(b []byte) (Link, error) {
 			l.Name = a.str()
 		case unix.IFLA_MTU:
 			l.MTU = int(a.u32())
+		case unix.IFLA_CARRIER:
+			l.carrier = a.u8() != 0
 		case unix.IFLA_LINKINFO:
 			in := a.nested()
 			for in.next() {
-				if in.typ == unix.IFLA_INFO_KIND {
+				switch in.typ {
+				case unix.IFLA_INFO_KIND:
 					l.Kind = in.str()
+				case unix.IFLA_INFO_DATA:
+					if l.Kind == "tun" {
+						l.queues = tunQueues(in.nested())
+					}
 				}
 			}
 			if in.err != nil {
@@ -82,6 +93,15 @@ func parseLink(b []byte) (Link, error) {
 		}
 	}
 	return l, a.err
+}
+
+func tunQueues(a attrs) int {
+	for a.next() {
+		if a.typ == tunNumQueues {
+			return int(a.u32())
+		}
+	}
+	return 0
 }
 
 // SetLinkUp switches an interface on or off.

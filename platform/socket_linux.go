@@ -58,6 +58,9 @@ type Socket struct {
 	closed atomic.Bool
 	zones  zones
 
+	member  bool // of a group, see ListenUDPGroup: it joins when it is bound
+	steered bool // the SPI decides which socket of the group gets a datagram
+
 	rx  msgBatch
 	gro gro
 	wmu sync.Mutex
@@ -88,7 +91,11 @@ func ListenUDP(addr netip.AddrPort) (*Socket, error) {
 			Hint: "one socket serves all addresses of a family, and answers from the one that was asked",
 		}
 	}
-	s := &Socket{v6: addr.Addr().Is6(), object: fmt.Sprintf("UDP port %d", addr.Port())}
+	return listenPort(addr, false)
+}
+
+func listenPort(addr netip.AddrPort, member bool) (*Socket, error) {
+	s := &Socket{v6: addr.Addr().Is6(), object: fmt.Sprintf("UDP port %d", addr.Port()), member: member}
 	if s.v6 {
 		s.object += " (IPv6)"
 	}
@@ -180,6 +187,11 @@ func (s *Socket) configure(fd int, port uint16) error {
 	}
 	if s.raw {
 		return nil
+	}
+	if s.member {
+		if err := joinGroup(fd); err != nil {
+			return s.openError("share", err)
+		}
 	}
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	if s.v6 {
