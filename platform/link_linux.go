@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of the kernel's headers if_link.h and veth.h; x/sys has no names for them.
+// Of the kernel's headers if_link.h, if_tun.h, veth.h and pkt_sched.h; x/sys has no names for them.
 const (
-	addrGenNone  = 1 // IN6_ADDR_GEN_MODE_NONE
-	vethInfoPeer = 1 // VETH_INFO_PEER
-	tunNumQueues = 8 // IFLA_TUN_NUM_QUEUES (Linux 4.17)
+	addrGenNone  = 1          // IN6_ADDR_GEN_MODE_NONE
+	vethInfoPeer = 1          // VETH_INFO_PEER
+	tcRoot       = 0xffffffff // TC_H_ROOT
+	tunNumQueues = 8          // IFLA_TUN_NUM_QUEUES (Linux 4.17)
 )
 
 // Link is a network interface.
@@ -129,6 +130,15 @@ func (c *Netlink) SetAddrGenNone(index int) error {
 	r.end(inet6)
 	r.end(spec)
 	return c.do(r, "silence IPv6 on interface", fmt.Sprint(index))
+}
+
+// SetNoQueue makes an interface pass packets to its driver at once, without a queueing
+// discipline before it (tc-qdisc's noqueue).
+func (c *Netlink) SetNoQueue(index int) error {
+	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE).raw(unix.AF_UNSPEC, 0, 0, 0)
+	r.u32(uint32(index)).u32(0).u32(tcRoot).u32(0) // struct tcmsg: interface, handle, parent, info
+	r.attrString(unix.TCA_KIND, "noqueue")
+	return c.do(r, "set queueing discipline of interface", fmt.Sprint(index))
 }
 
 // AddVeth makes a pair of virtual Ethernet interfaces, each in the network namespace

@@ -113,10 +113,16 @@ func (d *tunOpener) open(name string, n int) error {
 	if err != nil {
 		return err
 	}
+	return d.fill(file, name, features, n)
+}
+
+// fill makes the queues, of which the first is open.
+func (d *tunOpener) fill(file *os.File, name string, features tunFeatures, n int) error {
 	d.queues = append(d.queues, &TUN{name: name, file: file})
 	for d.multi && len(d.queues) < n {
 		// The kernel has a largest number, and may lack the memory for less.
-		if file, err = attach(name, d.flags()); err != nil {
+		file, err := attach(name, d.flags())
+		if err != nil {
 			break
 		}
 		d.queues = append(d.queues, &TUN{name: name, file: file})
@@ -129,8 +135,8 @@ func (d *tunOpener) open(name string, n int) error {
 			t.vtx.plan.tcp, t.vtx.plan.udp = true, features.USO
 		}
 	}
-	// The kernel lets anybody with the privilege add queues; two that do so at once would
-	// each get a part of the packets.
+	// Anybody with the privilege may add queues; of two that do so at once each would get a
+	// part of the packets.
 	if l, err := d.nl.LinkByName(name); err == nil && d.multi && l.queues > len(d.queues) {
 		d.close()
 		return &OpError{Op: "open TUN device", Object: name, Err: unix.EBUSY, Hint: waterHint(unix.EBUSY)}
@@ -273,6 +279,12 @@ func (d *tunOpener) setUp(mtu int) error {
 	_ = nl.SetAddrGenNone(l.Index)
 	if err := nl.SetLinkMTU(l.Index, mtu); err != nil {
 		return err
+	}
+	if d.multi && !l.Up() {
+		// The kernel's default would be a discipline for each of the 256 queues that the
+		// device could have, 3.5 MB in all, and none of them ever holds a packet: a TUN device
+		// takes all at once. Best effort: a kernel may be built without disciplines.
+		_ = nl.SetNoQueue(l.Index)
 	}
 	if err := nl.SetLinkUp(l.Index, true); err != nil {
 		return err
