@@ -176,6 +176,9 @@ func (s *Socket) writeReady(fd uintptr) bool {
 				b.next++
 			}
 		}
+		if errno == unix.ENOBUFS && s.raw {
+			errno = unix.EAGAIN // so the kernel calls a full send buffer of raw sockets
+		}
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN:
