@@ -23,39 +23,40 @@ func setBuffer(t testing.TB, s *Socket, option, size int) {
 
 // Packets for a neighbour that does not answer fill the send buffer.
 func TestRawESPFullSendBufferWaitsAndThenDrops(t *testing.T) {
-	t.Parallel()
-	a, b := twoHosts(t)
 	for _, c := range []struct {
 		v6              bool
 		nobody, another string
 	}{{false, "192.0.2.77", "192.0.2.2"}, {true, "2001:db8::77", "2001:db8::2"}} {
-		s, sb := listenESP(t, a, c.v6), listenESP(t, b, c.v6)
-		setBuffer(t, s, unix.SO_SNDBUF, 4608)
-		packets := func(to string, first, n int) []esp.Datagram {
-			var d []esp.Datagram
-			for i := range n {
-				d = append(d, message("", netip.AddrPortFrom(netip.MustParseAddr(to), 0), 0, espPacket(1, first+i, 1300)))
+		t.Run(c.nobody, func(t *testing.T) {
+			t.Parallel()
+			a, b := twoHosts(t)
+			s, sb := listenESP(t, a, c.v6), listenESP(t, b, c.v6)
+			setBuffer(t, s, unix.SO_SNDBUF, 4608)
+			packets := func(to string, first, n int) []esp.Datagram {
+				var d []esp.Datagram
+				for i := range n {
+					d = append(d, message("", netip.AddrPortFrom(netip.MustParseAddr(to), 0), 0, espPacket(1, first+i, 1300)))
+				}
+				return d
 			}
-			return d
-		}
-		start := time.Now()
-		n, err := s.WriteBatch(packets(c.nobody, 0, 60))
-		if n == 60 || !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "send buffer is full") {
-			t.Fatalf("%s: WriteBatch = %d, %v, want the send buffer to be full", c.nobody, n, err)
-		}
-		if d := time.Since(start); d < sendPatience || d > sendPatience+2*time.Second {
-			t.Errorf("%s: it waited %v, want %v", c.nobody, d, sendPatience)
-		}
-		// The kernel gives up after three seconds, and then there is room again.
-		s.patience = 20 * time.Second
-		s.clogged = false
-		d := packets(c.another, 100, 30)
-		mustWrite(t, s, d...)
-		for i, g := range collect(t, sb, len(d), 2000, 8) {
-			if string(g.Buf[:g.N]) != string(d[i].Buf) {
-				t.Fatalf("%s: packet %d is not the one that was sent: order or content is lost", c.another, i)
+			start := time.Now()
+			n, err := s.WriteBatch(packets(c.nobody, 0, 60))
+			if n == 60 || !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "send buffer is full") {
+				t.Fatalf("WriteBatch = %d, %v, want the send buffer to be full", n, err)
 			}
-		}
+			if d := time.Since(start); d < sendPatience || d > sendPatience+2*time.Second {
+				t.Errorf("it waited %v, want %v", d, sendPatience)
+			}
+			// The kernel gives up after three seconds, and then there is room again.
+			s.patience, s.clogged = 20*time.Second, false
+			d := packets(c.another, 100, 30)
+			mustWrite(t, s, d...)
+			for i, g := range collect(t, sb, len(d), 2000, 8) {
+				if string(g.Buf[:g.N]) != string(d[i].Buf) {
+					t.Fatalf("packet %d is not the one that was sent: order or content is lost", i)
+				}
+			}
+		})
 	}
 }
 
