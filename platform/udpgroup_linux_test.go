@@ -315,6 +315,9 @@ func refuseOption(name int) error {
 }
 
 func TestUDPGroupDoesWithoutWhatTheKernelLacks(t *testing.T) {
+	if runtime.GOARCH == "386" {
+		t.Skip("socket options go by socketcall, into which a filter cannot look")
+	}
 	ns := newNS(t)
 	for _, c := range []struct {
 		name   string
