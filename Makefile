@@ -27,7 +27,7 @@ $(if $(filter mips64%,$(word 1,$(subst /, ,$(1)))),GOMIPS64,GOMIPS)))=$(word 2,$
 endef
 name = $(subst /,-,$(1))
 
-.PHONY: all build demo test check deps bench icount cross emulate e2e race size lint fuzz clean
+.PHONY: all build demo test check deps bench budget icount cross emulate e2e race size lint fuzz clean
 
 all: build
 
@@ -41,7 +41,7 @@ demo:
 	@$(OUT)/postern-demo demo
 
 # All checks, from lint to the end-to-end tests against strongSwan. Installs what is missing.
-test: deps lint check race fuzz cross emulate icount size e2e
+test: deps lint check budget race fuzz cross emulate icount size e2e
 	@echo "make test: all checks passed"
 
 # Debian's packages; nothing happens where all of them are there.
@@ -83,9 +83,13 @@ emulate: deps
 size: cross
 	@.ci/size $(OUT)
 
-# Throughput and allocations, beside the bare ciphers in the same run.
+# Throughput and allocations, beside the bare ciphers in the same run, and the budget.
 bench:
 	@.ci/bench
+
+# What sealing and opening may cost above the bare cipher; some seconds.
+budget:
+	@.ci/budget
 
 # Side by side with wireguard-go and strongSwan, by turns on this machine, as root; some
 # minutes. BENCH_ONLY=postern,wireguard selects contenders, PEERSFLAGS has what
