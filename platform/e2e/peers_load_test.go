@@ -19,14 +19,18 @@ import (
 type measure int
 
 const (
-	tcpOne  measure = iota // Mbit/s of payload
-	tcpFour                // the same, all streams together
-	udpRate                // packets delivered per second, in thousands, at capacity
-	udpOver                // the same under overload
-	udpSent                // packets sent per second under overload, in thousands
-	cpuGB                  // CPU seconds of both gateways for 10^9 octets of one TCP stream
-	rssA                   // MiB, the most in the life of the gateway that sends
-	rssB                   // the same of the one that receives
+	tcpOne    measure = iota // Mbit/s of payload
+	tcpFour                  // the same, all streams together
+	udpRate                  // packets delivered per second, in thousands, at capacity
+	udpOver                  // the same under overload
+	udpSent                  // packets sent per second under overload, in thousands
+	cpuGB                    // CPU seconds of both gateways for 10^9 octets of one TCP stream
+	rssA                     // MiB, the most in the life of the gateway that sends
+	rssB                     // the same of the one that receives
+	callsTCPA                // system calls of the gateway that sends, for 10^6 octets of one TCP stream
+	callsTCPB                // the same of the one that receives
+	callsUDPA                // and for 10^6 octets of UDP payload at capacity
+	callsUDPB
 	measures
 )
 
@@ -135,17 +139,32 @@ const giveUp = 20 * time.Millisecond
 // to the gateways they are as many packets. With a window of more than 0 no more than
 // that many packets are under way: the sender waits for the receiver.
 func (s *site) flood(payload, window int, d time.Duration) (sent, received float64, err error) {
+	r, err := s.floodBetween(payload, window, d, func() {}, func() {})
+	if err != nil {
+		return 0, 0, err
+	}
+	return float64(r.sent) / r.took.Seconds(), float64(r.arrived) / r.took.Seconds(), nil
+}
+
+// flooded is what came of a flood, while it counted.
+type flooded struct {
+	sent, arrived int64
+	took          time.Duration
+}
+
+// floodBetween is flood that calls begin and end where it begins and ends to count.
+func (s *site) floodBetween(payload, window int, d time.Duration, begin, end func()) (r flooded, err error) {
 	var in, out int
 	if err = inNamespace(s.lanB, func() (err error) {
 		in, err = udpSocket(hostB4.As4())
 		return err
 	}); err != nil {
-		return 0, 0, err
+		return r, err
 	}
 	defer unix.Close(in)
 	bound, err := unix.Getsockname(in)
 	if err != nil {
-		return 0, 0, fmt.Errorf("the receiver's port: %w", err)
+		return r, fmt.Errorf("the receiver's port: %w", err)
 	}
 	port := bound.(*unix.SockaddrInet4).Port
 	if err = inNamespace(s.lanA, func() (err error) {
@@ -154,7 +173,7 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 		}
 		return err
 	}); err != nil {
-		return 0, 0, err
+		return r, err
 	}
 	defer unix.Close(out)
 
@@ -167,7 +186,7 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 		receiveTimeout = unix.NsecToTimeval((100 * time.Millisecond).Nanoseconds())
 	)
 	if err = unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &receiveTimeout); err != nil {
-		return 0, 0, fmt.Errorf("SO_RCVTIMEO: %w", err)
+		return r, fmt.Errorf("SO_RCVTIMEO: %w", err)
 	}
 	taker.Go(func() {
 		runtime.LockOSThread()
@@ -231,22 +250,24 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 		}
 	})
 	time.Sleep(floodWarmUp)
-	out0, in0, begin := nOut.Load(), nIn.Load(), time.Now()
+	begin()
+	out0, in0, from := nOut.Load(), nIn.Load(), time.Now()
 	time.Sleep(d)
-	out1, in1, took := nOut.Load(), nIn.Load(), time.Since(begin).Seconds()
+	r = flooded{sent: nOut.Load() - out0, arrived: nIn.Load() - in0, took: time.Since(from)}
+	end()
 	stop.Store(true)
 	sender.Wait()
 	quiet.Store(true) // what is still under way must not meet the next run
 	taker.Wait()
 	switch {
 	case outErr != nil:
-		return 0, 0, outErr
+		return r, outErr
 	case inErr != nil:
-		return 0, 0, inErr
-	case in1 == in0:
-		return 0, 0, fmt.Errorf("of %d packets of %d octets none arrived", out1-out0, payload)
+		return r, inErr
+	case r.arrived == 0:
+		return r, fmt.Errorf("of %d packets of %d octets none arrived", r.sent, payload)
 	}
-	return float64(out1-out0) / took, float64(in1-in0) / took, nil
+	return r, nil
 }
 
 // udpSocket opens a blocking UDP socket with large buffers, bound to the address, in the
