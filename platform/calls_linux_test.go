@@ -190,8 +190,11 @@ func callsPair(t *testing.T, segments bool) (h [2]*callsHost, ns [2]*Namespace) 
 	suite := esp.Suite{Encr: esp.EncrAESGCM16, KeyBits: 128}
 	for i := range h {
 		c := &callsHost{sock: listenUDP(t, ns[i], any4), bufs: buffers(64, 2048), sizes: make([]int, 64), batch: batch(32, 2048)}
-		in(t, ns[i], func() (err error) {
-			c.tun, err = openTUNWith("pt0", 1400, segments, allOffloads)
+		in(t, ns[i], func() error {
+			queues, err := openTUNWith("pt0", 1400, 1, segments, allOffloads)
+			if err == nil {
+				c.tun = queues[0]
+			}
 			return err
 		})
 		t.Cleanup(func() { c.tun.Close() })
@@ -241,7 +244,7 @@ func callsForTCP(t *testing.T, segments bool, octets int) [2]callsWays {
 	defer runtime.UnlockOSThread()
 	io := openThreadIO(t)
 	h, ns := callsPair(t, segments)
-	if f, s := h[0].tun.Features(), h[1].sock.Features(); segments && !(f.TSO4 && s.Segment && s.Coalesce) {
+	if f, s := h[0].tun.features, h[1].sock.features(); segments && !(f.TSO4 && s.Segment && s.Coalesce) {
 		t.Skipf("skipped: the kernel has not all of it: the TUN device %v, the socket %v", f, s)
 	}
 	pump := func() bool {

@@ -150,6 +150,11 @@ func (t *TUN) callError(op string, err error) error {
 	if t.closed.Load() {
 		return &OpError{Op: op, Object: t.name, Err: os.ErrClosed}
 	}
+	var errno syscall.Errno
+	if !errors.As(err, &errno) && control(t.file, attached) == unix.EBADFD {
+		// The poller noticed first, and says of this descriptor that it cannot be waited for.
+		err = unix.EBADFD
+	}
 	hint := ""
 	switch {
 	case errors.Is(err, unix.EBADFD):
@@ -158,6 +163,15 @@ func (t *TUN) callError(op string, err error) error {
 		hint = "the interface is down; set it up again: ip link set " + t.name + " up"
 	}
 	return &OpError{Op: op, Object: t.name, Err: err, Hint: hint}
+}
+
+// attached fails with EBADFD if the descriptor's interface is gone.
+func attached(fd int) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	return unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr)
 }
 
 // Close removes the device, or gives back the queue; with the last queue the device goes.
