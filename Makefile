@@ -54,7 +54,7 @@ check: deps
 	@.ci/gotest -tags demo .
 
 race: deps
-	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/...
+	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/... ./esp/ctaes
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
@@ -78,6 +78,9 @@ emulate: deps
 	@$(call env,arm/7) .ci/gotest -short -exec qemu-arm-static ./esp/chapoly
 	@QEMU_CPU=4Kc $(call env,mipsle/softfloat) .ci/gotest -short -exec qemu-mipsel-static ./esp/chapoly
 	@$(call env,mips/softfloat) .ci/gotest -short -tags purego -exec qemu-mips-static ./esp/chapoly
+	@echo "test ./esp/ctaes on arm64 and riscv64"
+	@$(call env,arm64) .ci/gotest -short -exec qemu-aarch64-static ./esp/ctaes
+	@$(call env,riscv64) .ci/gotest -short -exec qemu-riscv64-static ./esp/ctaes
 
 # Stripped and compressed size for each target, and the budget.
 size: cross
@@ -100,7 +103,8 @@ bench-peers: deps
 	@$(GO) test -tags peers -c -o $(OUT)/peers.test ./platform/e2e
 	@cd platform/e2e && POSTERN_E2E=require $(abspath $(OUT))/peers.test -test.run '^TestPeers' -test.timeout 2h $(PEERSFLAGS)
 
-# Instructions per octet of ChaCha20-Poly1305 on 32-bit MIPS and ARM, and the budgets.
+# Instructions per octet of ChaCha20-Poly1305 on 32-bit MIPS and ARM, of AES-GCM on processors
+# without AES instructions, and the budgets.
 icount: deps
 	@.ci/icount/run
 

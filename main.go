@@ -31,6 +31,7 @@ func main() {
 		Version:     version,
 		NewDaemon:   newDaemon,
 		MemoryTotal: platform.MemoryTotal,
+		Ciphers:     cpu().CipherOrder(),
 		// Without CAP_NET_RAW ESP still travels in UDP, and the engine says so.
 		Privileges: func() error { return platform.CheckPrivileges(false) },
 		Harden:     platform.HardenProcess,
@@ -44,6 +45,11 @@ func main() {
 		Bench:    benchSystem,
 		Commands: commands(),
 	}))
+}
+
+// cpu is what the processor has.
+func cpu() engine.CPU {
+	return engine.CPU{MIPSRelease2: platform.MIPSRelease2(), AES: platform.AES()}
 }
 
 // commands are those that only some builds have.
@@ -104,7 +110,7 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	e, err := engine.New(engine.Options{
 		OS: system, Config: cfg, Path: path, Profile: prof, Log: lg,
 		Version: version, Kernel: strings.TrimSpace(string(release)),
-		CPU: engine.CPU{MIPSRelease2: platform.MIPSRelease2()},
+		CPU: cpu(),
 	})
 	if err != nil {
 		_ = network.Close()

@@ -34,7 +34,6 @@ import (
 	"postern/engine/control"
 	"postern/engine/log"
 	"postern/esp"
-	"postern/esp/chapoly"
 	"postern/ike"
 )
 
@@ -53,6 +52,15 @@ type Options struct {
 // CPU is what package platform found out about the processor.
 type CPU struct {
 	MIPSRelease2 bool // it has the instructions of MIPS32 release 2
+	AES          bool // it has instructions for AES and GCM, and the library uses them
+}
+
+// CipherOrder returns what "default" is to stand for among proposals.
+func (c CPU) CipherOrder() ike.CipherOrder {
+	if c.AES {
+		return ike.AESFirst
+	}
+	return ike.ChaChaFirst
 }
 
 // Engine is the daemon. Run it once; Reload may be called from any goroutine while it
@@ -84,7 +92,7 @@ func New(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = log.New(io.Discard, log.Error)
 	}
-	chooseCrypto(chapoly.CPU{Rotate: o.CPU.MIPSRelease2}, o.Log)
+	chooseCrypto(o.CPU, o.Config.IKE.Conns, o.Log)
 	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
 	now := func() ike.Time {
 		t := time.Now()

@@ -162,7 +162,7 @@ func (h viciHandler) reload() error {
 	if e.o.Path == "" {
 		return errors.New("the daemon does not know its configuration file: restart it instead")
 	}
-	cfg, err := config.Load(e.o.Path)
+	cfg, err := config.Load(e.o.Path, e.o.CPU.CipherOrder())
 	if err != nil {
 		return err
 	}

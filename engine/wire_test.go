@@ -11,6 +11,7 @@ import (
 	"postern/engine/config"
 	"postern/engine/log"
 	"postern/esp"
+	"postern/ike"
 )
 
 // fakeWire connects the sockets of several hosts. It loses nothing unless told to.
@@ -175,7 +176,7 @@ func (n *fakeNetwork) Source(remote netip.Addr) (netip.Addr, error) {
 // parse reads a configuration and leaves out the control socket.
 func parse(t testing.TB, text string) *config.Config {
 	t.Helper()
-	cfg, err := config.Parse("test.toml", []byte(text))
+	cfg, err := config.Parse("test.toml", []byte(text), ike.AESFirst)
 	if err != nil {
 		t.Fatalf("configuration: %v", err)
 	}
@@ -223,7 +224,7 @@ func startEngine(t testing.TB, h *fakeHost, cfg *config.Config, prof board.Profi
 func startEngineOn(t testing.TB, h *fakeHost, system OS, cfg *config.Config, prof board.Profile) *running {
 	t.Helper()
 	lines := &logLines{}
-	e, err := New(Options{OS: system, Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3"})
+	e, err := New(Options{OS: system, Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3", CPU: CPU{AES: true}})
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}

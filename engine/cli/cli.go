@@ -15,6 +15,7 @@ import (
 	"postern/engine/bench"
 	"postern/engine/config"
 	"postern/engine/log"
+	"postern/ike"
 )
 
 // Exit statuses. They are part of the interface: scripts and watchdogs depend on them.
@@ -58,6 +59,8 @@ type System struct {
 	NewDaemon func(path string, cfg *config.Config, prof board.Profile, lg *log.Logger) (Daemon, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
+	// Ciphers is what "default" stands for among proposals on this processor.
+	Ciphers ike.CipherOrder
 	// Privileges returns nil if this process may open devices and raw sockets, and
 	// otherwise an error that says what it lacks.
 	Privileges func() error
