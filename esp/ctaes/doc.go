@@ -21,8 +21,8 @@
 // end and every branch follows from lengths, lane, round and nonce. sub, mixN and transpose
 // are straight lines of and, or, exclusive-or and shifts by constants; the S-box is a circuit,
 // also in the key's expansion. The only arrays indexed by a variable are the round keys (by
-// round), a slice (by lane) and what is public. Go's compiler turns none of these operations
-// into branches. Tags are compared by crypto/subtle.
+// round), a slice (by lane) and what is public. A test looks through
+// what the compiler makes of it for branches and divisions. Tags are compared by crypto/subtle.
 //
 // GHASH multiplies without carries by multiplying integers of which three of four bits are
 // masked out. That takes constant time where integer multiplication does, as on MIPS 24K and
