@@ -21,15 +21,15 @@
 // end and every branch follows from lengths, lane, round and nonce. sub, mixN and transpose
 // are straight lines of and, or, exclusive-or and shifts by constants; the S-box is a circuit,
 // also in the key's expansion. The only arrays indexed by a variable are the round keys (by
-// round), a slice (by lane) and what is public. A test looks through
-// what the compiler makes of it for branches and divisions. Tags are compared by crypto/subtle.
+// round), a slice (by lane) and what is public. A test looks for branches and divisions in what
+// the compiler makes of it. Tags are compared by crypto/subtle.
 //
 // GHASH multiplies without carries by multiplying integers of which three of four bits are
 // masked out. That takes constant time where integer multiplication does, as on MIPS 24K and
 // 74K, ARM926 and ARM11, Cortex-A, and 64-bit processors. It does not where the
 // multiplier ends early on small factors: MIPS 4K, ARM7TDMI, ARM9TDMI, XScale, Cortex-M3, some
-// small RISC-V cores. What leaks there is which quarter words of factors are zero, of H among
-// others, and the ciphers that multiply no secret are those of AES-CBC with HMAC.
+// small RISC-V cores. There it leaks which masked factors are small, those of H among them;
+// AES-CBC with HMAC is the cipher that multiplies nothing.
 //
 // # CBC
 //
