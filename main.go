@@ -157,25 +157,20 @@ func (h host) Capture(device string) (demo.Capture, error) {
 // benchSystem is what 'postern bench' measures: this device, with the routines that the
 // daemon would take.
 func benchSystem() bench.System {
-	engine.ChooseCrypto(engine.CPU{MIPSRelease2: platform.MIPSRelease2()}, log.New(os.Stderr, log.Warn))
+	processor, aes := cpu(), bench.AESConstant
+	if engine.ChooseCrypto(processor, log.New(os.Stderr, log.Warn)) {
+		aes = bench.AESHardware
+	}
 	start := time.Now()
 	return bench.System{
 		Model: platform.CPUModel(), Arch: runtime.GOARCH, Cores: runtime.NumCPU(),
-		AES:        aesRoutine(),
+		AES:        aes,
 		Memory:     platform.MemoryTotal(),
 		Now:        func() time.Duration { return time.Since(start) },
 		ThreadTime: platform.ThreadTime,
-		Proposals:  engine.DefaultProposals,
+		Proposals:  engine.DefaultProposals(processor),
 		OpenPath:   openBenchPath,
 	}
-}
-
-// aesRoutine tells how Go's library computes AES-GCM on this processor.
-func aesRoutine() bench.AES {
-	if platform.AESInstructions() {
-		return bench.AESHardware
-	}
-	return bench.AESTables
 }
 
 func openBenchPath(mtu int) (*bench.Path, error) {

@@ -2,15 +2,18 @@ package engine
 
 import (
 	"postern/engine/log"
-	"postern/esp/chapoly"
+	"postern/esp/ctaes"
 	"postern/ike"
 )
 
 // ChooseCrypto takes the routines that New would take on that processor, for measurements
-// without an engine.
-func ChooseCrypto(cpu CPU, lg *log.Logger) {
-	chooseCrypto(chapoly.CPU{Rotate: cpu.MIPSRelease2}, lg)
+// without an engine, and tells whether AES is computed by its instructions.
+func ChooseCrypto(cpu CPU, lg *log.Logger) (aes bool) {
+	chooseCrypto(cpu, nil, lg)
+	return ctaes.Current() == ctaes.Library
 }
 
-// DefaultProposals are those of the word "default" on this device.
-func DefaultProposals(proto ike.Protocol) []ike.Proposal { return ike.DefaultProposals(proto) }
+// DefaultProposals returns what tells the proposals of the word "default" on that processor.
+func DefaultProposals(cpu CPU) func(ike.Protocol) []ike.Proposal {
+	return func(proto ike.Protocol) []ike.Proposal { return ike.DefaultProposals(proto, cpu.CipherOrder()) }
+}

@@ -32,19 +32,18 @@ const (
 	AESUnknown     AES = iota
 	AESHardware        // by instructions of the processor: fast, in constant time
 	AESConstant        // by code without tables: in constant time
-	AESTables          // by tables: the time depends on key and data
 	numAESVariants     // not a way
 )
 
 var aesNames = [numAESVariants]string{
-	"unknown", "processor's instructions, constant time", "plain code, constant time", "tables, not constant time",
+	"unknown", "processor's instructions, constant time", "plain code, constant time",
 }
 
 // String says it to a person.
 func (a AES) String() string { return aesNames[min(a, numAESVariants-1)] }
 
 // ConstantTime tells whether the time is known to depend on lengths alone.
-func (a AES) ConstantTime() bool { return a == AESHardware || a == AESConstant }
+func (a AES) ConstantTime() bool { return a != AESUnknown }
 
 // System is what a run needs of the operating system and of the program's choices.
 type System struct {

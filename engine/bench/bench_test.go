@@ -145,7 +145,7 @@ func (s fakeSocket) ReadBatch(d []esp.Datagram) (int, error) {
 
 // system is one with a path of the fake's.
 func (f *fakePath) system() System {
-	return System{Now: f.now, Proposals: ike.DefaultProposals, OpenPath: func(mtu int) (*Path, error) {
+	return System{Now: f.now, Proposals: func(p ike.Protocol) []ike.Proposal { return ike.DefaultProposals(p, ike.AESFirst) }, OpenPath: func(mtu int) (*Path, error) {
 		if mtu != pathMTU {
 			f.t.Errorf("a path for packets of %d octets is opened", mtu)
 		}

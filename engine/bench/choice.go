@@ -90,10 +90,6 @@ func why(chosen esp.Suite, measured []Algorithm, aes AES) string {
 	case aes == AESUnknown:
 	case mine.aes() && aes == AESHardware:
 		timing = ", and the processor has instructions for AES"
-	case mine.aes() && !aes.ConstantTime():
-		timing = "; but AES takes tables here, whose time depends on the key"
-	case !mine.aes() && !aes.ConstantTime():
-		timing = ", and AES takes tables here, whose time depends on the key"
 	case !mine.aes() && aes == AESConstant:
 		timing = ", and AES has no instructions here"
 	}
