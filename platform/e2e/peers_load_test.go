@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strconv"
 	"sync"
@@ -153,10 +154,21 @@ type flooded struct {
 }
 
 // floodBetween is flood that calls begin and end where it begins and ends to count.
-func (s *site) floodBetween(payload, window int, d time.Duration, begin, end func()) (r flooded, err error) {
+func (s *site) floodBetween(payload, window int, d time.Duration, begin, end func()) (flooded, error) {
+	return s.floodAs(floodPlan{bind: hostB4}, payload, window, d, begin, end)
+}
+
+// floodPlan says where a flood goes.
+type floodPlan struct {
+	bind netip.Addr // the receiver's address
+	// aim addresses the next n packets to the port; nil: all go to bind.
+	aim func(m *mmsg, n, port int)
+}
+
+func (s *site) floodAs(plan floodPlan, payload, window int, d time.Duration, begin, end func()) (r flooded, err error) {
 	var in, out int
 	if err = inNamespace(s.lanB, func() (err error) {
-		in, err = udpSocket(hostB4.As4())
+		in, err = udpSocket(plan.bind.As4())
 		return err
 	}); err != nil {
 		return r, err
@@ -168,7 +180,7 @@ func (s *site) floodBetween(payload, window int, d time.Duration, begin, end fun
 	}
 	port := bound.(*unix.SockaddrInet4).Port
 	if err = inNamespace(s.lanA, func() (err error) {
-		if out, err = udpSocket(hostA4.As4()); err == nil {
+		if out, err = udpSocket(hostA4.As4()); err == nil && plan.aim == nil {
 			err = unix.Connect(out, &unix.SockaddrInet4{Port: port, Addr: hostB4.As4()})
 		}
 		return err
@@ -239,6 +251,9 @@ func (s *site) floodBetween(payload, window int, d time.Duration, begin, end fun
 					continue
 				}
 			}
+			if plan.aim != nil {
+				plan.aim(&m, room, port)
+			}
 			switch n, err := m.call(unix.SYS_SENDMMSG, out, room, 0); err {
 			case 0:
 				nOut.Add(int64(n))
@@ -296,6 +311,7 @@ type mmsg struct {
 	headers []mmsghdr
 	vectors []unix.Iovec
 	data    [][]byte
+	names   []unix.RawSockaddrInet4
 }
 
 // mmsghdr is struct mmsghdr; Go pads it as C does.
@@ -307,6 +323,7 @@ type mmsghdr struct {
 // init makes room for n packets of that size.
 func (m *mmsg) init(n, size int) {
 	m.headers, m.vectors, m.data = make([]mmsghdr, n), make([]unix.Iovec, n), make([][]byte, n)
+	m.names = make([]unix.RawSockaddrInet4, n)
 	for i := range n {
 		m.data[i] = make([]byte, size)
 		m.vectors[i].Base = &m.data[i][0]
@@ -323,4 +340,12 @@ func (m *mmsg) call(number uintptr, fd, n, flags int) (int, unix.Errno) {
 		return 0, err
 	}
 	return int(r), 0
+}
+
+// name returns where the system call finds the address of packet i.
+func (m *mmsg) name(i int) *byte { return (*byte)(unsafe.Pointer(&m.names[i])) }
+
+// networkOrder returns a port as it stands in a socket address.
+func networkOrder(port int) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, uint16(port)))
 }
