@@ -107,6 +107,9 @@ type Conn struct {
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
 
+	Fragmentation Fragmentation // of large messages (RFC 7383)
+	FragmentSize  int           // octets of the IP datagrams that hold fragments; 0: 1280
+
 	Children []*Child
 }
 

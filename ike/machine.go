@@ -190,11 +190,16 @@ func (m *Machine) datagram(p Path, b []byte) {
 	}
 	inner, parseErr := m.open(sa, b)
 	if !inner {
-		m.drop(p, parseErr)
+		if parseErr != errPart {
+			m.drop(p, parseErr)
+		}
 		return
 	}
 	if sa.lastIn = m.now.Mono; sa.lastIn == 0 {
 		sa.lastIn = 1
+	}
+	if parseErr == errPart {
+		return // the rest of the message is still to come
 	}
 	if response {
 		m.response(sa, p, parseErr)
@@ -210,6 +215,9 @@ func (m *Machine) open(sa *ikeSA, b []byte) (authentic bool, err error) {
 	var critical *CriticalError
 	if outer != nil && !errors.As(outer, &critical) {
 		return false, outer
+	}
+	if m.msg.fragment() != nil {
+		return m.openFragment(sa, b, outer)
 	}
 	if m.msg.SKOff == 0 || sa.opener == nil {
 		return false, ErrUnprotected
@@ -264,7 +272,7 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 	h := &m.msg.Header
 	switch {
 	case sa.reply.valid && h.ID == sa.reply.id:
-		m.send(p, sa.reply.data) // our response got lost
+		m.repeatReply(sa, p) // our response got lost
 		return
 	case h.ID != sa.recvID:
 		m.drop(p, ErrMessageID)

@@ -14,7 +14,9 @@ type request struct {
 	exchange Exchange
 	id       uint32
 	data     []byte // as sent, for retransmissions; nil while a job is out
+	cut      int    // of fragments: the length of each but the last
 	tries    int
+	before   int // transmissions in larger fragments
 
 	// What CREATE_CHILD_SA must remember until the response.
 	offered []Proposal
@@ -36,6 +38,7 @@ type reply struct {
 	valid bool
 	id    uint32
 	data  []byte
+	cut   int // of fragments: the length of each but the last
 }
 
 // Retransmission defaults are strongSwan's: 4 s, then 1.8 times as long each time, and
@@ -80,8 +83,14 @@ func (sa *ikeSA) header(ex Exchange, id uint32, response bool) Header {
 	return h
 }
 
-// sealed builds an encrypted message.
+// sealed builds an encrypted message in one piece.
 func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
+	out, skOff := m.plain(sa, h, fill)
+	return sa.sealer.seal(out, skOff, skOff+payloadHdr, m.env.Random)
+}
+
+// plain builds a message that is ready to be sealed.
+func (m *Machine) plain(sa *ikeSA, h Header, fill func(*Builder)) (msg []byte, skOff int) {
 	b := NewBuilder(make([]byte, 0, 512), h)
 	b.BeginSK(sa.sealer.ivLen())
 	if fill != nil {
@@ -95,8 +104,7 @@ func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
 		out = b.Finish()
 	}
 	m.traceMessage("sending", sa.path, sa, out)
-	skOff := b.SKOff()
-	return sa.sealer.seal(out, skOff, skOff+payloadHdr, m.env.Random)
+	return out, b.SKOff()
 }
 
 // transmit sends our request for the first time.
@@ -104,12 +112,14 @@ func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
 	d, _ := sa.conn.retryDelay(0)
 	m.arm(sa, tRetransmit, d)
-	m.send(sa.path, data)
+	m.sendParts(sa.path, sa, data, sa.req.cut, true)
 }
 
 // sendRequest builds and sends an encrypted request.
 func (m *Machine) sendRequest(sa *ikeSA, ex Exchange, fill func(*Builder)) {
-	m.transmit(sa, ex, m.sealed(sa, sa.header(ex, sa.sendID, false), fill))
+	data, cut := m.protected(sa, sa.header(ex, sa.sendID, false), fill)
+	sa.req.cut = cut
+	m.transmit(sa, ex, data)
 }
 
 // retransmit repeats our request, or gives the peer up (RFC 7296 section 2.4).
@@ -117,7 +127,10 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
 		return
 	}
-	sa.req.tries++
+	what := sa.req.exchange.String()
+	if sa.req.tries++; sa.req.tries == fragmentTries && m.shrinkRequest(sa) {
+		what += " in smaller fragments"
+	}
 	d, more := sa.conn.retryDelay(sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
@@ -127,9 +140,9 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.arm(sa, tRetransmit, d)
-	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.tries,
-		Text: sa.req.exchange.String()})
-	m.send(sa.path, sa.req.data)
+	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
+		Text: what})
+	m.sendParts(sa.path, sa, sa.req.data, sa.req.cut, false)
 }
 
 // answered frees the window after the response to our request.
@@ -158,10 +171,11 @@ func (m *Machine) dropRequest(sa *ikeSA, err error) {
 // respond sends the response to the peer's request of message ID recvID and keeps it
 // for retransmissions.
 func (m *Machine) respond(sa *ikeSA, p Path, ex Exchange, fill func(*Builder)) {
-	data := m.sealed(sa, sa.header(ex, sa.recvID, true), fill)
-	sa.reply = reply{true, sa.recvID, data}
+	data, cut := m.protected(sa, sa.header(ex, sa.recvID, true), fill)
+	sa.reply = reply{valid: true, id: sa.recvID, data: data, cut: cut}
+	sa.frag.repeats = 0
 	sa.recvID++
-	m.send(p, data)
+	m.sendParts(p, sa, data, cut, true)
 }
 
 // refusal is an error notify and the reason for it.

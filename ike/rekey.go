@@ -173,6 +173,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
+	nsa.frag = sa.frag.inherit()
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	return nil
