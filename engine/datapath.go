@@ -87,11 +87,14 @@ type datapath struct {
 }
 
 // shares of Profile.Buffers: what the TUN reader, each socket with ESP and each socket
-// with IKE alone read at once; the queue to the IKE loop has four times the last.
+// with IKE alone read at once; the queue to the IKE loop has four times the last, but no
+// less than leastIKE: all fragments of the largest message arrive together, and where there
+// is one processor the reader may well see them all before the loop sees the first.
 const (
 	shareTUN = 4
 	shareESP = 8
 	shareIKE = 16
+	leastIKE = 32
 )
 
 // newDatapath makes tables and buffers of the profile's size; none grows afterwards.
@@ -102,16 +105,17 @@ func newDatapath(p board.Profile, random func([]byte)) (*datapath, error) {
 		}
 	}
 	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), max(p.Buffers/shareIKE, 2)
+	queue := max(4*nIKE, leastIKE)
 	d := &datapath{
 		sad:    newSAD(p.ChildSAs, random),
 		spd:    newSPD(p.Policies),
 		counts: new(counters),
 		// The queue has its own buffers: packets that wait must not take those that move.
 		pool: newPool(nTUN+2*nESP+p.Queue, p.BufferSize),
-		udp:  newPool(2*nESP+6*nIKE, max(p.BufferSize, minUDPBuffer)),
+		udp:  newPool(2*nESP+2*nIKE+queue, max(p.BufferSize, minUDPBuffer)),
 	}
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
-	d.ikeq = newIKEQueue(d.udp.take(4 * nIKE))
+	d.ikeq = newIKEQueue(d.udp.take(queue))
 	d.out = newOutbound(d, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64()))
 	for s := range numSocks {
 		switch {
