@@ -265,6 +265,7 @@ type SAInfo struct {
 	RekeyAt, ExpireAt time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)
 }
 
 // ChildInfo is a snapshot of a CHILD SA.

@@ -193,6 +193,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
+	m.learnWindow(sa)
 	m.announceIKE(sa, nil)
 	s := m.stateOf(sa.conn)
 	if s == nil {

@@ -11,6 +11,7 @@ const maxGone = 8
 
 // infoRequest handles the peer's INFORMATIONAL request.
 func (m *Machine) infoRequest(sa *ikeSA, p Path) {
+	m.learnWindow(sa)
 	var spis []uint32
 	var over error
 	for i := range m.msg.Payloads {
@@ -108,6 +109,7 @@ func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
 // infoResponse handles the response to our INFORMATIONAL request. What its Delete payloads
 // name is the other half of what we deleted.
 func (m *Machine) infoResponse(sa *ikeSA) {
+	m.learnWindow(sa)
 	t := m.answered(sa)
 	m.settle(t.waiters, nil)
 	switch t.kind {

@@ -53,6 +53,7 @@ type ikeSA struct {
 
 	collision ikeCollision
 	frag      fragments
+	window    window
 	closeErr  error // why it is being closed
 }
 
@@ -356,7 +357,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
-			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt,
+			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt, Window: sa.window.size(),
 		}
 		if sa.req.active {
 			info.Tasks = append(info.Tasks, sa.req.task.kind.String())
