@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -61,14 +62,15 @@ const (
 	chunkMin = 32
 )
 
-// Limits of reassembly. Each IKE SA has at most one request and one response in the
-// making, and only ones whose message ID is due.
+// Limits of reassembly. Each IKE SA has at most as many requests and responses in the making
+// as its windows allow, and only ones whose message ID is due.
 const (
 	// maxFragments is the most pieces that one message may come in: 32 KiB in fragments of
 	// the smallest size that is sensible take 70.
 	maxFragments = 255
-	// maxReassembled is the most octets of inner payloads: three certificates with keys and
-	// signatures of post-quantum size fit. RFC 7383 section 5 wants it below 64 KiB.
+	// maxReassembled is the most octets of inner payloads, for all messages of one direction
+	// of an IKE SA together: three certificates with keys and signatures of post-quantum size
+	// fit. RFC 7383 section 5 wants it below 64 KiB.
 	maxReassembled = 32 << 10
 	// maxHalfOpenFragments is the most memory for peers that have not authenticated, all of
 	// them together. What comes then takes the place of the set that was begun first.
@@ -92,10 +94,9 @@ var (
 
 // fragments is what an IKE SA knows of fragmentation.
 type fragments struct {
-	on      bool           // both sides have said that they can
-	size    int            // of IP datagrams, where that is below the configured size; 0: as configured
-	in      [2]*reassembly // the peer's request, and its response
-	repeats int            // how often our last response has been asked for again
+	on   bool             // both sides have said that they can
+	size int              // of IP datagrams, where that is below the configured size; 0: as configured
+	in   [2][]*reassembly // the peer's requests, and its responses; the oldest first
 }
 
 // reassembly is a message of which not all fragments are there.
@@ -284,15 +285,15 @@ func (m *Machine) shrinkRequest(sa *ikeSA) bool {
 	return ok
 }
 
-// repeatReply sends our last response once more. A peer that asks for it again and again
-// most likely does not get it: then it goes in smaller fragments.
-func (m *Machine) repeatReply(sa *ikeSA, p Path) {
-	if sa.frag.repeats++; sa.frag.repeats == fragmentTries {
-		if data, cut, ok := m.shrink(sa, sa.reply.data, sa.reply.cut); ok {
-			sa.reply.data, sa.reply.cut = data, cut
+// repeatReply sends a response once more. A peer that asks for it again and again most likely
+// does not get it: then it goes in smaller fragments.
+func (m *Machine) repeatReply(sa *ikeSA, p Path, r *reply) {
+	if r.again++; r.again == fragmentTries {
+		if data, cut, ok := m.shrink(sa, r.data, r.cut); ok {
+			r.data, r.cut = data, cut
 		}
 	}
-	m.sendParts(p, sa, sa.reply.data, sa.reply.cut, false)
+	m.sendParts(p, sa, r.data, r.cut, false)
 }
 
 // fragment returns the SKF payload of the message, or nil if it is no fragment.
@@ -330,12 +331,9 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 	if err != nil {
 		return false, err
 	}
-	r := sa.frag.in[dir]
-	if r != nil && (r.id != h.ID || again) {
-		r = nil
-	}
+	r := sa.frag.find(dir, h.ID)
 	switch {
-	case r == nil:
+	case r == nil || again:
 	case h.Exchange != r.exchange:
 		return false, ErrFragment
 	case total < r.total, total == r.total && r.has(number):
@@ -351,8 +349,9 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 	}
 	m.tracePayloads("received", sa.path, sa)
 	if r == nil || total > r.total {
+		sa.frag.drop(dir, r)
 		r = &reassembly{id: h.ID, exchange: h.Exchange, total: total, expires: m.now.Mono + fragmentLife}
-		sa.frag.in[dir] = r
+		sa.frag.in[dir] = append(sa.frag.in[dir], r)
 		if sa.timers[tFragments] == never {
 			m.arm(sa, tFragments, fragmentLife)
 		}
@@ -361,6 +360,7 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 		m.destroy(sa, ErrOversize) // RFC 7383 section 5
 		return false, ErrOversize
 	}
+	sa.frag.room(dir, r, len(inner))
 	m.roomForFragments(sa, len(inner))
 	if number == 1 {
 		r.next = m.msg.SKNext
@@ -375,7 +375,7 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 	if len(r.parts) < int(total) {
 		return true, errPart
 	}
-	sa.frag.in[dir] = nil
+	sa.frag.drop(dir, r)
 	return true, m.whole(sa, r)
 }
 
@@ -386,6 +386,7 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 func (m *Machine) fragmentDue(sa *ikeSA, number uint16) (again bool, err error) {
 	h := &m.msg.Header
 	if h.Response() {
+		sa.recallID(h.ID)
 		switch {
 		case !sa.req.active || h.ID != sa.req.id || h.Exchange != sa.req.exchange:
 			return false, ErrMessageID
@@ -395,14 +396,14 @@ func (m *Machine) fragmentDue(sa *ikeSA, number uint16) (again bool, err error) 
 		return false, nil
 	}
 	switch {
-	case sa.reply.valid && h.ID == sa.reply.id:
+	case sa.replyTo(h.ID) != nil:
 		if number != 1 {
 			return false, errPart
 		}
 		return true, nil
-	case h.ID != sa.recvID:
+	case !sa.inWindow(h.ID):
 		return false, ErrMessageID
-	case sa.jobs[lanePeers] != jobNone:
+	case sa.computing(h.ID):
 		return false, errPart
 	case sa.state == StateConnecting && (sa.initiator || h.Exchange != ExchangeAuth),
 		sa.state != StateConnecting && h.Exchange == ExchangeAuth:
@@ -425,6 +426,37 @@ func (m *Machine) whole(sa *ikeSA, r *reassembly) error {
 		m.msg.outer = 1 // checkRules has something to say about that
 	}
 	return r.err
+}
+
+// find returns the message of that ID in the making, or nil.
+func (f *fragments) find(dir int, id uint32) *reassembly {
+	for _, r := range f.in[dir] {
+		if r.id == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// drop takes a message out, because it is complete or will not be.
+func (f *fragments) drop(dir int, r *reassembly) {
+	f.in[dir] = slices.DeleteFunc(f.in[dir], func(o *reassembly) bool { return o == r })
+}
+
+// room sees to it that all messages of one direction together stay within what one may be,
+// when r grows by n octets. Those that were begun first go.
+func (f *fragments) room(dir int, r *reassembly, n int) {
+	sum := n
+	for _, o := range f.in[dir] {
+		sum += len(o.buf)
+	}
+	f.in[dir] = slices.DeleteFunc(f.in[dir], func(o *reassembly) bool {
+		if o == r || sum <= maxReassembled {
+			return false
+		}
+		sum -= len(o.buf)
+		return true
+	})
 }
 
 // has tells whether a fragment is there already.
@@ -470,11 +502,11 @@ func (m *Machine) roomForFragments(sa *ikeSA, n int) {
 		var oldest *ikeSA
 		for i := range m.sas {
 			o := &m.sas[i]
-			if o.state != StateConnecting || o.initiator || o.frag.in[0] == nil {
+			if o.state != StateConnecting || o.initiator || len(o.frag.in[0]) == 0 {
 				continue
 			}
-			sum += o.frag.in[0].size()
-			if o != sa && (oldest == nil || o.frag.in[0].expires < oldest.frag.in[0].expires) {
+			sum += o.frag.in[0][0].size() // their window is one
+			if o != sa && (oldest == nil || o.frag.in[0][0].expires < oldest.frag.in[0][0].expires) {
 				oldest = o
 			}
 		}
@@ -488,12 +520,9 @@ func (m *Machine) roomForFragments(sa *ikeSA, n int) {
 // dropFragments forgets messages that have stayed incomplete for too long. Whoever wants an
 // answer sends all of it again.
 func (m *Machine) dropFragments(sa *ikeSA) {
-	for i, r := range sa.frag.in {
-		switch {
-		case r == nil:
-		case r.expires <= m.now.Mono:
-			sa.frag.in[i] = nil
-		default:
+	for i := range sa.frag.in {
+		sa.frag.in[i] = slices.DeleteFunc(sa.frag.in[i], func(r *reassembly) bool { return r.expires <= m.now.Mono })
+		for _, r := range sa.frag.in[i] {
 			m.arm(sa, tFragments, min(r.expires, sa.timers[tFragments])-m.now.Mono)
 		}
 	}

@@ -248,8 +248,8 @@ func TestFragmentsMayComeInAnyOrderAndTwice(t *testing.T) {
 		id := peer.recvID
 		p.b.events = nil
 		n := p.give(list...)
-		if n == 0 || peer.recvID != id+1 || peer.frag.in[0] != nil {
-			t.Fatalf("round %d: %d answers, message ID %d after %d, and %v in the making", round, n, peer.recvID, id, peer.frag.in[0])
+		if n == 0 || peer.recvID != id+1 || len(peer.frag.in[0]) != 0 {
+			t.Fatalf("round %d: %d answers, message ID %d after %d, and %d in the making", round, n, peer.recvID, id, len(peer.frag.in[0]))
 		}
 		if d := p.b.count(EvDropped); d != 0 {
 			t.Fatalf("round %d: duplicates caused %d complaints", round, d)
@@ -288,8 +288,8 @@ func TestForgedFragmentsDisturbNothing(t *testing.T) {
 	for i, d := range p.parts(900, 300) {
 		last := i == 3
 		kept := 0
-		if peer.frag.in[0] != nil {
-			kept = len(peer.frag.in[0].parts)
+		if len(peer.frag.in[0]) > 0 {
+			kept = len(peer.frag.in[0][0].parts)
 		}
 		forge := func(what string, change func(b []byte)) {
 			f := append([]byte(nil), d...)
@@ -298,8 +298,8 @@ func TestForgedFragmentsDisturbNothing(t *testing.T) {
 				t.Errorf("%s got an answer", what)
 			}
 			now := 0
-			if peer.frag.in[0] != nil {
-				now = len(peer.frag.in[0].parts)
+			if len(peer.frag.in[0]) > 0 {
+				now = len(peer.frag.in[0][0].parts)
 			}
 			if now != kept {
 				t.Fatalf("before fragment %d: %s changed what is kept from %d to %d fragments", i+1, what, kept, now)
@@ -349,10 +349,10 @@ func TestSmallerFragmentsReplaceLargerOnes(t *testing.T) {
 	peer := &p.b.m.sas[0]
 	p.give(large[0], large[1])
 	p.give(small[2])
-	if r := peer.frag.in[0]; r == nil || int(r.total) != len(small) || len(r.parts) != 1 {
+	if r := peer.frag.find(0, peer.recvID); r == nil || int(r.total) != len(small) || len(r.parts) != 1 {
 		t.Fatalf("after the first fragment of the new set: %+v", r)
 	}
-	if p.give(large[2]) != 0 || len(peer.frag.in[0].parts) != 1 {
+	if p.give(large[2]) != 0 || len(peer.frag.in[0][0].parts) != 1 {
 		t.Error("a fragment of the old set was not ignored")
 	}
 	if p.give(small...) == 0 {
@@ -365,7 +365,7 @@ func TestOnlyTheMessageThatIsDueIsPutTogether(t *testing.T) {
 	p.up()
 	sa, peer := &p.a.m.sas[0], &p.b.m.sas[0]
 	for _, h := range []Header{
-		sa.header(ExchangeInformational, peer.recvID+1, false), sa.header(ExchangeInformational, peer.recvID-2, false),
+		sa.header(ExchangeInformational, peer.recvID+maxWindow, false), sa.header(ExchangeInformational, peer.recvID-2, false),
 		sa.header(ExchangeInformational, 1<<31, false), sa.header(ExchangeAuth, peer.recvID, false),
 		sa.header(ExchangeInformational, peer.sendID, true), // we have asked nothing
 	} {
@@ -374,7 +374,7 @@ func TestOnlyTheMessageThatIsDueIsPutTogether(t *testing.T) {
 		for len(data) > 0 {
 			var d []byte
 			d, data = nextDatagram(data, cut)
-			if p.give(d) != 0 || peer.frag.in[0] != nil || peer.frag.in[1] != nil {
+			if p.give(d) != 0 || len(peer.frag.in[0])+len(peer.frag.in[1]) != 0 {
 				t.Fatalf("a fragment of %v, message %d, response %v is kept or answered", h.Exchange, h.ID, h.Response())
 			}
 		}
@@ -386,11 +386,11 @@ func TestIncompleteMessageIsForgotten(t *testing.T) {
 	p.up()
 	list, peer := p.parts(900, 300), &p.b.m.sas[0]
 	p.give(list[1:]...)
-	if r := peer.frag.in[0]; r == nil || len(r.parts) != len(list)-1 {
+	if r := peer.frag.find(0, peer.recvID); r == nil || len(r.parts) != len(list)-1 {
 		t.Fatal("the fragments were not kept")
 	}
 	p.pass(fragmentLife)
-	if peer.frag.in[0] != nil {
+	if len(peer.frag.in[0]) != 0 {
 		t.Fatalf("an incomplete message is still there after %v", fragmentLife)
 	}
 	if p.give(list[0]) != 0 || p.give(list[1:]...) == 0 {
@@ -429,8 +429,8 @@ func TestOversizedMessageClosesTheIKESA(t *testing.T) {
 	most := 0
 	for _, d := range list {
 		p.give(d)
-		if r := peer.frag.in[0]; r != nil {
-			most = max(most, r.size())
+		if len(peer.frag.in[0]) > 0 {
+			most = max(most, peer.frag.in[0][0].size())
 		}
 	}
 	if most > 3*maxReassembled/2 {
@@ -450,7 +450,7 @@ func TestOversizedMessageClosesTheIKESA(t *testing.T) {
 	if len(list) <= maxFragments {
 		t.Fatalf("only %d fragments", len(list))
 	}
-	if p.give(list...) != 0 || peer.frag.in[0] != nil {
+	if p.give(list...) != 0 || len(peer.frag.in[0]) != 0 {
 		t.Errorf("a message in %d fragments was kept", len(list))
 	}
 }
@@ -471,10 +471,8 @@ func TestFragmentsOfHalfOpenPeersAreBounded(t *testing.T) {
 	most := 0
 	sum := func() (n int) {
 		for i := range p.b.m.sas {
-			for _, r := range p.b.m.sas[i].frag.in {
-				if r != nil {
-					n += r.size()
-				}
+			for _, r := range slices.Concat(p.b.m.sas[i].frag.in[0], p.b.m.sas[i].frag.in[1]) {
+				n += r.size()
 			}
 		}
 		return n
@@ -625,8 +623,8 @@ func TestTraceNamesFragmentsAsCharonDoes(t *testing.T) {
 	}
 	for _, want := range []string{
 		"sending IKE_SA_INIT request 0 [ SA KE Nonce N(NAT_DETECTION_SOURCE_IP) N(NAT_DETECTION_DESTINATION_IP) N(IKEV2_FRAGMENTATION_SUPPORTED) ]\n",
-		"sending IKE_AUTH request 1 [ IDi N(INITIAL_CONTACT) IDr AUTH SA TSi TSr ]\nsending IKE_AUTH request 1 [ EF(1/",
-		"received IKE_AUTH response 1 [ EF(2/2) ]\nreceived IKE_AUTH response 1 [ IDr AUTH SA TSi TSr ]\n",
+		"sending IKE_AUTH request 1 [ IDi N(INITIAL_CONTACT) IDr AUTH SA TSi TSr N(SET_WINDOW_SIZE) ]\nsending IKE_AUTH request 1 [ EF(1/",
+		"received IKE_AUTH response 1 [ EF(2/2) ]\nreceived IKE_AUTH response 1 [ IDr AUTH SA TSi TSr N(SET_WINDOW_SIZE) ]\n",
 	} {
 		if got := text(p.a); !strings.Contains(got, want) {
 			t.Errorf("the trace has no %q:\n%s", want, got)

@@ -6,8 +6,8 @@ import (
 	"postern/esp"
 )
 
-// request is our outstanding request: with a window of one (RFC 7296 section 2.3)
-// there is at most one, and nothing else is sent until it is answered or given up.
+// request is an outstanding request of ours. The window (RFC 7296 section 2.3) says how
+// many there may be at once.
 type request struct {
 	active   bool
 	task     task
@@ -16,7 +16,11 @@ type request struct {
 	data     []byte // as sent, for retransmissions; nil while a job is out
 	cut      int    // of fragments: the length of each but the last
 	tries    int
-	before   int // transmissions in larger fragments
+	before   int           // transmissions in larger fragments
+	due      time.Duration // when it is repeated; 0: never
+	counted  bool          // it has taken its message ID
+	job      job           // while it is parked
+	jobID    uint64
 
 	// What CREATE_CHILD_SA must remember until the response.
 	offered []Proposal
@@ -33,12 +37,13 @@ type request struct {
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
 }
 
-// reply is the last response that we sent, kept until the peer's next request.
+// reply is a response that we sent, kept until the peer cannot ask for it any more.
 type reply struct {
 	valid bool
 	id    uint32
 	data  []byte
 	cut   int // of fragments: the length of each but the last
+	again int // how often it has been asked for again
 }
 
 // Retransmission defaults are strongSwan's: 4 s, then 1.8 times as long each time, and
@@ -111,7 +116,7 @@ func (m *Machine) plain(sa *ikeSA, h Header, fill func(*Builder)) (msg []byte, s
 func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
 	d, _ := sa.conn.retryDelay(0)
-	m.arm(sa, tRetransmit, d)
+	m.armRetransmit(sa, d)
 	m.sendParts(sa.path, sa, data, sa.req.cut, true)
 }
 
@@ -120,6 +125,8 @@ func (m *Machine) sendRequest(sa *ikeSA, ex Exchange, fill func(*Builder)) {
 	data, cut := m.protected(sa, sa.header(ex, sa.sendID, false), fill)
 	sa.req.cut = cut
 	m.transmit(sa, ex, data)
+	sa.req.counted = true
+	sa.sendID++
 }
 
 // retransmit repeats our request, or gives the peer up (RFC 7296 section 2.4).
@@ -139,7 +146,7 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		m.destroy(sa, ErrTimeout)
 		return
 	}
-	m.arm(sa, tRetransmit, d)
+	m.armRetransmit(sa, d)
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
 		Text: what})
 	m.sendParts(sa.path, sa, sa.req.data, sa.req.cut, false)
@@ -149,9 +156,11 @@ func (m *Machine) retransmit(sa *ikeSA) {
 func (m *Machine) answered(sa *ikeSA) task {
 	t := sa.req.task
 	sa.req.pair.wipe()
+	if !sa.req.counted {
+		sa.sendID++
+	}
 	sa.req = request{}
-	sa.sendID++
-	sa.timers[tRetransmit] = never
+	m.rearm(sa)
 	return t
 }
 
@@ -165,16 +174,14 @@ func (m *Machine) dropRequest(sa *ikeSA, err error) {
 	}
 	sa.req = request{}
 	sa.jobs[laneOurs] = jobNone
-	sa.timers[tRetransmit] = never
+	m.rearm(sa)
 }
 
-// respond sends the response to the peer's request of message ID recvID and keeps it
+// respond sends the response to the peer's request at hand and keeps it
 // for retransmissions.
 func (m *Machine) respond(sa *ikeSA, p Path, ex Exchange, fill func(*Builder)) {
-	data, cut := m.protected(sa, sa.header(ex, sa.recvID, true), fill)
-	sa.reply = reply{valid: true, id: sa.recvID, data: data, cut: cut}
-	sa.frag.repeats = 0
-	sa.recvID++
+	data, cut := m.protected(sa, sa.header(ex, sa.window.at, true), fill)
+	sa.keepReply(reply{valid: true, id: sa.window.at, data: data, cut: cut})
 	m.sendParts(p, sa, data, cut, true)
 }
 

@@ -297,8 +297,9 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		}
 	}
 	lost := sa.tasks
-	if sa.req.active {
-		lost = append(lost, sa.req.task)
+	sa.outstanding(func(r *request) bool { lost = append(lost, r.task); return false })
+	for sa.recallAny(); sa.req.active; sa.recallAny() {
+		m.dropRequest(sa, err)
 	}
 	m.dropRequest(sa, err)
 	for i := range lost {
@@ -359,9 +360,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
 			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt, Window: sa.window.size(),
 		}
-		if sa.req.active {
-			info.Tasks = append(info.Tasks, sa.req.task.kind.String())
-		}
+		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
 		for _, t := range sa.tasks {
 			info.Tasks = append(info.Tasks, t.kind.String())
 		}

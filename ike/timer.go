@@ -128,7 +128,7 @@ func (m *Machine) Timeout(now Time) {
 func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 	switch t {
 	case tRetransmit:
-		m.retransmit(sa)
+		m.retransmitDue(sa)
 	case tConnect:
 		m.destroy(sa, ErrTimeout)
 	case tLiveness:
