@@ -143,6 +143,9 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		more = false
 	}
 	if !more {
+		if sa.collision.slot != 0 {
+			m.adoptRival(sa) // only what the peer has replaced is dead
+		}
 		m.destroy(sa, ErrTimeout)
 		return
 	}
