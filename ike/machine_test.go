@@ -366,6 +366,31 @@ func TestSuccessorOutlivesTheUnansweredRekeyingOfTheOldIKESA(t *testing.T) {
 	}
 }
 
+// The peer, for which the rekeying of the IKE SA is over, closes a CHILD SA under the new one,
+// while we still wait for the answer to our own rekeying of the old one.
+func TestChildIsDeletedUnderTheSuccessorOfItsIKESA(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	old := p.a.m.sas[0].spiI
+	p.a.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Response()
+	}
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.b.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Exchange != ExchangeInformational || h.SPIi != old
+	}
+	p.b.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.done(p.b, 2, nil)
+	p.b.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 3, Conn: "link", Child: "net"})
+	p.run()
+	p.done(p.b, 3, nil)
+	p.same(0)
+}
+
 func TestBothConnectAtOnceAndOneStays(t *testing.T) {
 	p := newPair(t, nil)
 	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1})

@@ -236,11 +236,12 @@ func (m *Machine) findChild(unique uint32) *childSA {
 }
 
 // childOf returns the CHILD SA of sa whose outbound SPI (the one that the peer
-// receives on and names in REKEY_SA and DELETE) is spi, or nil.
+// receives on and names in REKEY_SA and DELETE) is spi, or nil. For the peer a rekeying of
+// the IKE SA may be over, and the CHILD SAs be those of the new one, before it is for us.
 func (m *Machine) childOf(sa *ikeSA, spi uint32) *childSA {
 	for i := range m.children {
 		c := &m.children[i]
-		if c.state != ChildFree && c.ike == sa.slot && c.spiOut == spi {
+		if c.state != ChildFree && c.spiOut == spi && (c.ike == sa.slot || m.sas[c.ike].collision.slot == sa.slot+1) {
 			return c
 		}
 	}
