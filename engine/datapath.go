@@ -86,11 +86,14 @@ type datapath struct {
 }
 
 // shares of Profile.Buffers: what a worker on the way out, each socket with ESP and each
-// socket with IKE alone read at once; the queue to the IKE loop has four times the last.
+// socket with IKE alone read at once; the queue to the IKE loop has four times the last, but no
+// less than leastIKE: all fragments of the largest message arrive together, and where there
+// is one processor the reader may well see them all before the loop sees the first.
 const (
 	shareTUN = 4
 	shareESP = 8
 	shareIKE = 16
+	leastIKE = 32
 )
 
 // ctxLoop is the IKE loop's number on the way out.
@@ -119,6 +122,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		return nil, fmt.Errorf("board profile %q: Queues must be 1 to %d, not %d", p.Name, maxQueues, workers)
 	}
 	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), max(p.Buffers/shareIKE, 2)
+	queue := max(4*nIKE, leastIKE)
 	d := &datapath{
 		workers: workers,
 		sad:     newSAD(p.ChildSAs, random),
@@ -127,11 +131,11 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		seed:    rand.Uint64(),
 		// The queue has its own buffers: packets that wait must not take those that move.
 		pool: newPool(workers*nTUN+2*nESP+p.Queue, p.BufferSize),
-		udp:  newPool(workers*2*nESP+6*nIKE, max(p.BufferSize, minUDPBuffer)),
+		udp:  newPool(workers*2*nESP+2*nIKE+queue, max(p.BufferSize, minUDPBuffer)),
 	}
 	d.turns.init()
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
-	d.ikeq = newIKEQueue(d.udp.take(4 * nIKE))
+	d.ikeq = newIKEQueue(d.udp.take(queue))
 	for w := range workers {
 		d.out = append(d.out, newOutbound(d, w, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64())))
 	}

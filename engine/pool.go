@@ -4,7 +4,7 @@ package engine
 const bufferAlign = 4
 
 // minUDPBuffer is the least size of a buffer into which a UDP socket reads. RFC 7296
-// section 2 asks that IKE messages of 3000 octets be taken.
+// section 2 asks that IKE messages of 3000 octets be taken; larger ones come in fragments.
 const minUDPBuffer = 3072
 
 // pool hands out the buffers of one size that the engine will ever have. All are cut

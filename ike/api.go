@@ -107,6 +107,9 @@ type Conn struct {
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
 
+	Fragmentation Fragmentation // of large messages (RFC 7383)
+	FragmentSize  int           // octets of the IP datagrams that hold fragments; 0: 1280
+
 	Children []*Child
 }
 
@@ -262,6 +265,7 @@ type SAInfo struct {
 	RekeyAt, ExpireAt time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)
 }
 
 // ChildInfo is a snapshot of a CHILD SA.

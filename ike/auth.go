@@ -70,6 +70,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 		b.SA(sa.init.offered)
 		b.TS(PayloadTSi, sa.init.childTS[0])
 		b.TS(PayloadTSr, sa.init.childTS[1])
+		announceWindow(b)
 	})
 }
 
@@ -123,7 +124,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		} else if no != nil {
 			no.write(b)
 		}
+		announceWindow(b)
 	})
+	sa.window.ours = maxWindow
 	m.resolveDuplicates(sa, contact)
 }
 
@@ -193,6 +196,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
+	m.learnWindow(sa)
 	m.announceIKE(sa, nil)
 	s := m.stateOf(sa.conn)
 	if s == nil {
@@ -276,6 +280,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	s.wanted = nil
 	ni, nr := sa.ni, sa.nr
 	m.establish(sa)
+	sa.window.ours = maxWindow
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
 	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
 	m.createdFirst(sa, refused)

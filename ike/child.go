@@ -18,6 +18,7 @@ import (
 type peerCreate struct {
 	kind    taskKind // taskCreateChild, taskRekeyChild or taskRekeyIKE
 	path    Path
+	id      uint32 // message ID
 	chosen  Proposal
 	suite   esp.Suite
 	ike     IKESuite
@@ -60,7 +61,7 @@ func withoutDH(ps []Proposal) []Proposal {
 
 // createStart begins a CREATE_CHILD_SA of ours.
 func (m *Machine) createStart(sa *ikeSA, t task) {
-	req := request{active: true, task: t, exchange: ExchangeCreateChild, id: sa.sendID}
+	req := request{active: true, task: t, exchange: ExchangeCreateChild}
 	switch t.kind {
 	case taskRekeyChild:
 		c := m.findChild(t.target)
@@ -394,13 +395,14 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 
 // createRequest handles a CREATE_CHILD_SA request of the peer.
 func (m *Machine) createRequest(sa *ikeSA, p Path) {
-	req := peerCreate{kind: taskCreateChild, path: p}
+	req := peerCreate{kind: taskCreateChild, path: p, id: m.msg.ID}
 	no := m.parseRequest(sa, &req)
 	if no != nil {
 		m.refuse(sa, p, ExchangeCreateChild, no)
 		return
 	}
 	req.nr = m.nonce()
+	sa.parkPeer()
 	sa.peer = req
 	if req.dh == DHNone {
 		m.createRespond(sa, Result{})
@@ -532,7 +534,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 // createRespond answers the peer's CREATE_CHILD_SA once the shared secret, if any, is there.
 func (m *Machine) createRespond(sa *ikeSA, r Result) {
 	req := sa.peer
-	sa.peer = peerCreate{}
+	sa.peer, sa.window.at = peerCreate{}, req.id
 	defer r.pair.wipe()
 	no := m.stillWanted(sa, &req, r.err)
 	if no == nil && req.kind == taskRekeyIKE {
@@ -556,7 +558,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		b.TS(PayloadTSi, c.remote)
 		b.TS(PayloadTSr, c.local)
 	})
-	if c.unique != sa.req.rival {
+	if sa.rivaled(c.unique) == nil {
 		m.resolveTwins(sa, c)
 	}
 }
@@ -596,8 +598,8 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 		return c, nil
 	}
 	old := m.findChild(req.target)
-	if sa.req.active && sa.req.task.kind == taskRekeyChild && sa.req.task.target == old.unique {
-		sa.req.rival = c.unique // decided when our own is answered
+	if r := sa.outstanding(func(r *request) bool { return r.task.kind == taskRekeyChild && r.task.target == old.unique }); r != nil {
+		r.rival = c.unique // decided when our own is answered
 		return c, nil
 	}
 	m.superseded(old, c)

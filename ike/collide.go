@@ -83,8 +83,8 @@ func (m *Machine) superseded(old, heir *childSA) {
 // rivalOf returns the CHILD SA by which the peer has rekeyed c while our own rekeying of
 // c is unanswered, or nil.
 func (m *Machine) rivalOf(c *childSA) *childSA {
-	req := &m.sas[c.ike].req
-	if !req.active || req.rival == 0 || req.task.target != c.unique {
+	req := m.sas[c.ike].outstanding(func(r *request) bool { return r.rival != 0 && r.task.target == c.unique })
+	if req == nil {
 		return nil
 	}
 	return m.findChild(req.rival)
@@ -130,7 +130,7 @@ func (m *Machine) resolveTwins(sa *ikeSA, c *childSA) {
 		if c.state != ChildInstalled && c.state != ChildRekeying {
 			return
 		}
-		if o == c || o.ike != c.ike || o.cfg != c.cfg || o.unique == sa.req.rival ||
+		if o == c || o.ike != c.ike || o.cfg != c.cfg || sa.rivaled(o.unique) != nil ||
 			o.state != ChildInstalled && o.state != ChildRekeying || !sameTS(c, o) {
 			continue
 		}

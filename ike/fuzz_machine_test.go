@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -23,6 +24,12 @@ func FuzzMachine(f *testing.F) {
 	chain := b.Finish()[headerLen:]
 	f.Add(append(step(3, append([]byte{byte(PayloadDelete)}, chain...)), step(4, nil)...))
 	f.Add(step(2, append([]byte{byte(PayloadDelete)}, chain...)))
+	// A DELETE in two fragments, the second one first; numbers that cannot be; a larger total.
+	part := func(number, total, next byte, content []byte) []byte {
+		return step(6, append([]byte{number, total, next}, content...))
+	}
+	f.Add(slices.Concat(part(2, 2, 0, chain[5:]), part(1, 2, byte(PayloadDelete), chain[:5]), part(1, 2, byte(PayloadDelete), chain[:5])))
+	f.Add(slices.Concat(part(0, 1, 0, nil), part(3, 2, 0, nil), part(1, 2, byte(PayloadNotify), chain), part(3, 3, 0, nil), step(4, []byte{61})))
 
 	f.Fuzz(func(t *testing.T, in []byte) {
 		p := newPair(t, nil)
@@ -34,7 +41,7 @@ func FuzzMachine(f *testing.F) {
 			kind, n := in[0], min(int(in[1]), len(in)-2)
 			data := append([]byte(nil), in[2:2+n]...)
 			in = in[2+n:]
-			switch kind % 6 {
+			switch kind % 7 {
 			case 0: // anything at all
 				p.b.m.Datagram(p.now, path, data)
 			case 1: // anything, with a header that leads to the IKE SA
@@ -68,6 +75,19 @@ func FuzzMachine(f *testing.F) {
 				p.b.m.Timeout(p.now)
 			case 5:
 				p.b.m.Command(p.now, Command{Kind: CommandKind(n % 4), Tag: 7, Conn: "link", Child: "net"})
+			case 6: // authentic fragments of anything
+				sa := p.b.m.lookup(&Header{SPIi: peer.spiI, SPIr: peer.spiR, Flags: FlagInitiator})
+				if n < 3 || sa == nil {
+					continue
+				}
+				b := NewBuilder(nil, peer.header(Exchange(36+kind>>7), sa.recvID, false))
+				b.BeginSK(0)
+				msg, off := b.Finish(), b.SKOff()
+				msg[offNext], msg[off] = byte(PayloadSKF), data[2]
+				msg = append(msg, 0, data[0], 0, data[1])
+				msg = append(msg, make([]byte, peer.sealer.ivLen())...)
+				msg = append(msg, data[3:]...)
+				p.b.m.Datagram(p.now, path, peer.sealer.seal(msg, off, off+payloadHdr+fragmentHdr, p.a.Random))
 			}
 			p.b.drain(p.now)
 			p.b.out, p.b.events = nil, nil

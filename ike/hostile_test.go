@@ -85,7 +85,7 @@ func TestRepeatedRequestGetsTheSameAnswerAndOldOnesNone(t *testing.T) {
 	if len(p.b.out) != 1 || string(p.b.out[0].Data) != string(a) {
 		t.Fatal("a repeated request must get the very same response")
 	}
-	for _, id := range []uint32{1, 0, 4, 1 << 31} {
+	for _, id := range []uint32{0, 3 + maxWindow, 1 << 31, 1<<32 - 1} {
 		if got := p.answer(toB, msg(id)); len(got) != 0 {
 			t.Errorf("request %d, where 2 was the last, got an answer: %s", id, got[0].summary())
 		}

@@ -11,6 +11,7 @@ const maxGone = 8
 
 // infoRequest handles the peer's INFORMATIONAL request.
 func (m *Machine) infoRequest(sa *ikeSA, p Path) {
+	m.learnWindow(sa)
 	var spis []uint32
 	var over error
 	for i := range m.msg.Payloads {
@@ -29,9 +30,14 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 			case d.Proto == ProtoESP:
 				for _, spi := range d.SPIs {
 					c := m.childOf(sa, spi)
-					if c == nil && sa.req.active && sa.req.exchange == ExchangeCreateChild && len(sa.req.gone) < maxGone {
-						// It may be the one that our unanswered request has made.
-						sa.req.gone = append(sa.req.gone, spi)
+					if c == nil {
+						// It may be one that an unanswered request of ours has made.
+						sa.outstanding(func(r *request) bool {
+							if r.exchange == ExchangeCreateChild && len(r.gone) < maxGone {
+								r.gone = append(r.gone, spi)
+							}
+							return false
+						})
 					}
 					if c != nil {
 						if c.state != ChildDeleting && !c.outGone {
@@ -75,8 +81,8 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 // the same time, ours goes on and finds nothing left.
 func (m *Machine) deletedByPeer(c *childSA) {
 	sa := &m.sas[c.ike]
-	if sa.req.active && sa.req.rival == c.unique {
-		sa.req.rival = 0 // the peer has lost the collision, and our answer is on its way
+	if r := sa.rivaled(c.unique); r != nil {
+		r.rival = 0 // the peer has lost the collision, and our answer is on its way
 		m.retire(c)
 		return
 	}
@@ -108,6 +114,7 @@ func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
 // infoResponse handles the response to our INFORMATIONAL request. What its Delete payloads
 // name is the other half of what we deleted.
 func (m *Machine) infoResponse(sa *ikeSA) {
+	m.learnWindow(sa)
 	t := m.answered(sa)
 	m.settle(t.waiters, nil)
 	switch t.kind {

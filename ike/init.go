@@ -128,6 +128,9 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	b.KE(sa.init.group, sa.init.pair.public())
 	b.Nonce(sa.ni)
 	m.natNotifies(b, sa, sa.path)
+	if sa.conn.announces() {
+		fragmentNotify(b)
+	}
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
 	m.transmit(sa, ExchangeInit, sa.init.request)
@@ -226,11 +229,11 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	var chosen Proposal
-	ok, force := false, false
+	ok, force, fragment := false, false, false
 	for _, s := range m.conns {
 		if s.conn.matches(p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
-				force = s.conn.Encap
+				force, fragment = s.conn.Encap, s.conn.announces()
 				break
 			}
 		}
@@ -265,6 +268,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	sa.init.from = p.Remote
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
+	sa.frag.on = m.agreed(fragment)
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
 	m.startWork(sa, lanePeers, jobInitResponse, group, nil, ke)
@@ -305,6 +309,9 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	b.KE(sa.suite.DH, r.pair.public())
 	b.Nonce(sa.nr)
 	m.natNotifies(b, sa, sa.path)
+	if sa.frag.on {
+		fragmentNotify(b)
+	}
 	sa.init.response = b.Finish()
 	r.pair.wipe()
 	if err := m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared)); err != nil {
@@ -312,7 +319,7 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 		return
 	}
 	m.traceMessage("sending", sa.path, sa, sa.init.response)
-	sa.reply = reply{true, 0, sa.init.response}
+	sa.reply = reply{valid: true, data: sa.init.response}
 	sa.recvID = 1
 	m.send(sa.path, sa.init.response)
 }
@@ -387,6 +394,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	sa.nr = append([]byte(nil), nr.Body...)
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never
+	sa.frag.on = m.agreed(sa.conn.announces())
 	m.natDetect(sa, p, sa.spiR)
 	m.startWork(sa, laneOurs, jobInitShared, group, sa.init.pair, pub)
 }

@@ -190,11 +190,16 @@ func (m *Machine) datagram(p Path, b []byte) {
 	}
 	inner, parseErr := m.open(sa, b)
 	if !inner {
-		m.drop(p, parseErr)
+		if parseErr != errPart {
+			m.drop(p, parseErr)
+		}
 		return
 	}
 	if sa.lastIn = m.now.Mono; sa.lastIn == 0 {
 		sa.lastIn = 1
+	}
+	if parseErr == errPart {
+		return // the rest of the message is still to come
 	}
 	if response {
 		m.response(sa, p, parseErr)
@@ -210,6 +215,9 @@ func (m *Machine) open(sa *ikeSA, b []byte) (authentic bool, err error) {
 	var critical *CriticalError
 	if outer != nil && !errors.As(outer, &critical) {
 		return false, outer
+	}
+	if m.msg.fragment() != nil {
+		return m.openFragment(sa, b, outer)
 	}
 	if m.msg.SKOff == 0 || sa.opener == nil {
 		return false, ErrUnprotected
@@ -262,20 +270,22 @@ func (m *Machine) notice(p Path, h *Header, t NotifyType, data []byte) {
 // request handles an authentic request. perr tells what its parsing found.
 func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 	h := &m.msg.Header
+	sent := sa.replyTo(h.ID)
 	switch {
-	case sa.reply.valid && h.ID == sa.reply.id:
-		m.send(p, sa.reply.data) // our response got lost
+	case sent != nil:
+		m.repeatReply(sa, p, sent) // our response got lost
 		return
-	case h.ID != sa.recvID:
+	case !sa.inWindow(h.ID):
 		m.drop(p, ErrMessageID)
 		return
-	case sa.jobs[lanePeers] != jobNone:
+	case sa.computing(h.ID):
 		return // its answer is being computed
 	case sa.state == StateConnecting && (sa.initiator || h.Exchange != ExchangeAuth),
 		sa.state != StateConnecting && h.Exchange == ExchangeAuth:
 		m.drop(p, ErrUnexpected)
 		return
 	}
+	sa.window.at = h.ID
 	m.tracePayloads("received", p, sa)
 	if !sa.initiator && sa.state == StateConnecting {
 		sa.path = p // the initiator may have moved to port 4500 (RFC 7296 section 2.23)
@@ -315,6 +325,7 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 // response handles an authentic response.
 func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 	h := &m.msg.Header
+	sa.recallID(h.ID)
 	if !sa.req.active || h.ID != sa.req.id || h.Exchange != sa.req.exchange {
 		m.drop(p, ErrMessageID)
 		return
@@ -327,7 +338,8 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 	if perr == nil {
 		perr = checkRules(&m.msg, h.Exchange, true, true)
 	}
-	sa.timers[tRetransmit] = never
+	sa.req.due = 0
+	m.rearm(sa)
 	if perr != nil {
 		m.event(Event{Kind: EvRefused, Conn: sa.connName(), IKE: sa.unique, Path: p, Err: perr})
 		m.destroy(sa, perr)

@@ -339,6 +339,58 @@ func TestBothRekeyTheIKESAAtOnce(t *testing.T) {
 	}
 }
 
+// The peer has rekeyed the IKE SA while our own rekeying of it gets no answer, and its DELETE
+// of the old one is lost: the new one lives on when the old one is given up.
+func TestSuccessorOutlivesTheUnansweredRekeyingOfTheOldIKESA(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	p.b.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Response()
+	}
+	p.b.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.a.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Exchange != ExchangeInformational
+	}
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.done(p.a, 2, nil)
+	p.pass(4 * time.Minute)
+	p.same(1)
+	n, kids := 0, 0
+	p.b.m.List(func(s *SAInfo) bool { n++; kids += len(s.Children); return true })
+	if n != 1 || kids != 1 || p.b.count(EvIKERekeyed) != 1 || p.b.count(EvIKEDown) != 0 {
+		t.Errorf("%d IKE SAs with %d children are left; told: %d rekeyed, %d down", n, kids, p.b.count(EvIKERekeyed), p.b.count(EvIKEDown))
+	}
+}
+
+// The peer, for which the rekeying of the IKE SA is over, closes a CHILD SA under the new one,
+// while we still wait for the answer to our own rekeying of the old one.
+func TestChildIsDeletedUnderTheSuccessorOfItsIKESA(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	old := p.a.m.sas[0].spiI
+	p.a.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Response()
+	}
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.b.mangle = func(o *Output) bool {
+		h, _ := ParseHeader(o.Data)
+		return h.Exchange != ExchangeInformational || h.SPIi != old
+	}
+	p.b.m.Command(p.now, Command{Kind: CmdRekey, Tag: 2, Conn: "link"})
+	p.run()
+	p.done(p.b, 2, nil)
+	p.b.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 3, Conn: "link", Child: "net"})
+	p.run()
+	p.done(p.b, 3, nil)
+	p.same(0)
+}
+
 func TestBothConnectAtOnceAndOneStays(t *testing.T) {
 	p := newPair(t, nil)
 	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1})

@@ -6,15 +6,21 @@ import (
 	"postern/esp"
 )
 
-// request is our outstanding request: with a window of one (RFC 7296 section 2.3)
-// there is at most one, and nothing else is sent until it is answered or given up.
+// request is an outstanding request of ours. The window (RFC 7296 section 2.3) says how
+// many there may be at once.
 type request struct {
 	active   bool
 	task     task
 	exchange Exchange
 	id       uint32
 	data     []byte // as sent, for retransmissions; nil while a job is out
+	cut      int    // of fragments: the length of each but the last
 	tries    int
+	before   int           // transmissions in larger fragments
+	due      time.Duration // when it is repeated; 0: never
+	counted  bool          // it has taken its message ID
+	job      job           // while it is parked
+	jobID    uint64
 
 	// What CREATE_CHILD_SA must remember until the response.
 	offered []Proposal
@@ -31,11 +37,13 @@ type request struct {
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
 }
 
-// reply is the last response that we sent, kept until the peer's next request.
+// reply is a response that we sent, kept until the peer cannot ask for it any more.
 type reply struct {
 	valid bool
 	id    uint32
 	data  []byte
+	cut   int // of fragments: the length of each but the last
+	again int // how often it has been asked for again
 }
 
 // Retransmission defaults are strongSwan's: 4 s, then 1.8 times as long each time, and
@@ -80,8 +88,14 @@ func (sa *ikeSA) header(ex Exchange, id uint32, response bool) Header {
 	return h
 }
 
-// sealed builds an encrypted message.
+// sealed builds an encrypted message in one piece.
 func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
+	out, skOff := m.plain(sa, h, fill)
+	return sa.sealer.seal(out, skOff, skOff+payloadHdr, m.env.Random)
+}
+
+// plain builds a message that is ready to be sealed.
+func (m *Machine) plain(sa *ikeSA, h Header, fill func(*Builder)) (msg []byte, skOff int) {
 	b := NewBuilder(make([]byte, 0, 512), h)
 	b.BeginSK(sa.sealer.ivLen())
 	if fill != nil {
@@ -95,21 +109,24 @@ func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
 		out = b.Finish()
 	}
 	m.traceMessage("sending", sa.path, sa, out)
-	skOff := b.SKOff()
-	return sa.sealer.seal(out, skOff, skOff+payloadHdr, m.env.Random)
+	return out, b.SKOff()
 }
 
 // transmit sends our request for the first time.
 func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
 	d, _ := sa.conn.retryDelay(0)
-	m.arm(sa, tRetransmit, d)
-	m.send(sa.path, data)
+	m.armRetransmit(sa, d)
+	m.sendParts(sa.path, sa, data, sa.req.cut, true)
 }
 
 // sendRequest builds and sends an encrypted request.
 func (m *Machine) sendRequest(sa *ikeSA, ex Exchange, fill func(*Builder)) {
-	m.transmit(sa, ex, m.sealed(sa, sa.header(ex, sa.sendID, false), fill))
+	data, cut := m.protected(sa, sa.header(ex, sa.sendID, false), fill)
+	sa.req.cut = cut
+	m.transmit(sa, ex, data)
+	sa.req.counted = true
+	sa.sendID++
 }
 
 // retransmit repeats our request, or gives the peer up (RFC 7296 section 2.4).
@@ -117,28 +134,36 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
 		return
 	}
-	sa.req.tries++
+	what := sa.req.exchange.String()
+	if sa.req.tries++; sa.req.tries == fragmentTries && m.shrinkRequest(sa) {
+		what += " in smaller fragments"
+	}
 	d, more := sa.conn.retryDelay(sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
 	}
 	if !more {
+		if sa.collision.slot != 0 {
+			m.adoptRival(sa) // only what the peer has replaced is dead
+		}
 		m.destroy(sa, ErrTimeout)
 		return
 	}
-	m.arm(sa, tRetransmit, d)
-	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.tries,
-		Text: sa.req.exchange.String()})
-	m.send(sa.path, sa.req.data)
+	m.armRetransmit(sa, d)
+	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
+		Text: what})
+	m.sendParts(sa.path, sa, sa.req.data, sa.req.cut, false)
 }
 
 // answered frees the window after the response to our request.
 func (m *Machine) answered(sa *ikeSA) task {
 	t := sa.req.task
 	sa.req.pair.wipe()
+	if !sa.req.counted {
+		sa.sendID++
+	}
 	sa.req = request{}
-	sa.sendID++
-	sa.timers[tRetransmit] = never
+	m.rearm(sa)
 	return t
 }
 
@@ -152,16 +177,15 @@ func (m *Machine) dropRequest(sa *ikeSA, err error) {
 	}
 	sa.req = request{}
 	sa.jobs[laneOurs] = jobNone
-	sa.timers[tRetransmit] = never
+	m.rearm(sa)
 }
 
-// respond sends the response to the peer's request of message ID recvID and keeps it
+// respond sends the response to the peer's request at hand and keeps it
 // for retransmissions.
 func (m *Machine) respond(sa *ikeSA, p Path, ex Exchange, fill func(*Builder)) {
-	data := m.sealed(sa, sa.header(ex, sa.recvID, true), fill)
-	sa.reply = reply{true, sa.recvID, data}
-	sa.recvID++
-	m.send(p, data)
+	data, cut := m.protected(sa, sa.header(ex, sa.window.at, true), fill)
+	sa.keepReply(reply{valid: true, id: sa.window.at, data: data, cut: cut})
+	m.sendParts(p, sa, data, cut, true)
 }
 
 // refusal is an error notify and the reason for it.

@@ -104,11 +104,10 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 
 // parseRekey takes a request to rekey the IKE SA into req, as responder.
 func (m *Machine) parseRekey(sa *ikeSA, req *peerCreate, offered []Proposal) *refusal {
-	if sa.req.active {
-		switch sa.req.task.kind {
-		case taskCreateChild, taskRekeyChild, taskDeleteChild:
-			return busy(ErrRekeying)
-		}
+	if sa.outstanding(func(r *request) bool {
+		return r.task.kind == taskCreateChild || r.task.kind == taskRekeyChild || r.task.kind == taskDeleteChild
+	}) != nil {
+		return busy(ErrRekeying)
 	}
 	if sa.collision.slot != 0 {
 		return busy(ErrRekeying)
@@ -173,6 +172,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
+	nsa.frag = sa.frag.inherit()
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	return nil

@@ -52,6 +52,8 @@ type ikeSA struct {
 	lastIn      time.Duration // when the last authentic message came
 
 	collision ikeCollision
+	frag      fragments
+	window    window
 	closeErr  error // why it is being closed
 }
 
@@ -234,11 +236,12 @@ func (m *Machine) findChild(unique uint32) *childSA {
 }
 
 // childOf returns the CHILD SA of sa whose outbound SPI (the one that the peer
-// receives on and names in REKEY_SA and DELETE) is spi, or nil.
+// receives on and names in REKEY_SA and DELETE) is spi, or nil. For the peer a rekeying of
+// the IKE SA may be over, and the CHILD SAs be those of the new one, before it is for us.
 func (m *Machine) childOf(sa *ikeSA, spi uint32) *childSA {
 	for i := range m.children {
 		c := &m.children[i]
-		if c.state != ChildFree && c.ike == sa.slot && c.spiOut == spi {
+		if c.state != ChildFree && c.spiOut == spi && (c.ike == sa.slot || m.sas[c.ike].collision.slot == sa.slot+1) {
 			return c
 		}
 	}
@@ -295,8 +298,9 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		}
 	}
 	lost := sa.tasks
-	if sa.req.active {
-		lost = append(lost, sa.req.task)
+	sa.outstanding(func(r *request) bool { lost = append(lost, r.task); return false })
+	for sa.recallAny(); sa.req.active; sa.recallAny() {
+		m.dropRequest(sa, err)
 	}
 	m.dropRequest(sa, err)
 	for i := range lost {
@@ -355,11 +359,9 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
-			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt,
+			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt, Window: sa.window.size(),
 		}
-		if sa.req.active {
-			info.Tasks = append(info.Tasks, sa.req.task.kind.String())
-		}
+		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
 		for _, t := range sa.tasks {
 			info.Tasks = append(info.Tasks, t.kind.String())
 		}

@@ -127,6 +127,17 @@ func (c *skCipher) overhead() int {
 	return aes.BlockSize + c.icvLen
 }
 
+// room returns how many octets of inner payloads fit into n octets behind the headers of an
+// Encrypted payload, together with IV, padding, Pad Length and ICV. It is negative when
+// nothing fits.
+func (c *skCipher) room(n int) int {
+	n -= c.ivLen() + c.icvLen
+	if c.aead == nil && n > 0 {
+		n -= n % aes.BlockSize
+	}
+	return n - 1
+}
+
 // seal turns msg into a protected message and returns it; it may have grown and moved.
 // On entry msg is the IKE header, payloads in clear, the Encrypted payload's generic
 // header at skOff, ivLen octets for the IV at ivOff and the inner payloads up to the

@@ -59,8 +59,8 @@ func (m *Machine) queue(sa *ikeSA, t task) {
 		m.settle(t.waiters, ErrTerminated)
 		return
 	}
-	if sa.req.active && sa.req.task.same(&t) {
-		sa.req.task.waiters = append(sa.req.task.waiters, t.waiters...)
+	if r := sa.outstanding(func(r *request) bool { return r.task.same(&t) }); r != nil {
+		r.task.waiters = append(r.task.waiters, t.waiters...)
 		return
 	}
 	for i := range sa.tasks {
@@ -83,24 +83,30 @@ func (m *Machine) again(sa *ikeSA, t task) {
 	m.queue(sa, t)
 }
 
-// runTasks starts the next task of every IKE SA whose window is free.
+// runTasks starts the next tasks of every IKE SA whose window has room.
 func (m *Machine) runTasks() {
 	for i := range m.sas {
 		sa := &m.sas[i]
-		for len(sa.tasks) > 0 && !sa.req.active && (sa.state == StateEstablished || sa.state == StateRekeyed) {
-			j := slices.IndexFunc(sa.tasks, func(t task) bool { return t.notBefore <= m.now.Mono })
+		for len(sa.tasks) > 0 && (sa.state == StateEstablished || sa.state == StateRekeyed) {
+			j := m.nextTask(sa)
 			if j < 0 {
-				first := sa.tasks[0].notBefore
+				first := never
 				for _, t := range sa.tasks {
-					first = min(first, t.notBefore)
+					if t.notBefore > m.now.Mono { // others wait for an answer
+						first = min(first, t.notBefore)
+					}
 				}
-				m.arm(sa, tTask, first-m.now.Mono)
+				if first != never {
+					m.arm(sa, tTask, first-m.now.Mono)
+				}
 				break
 			}
 			t := sa.tasks[j]
 			sa.tasks = slices.Delete(sa.tasks, j, j+1)
+			sa.park()
 			m.start(sa, t)
 		}
+		sa.recallAny()
 	}
 }
 

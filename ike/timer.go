@@ -18,6 +18,7 @@ const (
 	tRekey                     // soft lifetime
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
+	tFragments                 // an incomplete message is forgotten
 	numSATimers
 )
 
@@ -127,7 +128,7 @@ func (m *Machine) Timeout(now Time) {
 func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 	switch t {
 	case tRetransmit:
-		m.retransmit(sa)
+		m.retransmitDue(sa)
 	case tConnect:
 		m.destroy(sa, ErrTimeout)
 	case tLiveness:
@@ -144,6 +145,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		}
 	case tTask:
 		// runTasks looks at the queue after every input.
+	case tFragments:
+		m.dropFragments(sa)
 	}
 }
 

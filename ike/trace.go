@@ -14,7 +14,7 @@ func (m *Machine) traceMessage(verb string, p Path, sa *ikeSA, b []byte) {
 	if err := t.Parse(b); err != nil {
 		return
 	}
-	if t.SKOff != 0 && sa != nil {
+	if t.SKOff != 0 && sa != nil && t.fragment() == nil {
 		_ = t.ParseInner(t.SKNext, b[t.SKOff+payloadHdr+sa.sealer.ivLen():])
 	}
 	m.traced(verb, p, sa, &t)
@@ -57,6 +57,10 @@ func (m *Message) summary() string {
 				fmt.Fprintf(&s, " %08x", spi)
 			}
 			s.WriteByte(')')
+			continue
+		}
+		if number, total, ok := p.numbers(); p.Type == PayloadSKF && ok {
+			fmt.Fprintf(&s, "EF(%d/%d)", number, total)
 			continue
 		}
 		s.WriteString(p.Type.String())

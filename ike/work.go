@@ -49,8 +49,8 @@ const (
 	jobRespond          // responder: key pair and g^ir of CREATE_CHILD_SA
 )
 
-// The two jobs that an IKE SA can have out at once: one for our request, one for the
-// peer's. The number of the lane is part of the Work's id.
+// The two jobs that the requests at hand of an IKE SA can have out at once: one for our
+// request, one for the peer's. The number of the lane is part of the Work's id.
 const (
 	laneOurs = iota
 	lanePeers
@@ -82,6 +82,9 @@ func (m *Machine) Done(now Time, r Result) {
 		return
 	}
 	sa := &m.sas[slot]
+	if sa.state != StateFree {
+		sa.recallJob(lane, r.id)
+	}
 	if sa.state == StateFree || sa.jobs[lane] == jobNone || sa.jobIDs[lane] != r.id {
 		r.pair.wipe()
 		clear(r.shared)

@@ -49,6 +49,7 @@ const (
 	defaultRetryTimeout = 4 * time.Second
 	defaultRetryBase    = 1.8
 	defaultRetryTries   = 5
+	defaultFragmentSize = 1280
 
 	// strongSwan's 32 and the RFC's 64 are less than what one system call moves: with
 	// UDP_SEGMENT that is up to 64 packets, and two such batches can pass each other

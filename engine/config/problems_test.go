@@ -168,10 +168,13 @@ rand_time = 9223372036854775808    #! rand_time does not fit into 64 bits
 retransmit_timeout = "99ms"        #! retransmit_timeout "99ms" is out of range; use "100ms" to "60s"
 retransmit_base = 0.5              #! retransmit_base 0.5 is out of range; use 1 to 10
 retransmit_tries = 0               #! retransmit_tries 0 is out of range; use 1 to 30
+fragmentation = "force"            #! fragmentation "force" is for IKEv1: an IKEv2 peer must not be sent fragments before it has said that it takes them; write "yes", which is what it means in IKEv2
+fragment_size = 500                #! fragment_size 500 is out of range; use 576 to 1500
 [connections.a.children.c]
 replay_window = 63                 #! replay_window 63 is out of range; use 64 to 4096
 life_time = "2h 30m"               #! life_time "2h 30m" is not a duration
 [connections.b]
+fragmentation = "sometimes"        #! fragmentation "sometimes" is not known; use "yes", "accept" or "no"
 retransmit_base = nan              #! retransmit_base nan is out of range
 retransmit_timeout = "1e3s"        #! retransmit_timeout "1e3s" is not a duration
 `},

@@ -145,6 +145,12 @@ var connSection = &section{
 			func(s *scope, n *node) { s.factor(n, 1, 10, &s.conn.RetryBase) }},
 		{"retransmit_tries", aNumber, `retransmissions until the peer counts as dead, 1 to 30; 5`,
 			func(s *scope, n *node) { s.number(n, 1, 30, &s.conn.RetryTries) }},
+		{"fragmentation", aText, `large messages in several datagrams: "yes", "accept" (from the peer only) or "no"; "yes"`,
+			func(s *scope, n *node) { s.fragmentation(n, &s.conn.Fragmentation) }},
+		// 576 is the least that RFC 7383 section 2.5.1 speaks of. Ours leave through links of
+		// Ethernet's size at most.
+		{"fragment_size", aNumber, `size of those datagrams with their IP header, 576 to 1500; 1280`,
+			func(s *scope, n *node) { s.number(n, 576, 1500, &s.conn.FragmentSize) }},
 	},
 	subs: []sub{
 		{name: "local", sec: localSection, open: (*scope).openLocal},
@@ -226,6 +232,7 @@ var (
 	authWords  = []string{"psk"}
 	startWords = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
 	peerWords  = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	fragWords  = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}
 )
 
 // walk reads table t along its section, in the order of the file.

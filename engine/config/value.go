@@ -64,6 +64,7 @@ func (s *scope) openConn(n *node) *scope {
 		RetryTimeout: defaultRetryTimeout,
 		RetryBase:    defaultRetryBase,
 		RetryTries:   defaultRetryTries,
+		FragmentSize: defaultFragmentSize,
 	}}
 	c.localID.id, c.remoteID.id = &c.LocalID, &c.RemoteID
 	s.conns = append(s.conns, c)
@@ -101,6 +102,17 @@ func (s *scope) word(n *node, words []string, set func(int)) {
 		return
 	}
 	set(i)
+}
+
+// fragmentation reads whether to use fragments. One of strongSwan's words is missing, and
+// whoever brings it along should know why.
+func (s *scope) fragmentation(n *node, to *ike.Fragmentation) {
+	if n.text == "force" {
+		s.problem(n.at, "write \"yes\", which is what it means in IKEv2",
+			"fragmentation \"force\" is for IKEv1: an IKEv2 peer must not be sent fragments before it has said that it takes them")
+		return
+	}
+	s.word(n, fragWords, func(i int) { *to = ike.Fragmentation(i) })
 }
 
 // choice lists words for people: "a", "b" or "c".

@@ -187,7 +187,13 @@ func (h *Host) invariants() {
 				h.sim.Fail("%s: the CHILD SA {%d} is %v while its IKE SA is %v", h.Name, c.Unique, c.State, sa.State)
 			}
 		}
-		reserved += 2 // one request of ours, one of the peer
+		asking := 0 // requests of ours that can hold an SPI
+		for _, t := range sa.Tasks {
+			if t == "IKE_AUTH" || t == "CHILD_CREATE" || t == "CHILD_REKEY" {
+				asking++
+			}
+		}
+		reserved += min(asking, sa.Window)
 		return true
 	})
 	waiting := 0

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"postern/ike"
 )
 
 // kind tells the two sorts of datagrams apart.
@@ -111,6 +113,9 @@ func (s *Sim) transmit(from *Host, d datagram) {
 	}
 	if d.kind == ikes {
 		s.stats.Sent++
+		if h, err := ike.ParseHeader(d.data); err == nil && h.Next == ike.PayloadSKF {
+			s.stats.Fragments++
+		}
 	}
 	if to == nil {
 		ladder("  no such host")

@@ -33,6 +33,8 @@ type options struct {
 	retry          time.Duration
 	retryTries     int
 	window         int
+	fragA, fragB   int               // fragment sizes; 0: the default
+	modeA, modeB   ike.Fragmentation // of each side
 }
 
 // pair is two gateways between which everything happens.
@@ -114,6 +116,10 @@ func newPair(seed uint64, trace bool, o options) *pair {
 		}
 		if !mine && o.ikeB != "" {
 			c.Proposals = proposals(ike.ProtoIKE, o.ikeB)
+		}
+		c.FragmentSize, c.Fragmentation = o.fragA, o.modeA
+		if !mine {
+			c.FragmentSize, c.Fragmentation = o.fragB, o.modeB
 		}
 		for i := range max(o.children, 1) {
 			l, r := 1, 2

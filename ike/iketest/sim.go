@@ -44,6 +44,7 @@ type Sim struct {
 // something.
 type Stats struct {
 	Sent, Lost, Doubled, Overtaken int // IKE datagrams
+	Fragments                      int // of those sent: parts of a message
 	Packets, Opened                int // inner packets sealed, and accepted by the peer
 	Stray                          int // ESP packets for an SA that has gone, or not come yet
 	Installed                      int // CHILD SAs, counted on each side

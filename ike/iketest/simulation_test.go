@@ -67,7 +67,7 @@ func TestSimulation(t *testing.T) {
 	t.Logf("%d seeds: %+v; before the network heals: %+v", n, all, bad)
 	// What was not exercised was not tested.
 	if !t.Failed() && (bad.Lost*100 < bad.Sent*25 || bad.Doubled*100 < bad.Sent*5 || bad.Overtaken*100 < bad.Sent ||
-		all.Opened < all.Packets/2 || all.Installed < 4*n) {
+		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent) {
 		t.Errorf("the simulation was too kind: %+v, %+v", bad, all)
 	}
 }
@@ -81,6 +81,7 @@ func (s *Stats) add(o Stats) {
 	s.Opened += o.Opened
 	s.Stray += o.Stray
 	s.Installed += o.Installed
+	s.Fragments += o.Fragments
 	s.Jobs += o.Jobs
 }
 
@@ -151,12 +152,19 @@ func live(seed uint64, trace bool) *life {
 	case 2:
 		o.natA, o.natB = true, true
 	}
+	if chance(40) {
+		// So small that ordinary messages come in several fragments.
+		o.fragA, o.fragB = 150+pick(250), 150+pick(250)
+		o.modeA, o.modeB = ike.Fragmentation([]int{0, 0, 0, 1, 2}[pick(5)]), ike.Fragmentation([]int{0, 0, 0, 1, 2}[pick(5)])
+	}
 	l := &life{pair: newPair(seed, trace, o)}
 	s, a, b := l.Sim, l.a, l.b
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
+
+	l.tell("fragments %d (%d) and %d (%d)", o.fragA, o.modeA, o.fragB, o.modeB)
 
 	bad := func() Link {
 		k := Link{Loss: 0.3, Dup: 0.2 * r.Float64(), Delay: span(time.Millisecond, 200*time.Millisecond),

@@ -115,6 +115,9 @@ func (d *charon) strongswanConf(c spec) string {
 	if c.cookieThreshold > 0 {
 		fmt.Fprintf(&b, "  cookie_threshold = %d\n  block_threshold = 0\n", c.cookieThreshold)
 	}
+	if n := c.conns[0].fragmentSize; n > 0 {
+		fmt.Fprintf(&b, "  fragment_size = %d\n", n)
+	}
 	if c.keepalive > 0 {
 		fmt.Fprintf(&b, "  keep_alive = %ds\n", int(c.keepalive.Seconds()))
 	}

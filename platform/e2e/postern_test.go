@@ -121,6 +121,9 @@ func (d *postern) toml(c spec) string {
 		if n.dpdDelay > 0 {
 			fmt.Fprintf(&b, "dpd_delay = \"%ds\"\n", int(n.dpdDelay.Seconds()))
 		}
+		if n.fragmentSize > 0 {
+			fmt.Fprintf(&b, "fragment_size = %d\n", n.fragmentSize)
+		}
 		if n.keyingTries > 0 {
 			fmt.Fprintf(&b, "keyingtries = %d\n", n.keyingTries)
 		}

@@ -34,6 +34,7 @@ type conn struct {
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
 	keyingTries   int // 0: default
+	fragmentSize  int // of IKE messages; 0: default. charon has one for all connections
 	children      []child
 }
 

@@ -59,6 +59,8 @@ type ikeHeader struct {
 	id         uint32
 	notifies   []uint16 // of IKE_SA_INIT
 	ke         uint16   // group of the KE payload of IKE_SA_INIT
+	part       uint16   // Fragment Number and Total Fragments (RFC 7383 section 2.5);
+	parts      uint16   // 0 of a message in one piece
 }
 
 // fromGateway tells whether the frame came to wan on that link, judged by its source: on b0
@@ -259,6 +261,9 @@ func (p *packet) ikeMessage(b []byte) {
 	h.id = binary.BigEndian.Uint32(b[20:])
 	p.class = classIKE
 	p.what += fmt.Sprintf(", IKE exchange %d", h.exchange)
+	if b[16] == 53 && len(b) >= 36 {
+		h.part, h.parts = binary.BigEndian.Uint16(b[32:]), binary.BigEndian.Uint16(b[34:])
+	}
 	if h.exchange != exInit {
 		return
 	}
