@@ -63,6 +63,9 @@ type Config struct {
 	// Encap forces UDP encapsulation on every connection, where IP protocol 50 cannot be
 	// sent or received here.
 	Encap bool
+	// QCDSecret makes the tokens of quick crash detection (RFC 6290): 32 random octets that
+	// survive a restart. Without it neither tokens are given out nor taken.
+	QCDSecret []byte
 }
 
 // StartAction says when a CHILD SA is negotiated.
@@ -137,11 +140,12 @@ type CommandKind uint8
 
 // The commands.
 const (
-	CmdInitiate  CommandKind = iota // bring up Conn's Child ("" means all of its children)
-	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
-	CmdAcquire                      // a packet (Flow) wants Conn's Child
-	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
-	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdInitiate   CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdTerminate                     // close the SAs that Conn, Child, IKE and ChildID select
+	CmdAcquire                       // a packet (Flow) wants Conn's Child
+	CmdRekey                         // rekey what Conn, Child, IKE and ChildID select
+	CmdMoved                         // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdInvalidSPI                    // a packet for SPI, which is no SA of ours, came along Path
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind

@@ -67,6 +67,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 			b.ID(PayloadIDr, c.RemoteID)
 		}
 		b.Auth(AuthPSK, auth)
+		m.qcdNotify(b, sa)
 		b.SA(sa.init.offered)
 		b.TS(PayloadTSi, sa.init.childTS[0])
 		b.TS(PayloadTSr, sa.init.childTS[1])
@@ -105,6 +106,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	}
 	secret := findSecret(m.secrets, sa.localID, sa.peerID)
 	mine := pskAuth(sa.suite.PRF, secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
+	sa.takeToken(m.sentToken())
 	m.establish(sa)
 	var c *childSA
 	if !childless && no == nil {
@@ -116,6 +118,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDr, sa.localID)
 		b.Auth(AuthPSK, mine)
+		m.qcdNotify(b, sa)
 		if c != nil {
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
@@ -263,6 +266,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.peerID = peer
+	sa.takeToken(m.sentToken())
 	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
 	sa.init.spiIn = 0
 	var mine wish

@@ -53,6 +53,7 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 			}
 		}
 	}
+	sa.takeToken(m.sentToken())
 	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
 		if over == nil && len(spis) > 0 {
 			b.Delete(ProtoESP, spis)

@@ -36,6 +36,7 @@ type Machine struct {
 	cookieFrom  int
 	cookies     cookieJar
 	notices     limiter
+	qcd         qcdState
 
 	nextIKE   uint32
 	nextChild uint32
@@ -68,6 +69,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 		m.ports.NATT = cfg.Ports.NATT
 	}
 	m.encap = cfg.Encap
+	m.configureQCD(cfg.QCDSecret)
 	old, oldSecrets := m.conns, m.secrets
 	m.conns, m.secrets = nil, cfg.Secrets
 	for _, c := range cfg.Conns {
@@ -181,7 +183,7 @@ func (m *Machine) datagram(p Path, b []byte) {
 	}
 	sa := m.lookup(&h)
 	if sa == nil {
-		m.unknownSPI(p, &h)
+		m.unknownSPI(p, &h, b)
 		return
 	}
 	if h.Exchange == ExchangeInit {
@@ -190,7 +192,12 @@ func (m *Machine) datagram(p Path, b []byte) {
 	}
 	inner, parseErr := m.open(sa, b)
 	if !inner {
-		m.drop(p, parseErr)
+		if parseErr == ErrUnprotected {
+			parseErr = m.unprotected(sa, p)
+		}
+		if parseErr != nil {
+			m.drop(p, parseErr)
+		}
 		return
 	}
 	if sa.lastIn = m.now.Mono; sa.lastIn == 0 {
@@ -239,21 +246,41 @@ func (m *Machine) otherVersion(p Path, h *Header) {
 // unknownSPI handles messages for an IKE SA that we do not have (RFC 7296 sections 1.5
 // and 2.21.4): a request is answered, at a limited rate, so that a peer whose SA we have
 // forgotten learns it.
-func (m *Machine) unknownSPI(p Path, h *Header) {
+func (m *Machine) unknownSPI(p Path, h *Header, b []byte) {
+	if h.Flags&FlagResponse == 0 && h.Exchange == ExchangeInformational && m.msg.Parse(b) == nil && !m.msg.Encrypted() {
+		if n, ok := m.msg.FindNotify(NotifyInvalidSPI); ok {
+			m.invalidSPI(p, &n)
+			return
+		}
+	}
 	m.drop(p, ErrUnknownSPI)
-	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational || !m.notices.allow(m.now.Mono) {
+	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational {
 		return
 	}
-	m.notice(p, h, NotifyInvalidIKESPI, nil)
+	token := m.qcdAnswer(p, h, b)
+	if token == nil && !m.notices.allow(m.now.Mono) {
+		return
+	}
+	m.noticeWith(p, h, func(b *Builder) {
+		b.Notify(NotifyInvalidIKESPI, ProtoNone, nil, nil)
+		if token != nil {
+			writeToken(b, token)
+		}
+	})
 }
 
 // notice answers a request outside of any IKE SA with a single, unprotected notify:
 // same SPIs, exchange and message ID (RFC 7296 section 1.5).
 func (m *Machine) notice(p Path, h *Header, t NotifyType, data []byte) {
+	m.noticeWith(p, h, func(b *Builder) { b.Notify(t, ProtoNone, nil, data) })
+}
+
+// noticeWith is notice with the payloads that fill writes.
+func (m *Machine) noticeWith(p Path, h *Header, fill func(*Builder)) {
 	r := Header{SPIi: h.SPIi, SPIr: h.SPIr, Major: versionMajor, Exchange: h.Exchange, ID: h.ID,
 		Flags: FlagResponse | ^h.Flags&FlagInitiator}
 	b := NewBuilder(nil, r)
-	b.Notify(t, ProtoNone, nil, data)
+	fill(b)
 	out := b.Finish()
 	m.traceMessage("sending", p, nil, out)
 	m.send(p, out)
@@ -357,6 +384,8 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdInvalidSPI:
+		m.cmdInvalidSPI(&c)
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()

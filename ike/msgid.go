@@ -28,6 +28,7 @@ type request struct {
 	peerSPI []byte
 	gotTS   [2][]esp.Selector
 	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
+	token   []byte   // the peer's for quick crash detection
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
 }
 

@@ -68,6 +68,7 @@ func (m *Machine) parseRekeyed(sa *ikeSA) ([]byte, error) {
 	}
 	req.chosen, req.nr = offer[0], append([]byte(nil), nr.Body...)
 	req.peerSPI = append([]byte(nil), offer[0].SPI...)
+	req.token = m.sentToken()
 	return m.peerKE(suite.DH, req)
 }
 
@@ -83,6 +84,7 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 		m.createFailed(sa, err)
 		return
 	}
+	nsa.takeToken(req.token)
 	sa.req.newSlot, sa.req.task.waiters = 0, nil
 	m.answered(sa)
 	if i := sa.collision.slot - 1; i >= 0 {
@@ -98,6 +100,9 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 		m.await(rival)
 	}
 	m.adopt(sa, nsa)
+	if m.qcd.secret != nil {
+		m.queue(nsa, task{kind: taskTell}) // our token; the peer's came with the response
+	}
 	m.settle(req.task.waiters, nil)
 	m.closeIKE(sa, ErrReplaced, nil)
 }
@@ -156,6 +161,7 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		b.SA([]Proposal{{Num: req.chosen.Num, Proto: ProtoIKE, SPI: binary.BigEndian.AppendUint64(nil, nsa.spiR), Transforms: req.chosen.Transforms}})
 		b.Nonce(req.nr)
 		b.KE(req.dh, r.pair.public())
+		m.qcdNotify(b, nsa)
 	})
 	sa.collision = ikeCollision{nsa.slot + 1, lowest(req.ni, req.nr)}
 	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {

@@ -52,6 +52,7 @@ type ikeSA struct {
 	lastIn      time.Duration // when the last authentic message came
 
 	collision ikeCollision
+	qcd       qcdSA
 	closeErr  error // why it is being closed
 }
 

@@ -19,9 +19,10 @@ const (
 	taskRekeyIKE
 	taskDeleteIKE
 	taskLiveness
+	taskTell // what the peer should know, in notifies
 )
 
-var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD"}
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD", "IKE_TELL"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -118,6 +119,9 @@ func (m *Machine) start(sa *ikeSA, t task) {
 	case taskLiveness:
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, nil)
+	case taskTell:
+		sa.req.task = t
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { m.qcdNotify(b, sa) })
 	}
 }
 
