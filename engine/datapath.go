@@ -77,13 +77,18 @@ type datapath struct {
 	// moved tells the IKE loop, without waiting, that an authentic packet came along
 	// another path; false if it is too busy.
 	moved func(sa *inSA, p ike.Path) bool
+	// unknown tells the IKE loop, without waiting, that a packet for an SPI that is not
+	// here came along a path; false if it is too busy.
+	unknown func(spi uint32, p ike.Path) bool
 
 	// noted limits each kind of line that a packet can cause.
 	noted [numNotes]atomic.Int64
-	pool  *pool
-	udp   *pool
-	out   *outbound
-	in    [numSocks]*inbound
+	// unknownAt is when unknown was called last.
+	unknownAt atomic.Int64
+	pool      *pool
+	udp       *pool
+	out       *outbound
+	in        [numSocks]*inbound
 }
 
 // shares of Profile.Buffers: what the TUN reader, each socket with ESP and each socket

@@ -60,9 +60,12 @@ type Engine struct {
 	ctl   *control.Server // nil: none; set before running is closed
 
 	// cfg is the configuration that runs. The IKE loop's, once it runs.
-	cfg     *config.Config
-	mtu     int
-	running chan struct{} // closed when the loop takes calls
+	cfg  *config.Config
+	mtu  int
+	keep keeper
+	// qcdSecret is ike.Config.QCDSecret, whether it is used or not.
+	qcdSecret []byte
+	running   chan struct{} // closed when the loop takes calls
 }
 
 // New checks the configuration against the board profile and makes tables and buffers.
@@ -97,6 +100,7 @@ func New(o Options) (*Engine, error) {
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress = m, e.readdress
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
+	d.unknown = l.unknown
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil
@@ -122,6 +126,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	e.loop.device = e.d.tun.Name()
 
 	watch := e.watchAddresses(&undo)
+	e.openState(&undo)
 
 	// The kernel must know what to protect before the first connection starts, or the
 	// first packets would leave in clear.
@@ -345,6 +350,9 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 func (e *Engine) ikeConfig(cfg *config.Config) ike.Config {
 	c := cfg.IKE
 	c.Ports = e.d.ports
+	if cfg.Daemon.QCD {
+		c.QCDSecret = e.qcdSecret
+	}
 	for s := sockESP4; s <= sockESP6; s++ {
 		if e.d.socks[s] == nil && e.d.canIKE(sockIKE4+s-sockESP4) {
 			c.Encap = true
@@ -367,6 +375,7 @@ func (e *Engine) tellRestart(cfg *config.Config, mtu int) {
 	tell(was.IKEPort != is.IKEPort, "ike_port")
 	tell(was.NATTPort != is.NATTPort, "natt_port")
 	tell(was.Control != is.Control, "control")
+	tell(was.StateDir != is.StateDir, "state_dir")
 	is.IKEPort, is.NATTPort = was.IKEPort, was.NATTPort
 	cfg.IKE.Ports = e.cfg.IKE.Ports
 }

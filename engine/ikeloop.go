@@ -126,6 +126,16 @@ func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
 	}
 }
 
+// unknown tells the loop that a packet came for an SPI that is not here.
+func (l *ikeLoop) unknown(spi uint32, p ike.Path) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdInvalidSPI, SPI: spi, Path: p}:
+		return true
+	default:
+		return false
+	}
+}
+
 // do runs f on the loop's goroutine and returns when it has. It must not be called
 // from there.
 func (l *ikeLoop) do(f func()) error {

@@ -144,6 +144,7 @@ func (in *inbound) esp(g *esp.Datagram) {
 			d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
 				log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
 		}
+		in.tellUnknown(g, spi)
 		return
 	}
 	inner, next, err := sa.in.Open(in.sock.context(), pkt)
@@ -180,6 +181,25 @@ func (in *inbound) esp(g *esp.Datagram) {
 	}
 	in.octets += uint64(len(inner))
 	in.out = append(in.out, pkt[sa.innerOff-innerRoom:sa.innerOff+len(inner)])
+}
+
+// unknownInterval is the least time between two tellings of packets without an SA, so that
+// a flood of them does not keep the IKE loop busy.
+const unknownInterval = 100 * time.Millisecond
+
+// tellUnknown tells the IKE loop of a packet without an SA: its sender may not know that we
+// have restarted. The way back is the one that it came, or IKE's if it was not in UDP.
+func (in *inbound) tellUnknown(g *esp.Datagram, spi uint32) {
+	d := in.d
+	last := d.unknownAt.Load()
+	if last != 0 && in.now-time.Duration(last) < unknownInterval || !d.unknownAt.CompareAndSwap(last, int64(max(in.now, 1))) {
+		return
+	}
+	p := ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.NATT), Remote: g.Remote, NATT: true}
+	if in.sock >= sockESP4 {
+		p = ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.IKE), Remote: netip.AddrPortFrom(g.Remote.Addr(), 500)}
+	}
+	d.unknown(spi, p)
 }
 
 // refused counts a packet that Open did not accept.

@@ -120,6 +120,7 @@ control = "` + "/" + strings.Repeat("x", 107) + `" #! the path of the control so
 		{"interface of dots", "[daemon]\ninterface = \"..\" #! cannot be the name of an interface\n"},
 		{"interface with a format", "[daemon]\ninterface = \"tun%d\" #! cannot be the name of an interface\n"},
 		{"no interface", "[daemon]\ninterface = \"\" #! cannot be the name of an interface\n"},
+		{"relative state directory", "[daemon]\nstate_dir = \"state\" #! is no directory; write a path from the root\n"},
 		{"relative socket", "[daemon]\ncontrol = \"postern.sock\" #! cannot be the control socket; write a path from the root\n"},
 		{"huge number", "[daemon]\nmtu = 99999999999999999999 #! mtu does not fit into 64 bits\n"},
 		{"equal ports", "[daemon]\nike_port = 4500\nnatt_port = 4500 #! ike_port and natt_port are both 4500; give them different ports\n"},
@@ -479,7 +480,7 @@ func TestProblemsAreSortedAndHaveOneLineEach(t *testing.T) {
 	_, err := Parse("x.toml", []byte("[connections.a]\n[daemon]\nmtu = 1\nfoo = 1\n"))
 	want := `x.toml:1:14: no secret fits connection a; add a section [secrets.a] with an id and the key
 x.toml:3:7: mtu 1 is out of range; use 576 to 1500
-x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, control`
+x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, control, state_dir, qcd`
 	if err == nil || err.Error() != want {
 		t.Errorf("the error is\n%v\nexpected\n%s", err, want)
 	}

@@ -97,6 +97,10 @@ var daemonSection = &section{
 			func(s *scope, n *node) { s.port(n, &s.cfg.Daemon.NATTPort) }},
 		{"control", aText, `path of the control socket; "/run/postern.sock"`,
 			func(s *scope, n *node) { s.socketPath(n, &s.cfg.Daemon.Control) }},
+		{"state_dir", aText, `directory for the few secrets that survive a restart; "": none do; "/etc/postern/state"`,
+			func(s *scope, n *node) { s.directory(n, &s.cfg.Daemon.StateDir) }},
+		{"qcd", aSwitch, `prove a restart to the peers, and believe their proof (RFC 6290); true`,
+			func(s *scope, n *node) { s.boolean(n, &s.cfg.Daemon.QCD) }},
 	},
 }
 

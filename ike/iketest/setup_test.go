@@ -1,6 +1,7 @@
 package iketest
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -33,6 +34,7 @@ type options struct {
 	retry          time.Duration
 	retryTries     int
 	window         int
+	qcd            bool // both have secrets for quick crash detection
 }
 
 // pair is two gateways between which everything happens.
@@ -141,6 +143,9 @@ func newPair(seed uint64, trace bool, o options) *pair {
 		key = []byte(o.keyB)
 	}
 	p.cfgB = ike.Config{Conns: []*ike.Conn{cb}, Secrets: []ike.Secret{{Name: "psk", Key: key}}}
+	if o.qcd {
+		p.cfgA.QCDSecret, p.cfgB.QCDSecret = bytes.Repeat([]byte{0xa}, 32), bytes.Repeat([]byte{0xb}, 32)
+	}
 	for i, k := range ca.Children {
 		p.children = append(p.children, k.Name)
 		src, dst := p.net(1, i, false).Start, p.net(2, i, false).Start

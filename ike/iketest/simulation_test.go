@@ -143,6 +143,7 @@ func live(seed uint64, trace bool) *life {
 	if chance(10) && group != "x25519" {
 		o.ikeB, o.ike = o.ike, strings.Replace(o.ike, group, "x25519-"+group, 1)
 	}
+	o.qcd = chance(50)
 	switch pick(10) {
 	case 0:
 		o.natA = true
@@ -155,6 +156,7 @@ func live(seed uint64, trace bool) *life {
 	s, a, b := l.Sim, l.a, l.b
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
+	l.tell("quick crash detection %v", o.qcd)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 

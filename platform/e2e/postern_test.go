@@ -104,7 +104,10 @@ func (d *postern) toml(c spec) string {
 		}
 		return "[" + strings.Join(quoted, ", ") + "]"
 	}
-	fmt.Fprintf(&b, "[daemon]\ncontrol = %q\n", d.socket())
+	fmt.Fprintf(&b, "[daemon]\ncontrol = %q\nstate_dir = %q\n", d.socket(), filepath.Join(d.dir, "state"))
+	if c.noQCD {
+		b.WriteString("qcd = false\n")
+	}
 	if c.board != "" {
 		fmt.Fprintf(&b, "board = %q\n", c.board)
 	}
