@@ -65,6 +65,7 @@ type Engine struct {
 	keep keeper
 	// qcdSecret is ike.Config.QCDSecret, whether it is used or not.
 	qcdSecret []byte
+	tickets   ticketKeys
 	running   chan struct{} // closed when the loop takes calls
 }
 
@@ -99,6 +100,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress = m, e.readdress
+	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown = l.unknown
 	d.clock = func() time.Duration { return now().Mono }
@@ -140,6 +142,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if err := e.o.OS.Network.Apply(e.loop.device, e.loop.applied); err != nil {
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
 	}
+	e.rotateTicketKeys(e.cfg)
 	if err := e.loop.m.Configure(e.loop.now(), e.ikeConfig(e.cfg)); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -334,6 +337,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 		l.apply()
 		return err
 	}
+	e.rotateTicketKeys(cfg)
 	s.set(spec)
 	if l.applied = list; !equalPolicies(list, s.policies()) {
 		l.apply() // an SA that ended took a policy of its own with it

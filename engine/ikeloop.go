@@ -22,6 +22,7 @@ type machine interface {
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
+	SetTicketKeys(keys []ike.TicketKey)
 }
 
 // Limits of the loop.
@@ -65,6 +66,9 @@ type ikeLoop struct {
 	// addressed tells that the host's addresses have changed, which readdress follows.
 	addressed chan struct{}
 	readdress func()
+	// rotate looks every hour whether the ticket keys are too old; nil: nobody does.
+	rotate   func()
+	rotateAt time.Duration
 
 	busy     atomic.Int32 // workers that compute
 	jobs     []*ike.Work  // no worker has taken these; at most two per IKE SA

@@ -1,10 +1,15 @@
 package engine
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
+	"slices"
+	"time"
 
+	"postern/engine/config"
 	"postern/engine/log"
+	"postern/ike"
 )
 
 // What survives a restart: few, small secrets in a directory of their own. Without the
@@ -14,6 +19,21 @@ import (
 const stateQCD = "qcd.secret"
 
 const qcdSecretLen = 32
+
+// stateTickets is the name of the keys that seal the tickets of session resumption.
+const stateTickets = "ticket.keys"
+
+const (
+	// rotateInterval is how often the age of the ticket keys is looked at.
+	rotateInterval = time.Hour
+	// A ticket key seals for a week, which is much longer than an IKE SA lives (RFC 5723
+	// section 6.2), and opens for another day: so long a ticket is good.
+	ticketKeySeals = 7 * 24 * time.Hour
+	ticketKeyOpens = 24 * time.Hour
+	// clockSet is a time before which no clock that has been set stands. Without a clock
+	// no tickets are given, and their keys do not age.
+	clockSet = 1_700_000_000
+)
 
 // keeper is the daemon's state directory, or none.
 type keeper struct {
@@ -74,5 +94,109 @@ func (k *keeper) store(name string, b []byte) {
 	if err := k.dir.Store(name, b); err != nil {
 		k.log.Log(log.Net, log.Warn, "a secret cannot be kept over a restart: is the file system full or read-only?",
 			log.Str("name", name), log.Err(err))
+	}
+}
+
+// ticketKeys are the keys of tickets, the newest first, and when each was made (0: before
+// the clock was set).
+type ticketKeys struct {
+	loaded bool
+	list   []agedKey
+}
+
+type agedKey struct {
+	ike.TicketKey
+	made int64 // seconds since 1970
+}
+
+// The kept form: a version, then for each key when it was made, its ID and itself.
+const (
+	ticketFileVersion = 1
+	ticketRecord      = 8 + 8 + 32
+	ticketKeysMax     = 2
+)
+
+func (k *ticketKeys) encode() []byte {
+	b := []byte{ticketFileVersion}
+	for i := range k.list {
+		b = binary.BigEndian.AppendUint64(b, uint64(k.list[i].made))
+		b = append(b, k.list[i].ID[:]...)
+		b = append(b, k.list[i].Key[:]...)
+	}
+	return b
+}
+
+// decode takes what encode has made, or nothing.
+func (k *ticketKeys) decode(b []byte) {
+	k.list = nil
+	if len(b) == 0 || b[0] != ticketFileVersion || (len(b)-1)%ticketRecord != 0 || len(b) > 1+ticketKeysMax*ticketRecord {
+		return
+	}
+	for b = b[1:]; len(b) > 0; b = b[ticketRecord:] {
+		a := agedKey{made: int64(binary.BigEndian.Uint64(b))}
+		copy(a.ID[:], b[8:])
+		copy(a.Key[:], b[16:])
+		k.list = append(k.list, a)
+	}
+}
+
+// age makes a new key if the present one is too old, or there is none, and drops one whose
+// tickets have all expired. It tells whether something has changed.
+func (k *ticketKeys) age(now time.Time, random func([]byte)) (changed bool) {
+	wall := now.Unix()
+	if wall < clockSet {
+		wall = 0
+	}
+	if len(k.list) > 0 && k.list[0].made == 0 && wall != 0 {
+		k.list[0].made, changed = wall, true
+	}
+	stale := func(a *agedKey, life time.Duration) bool {
+		// One from the future is of a clock that was wrong: nobody knows how old it is.
+		return wall != 0 && (wall-a.made >= int64(life/time.Second) || a.made > wall+int64(ticketKeyOpens/time.Second))
+	}
+	if len(k.list) == 0 || stale(&k.list[0], ticketKeySeals) {
+		a := agedKey{made: wall}
+		random(a.ID[:])
+		random(a.Key[:])
+		k.list = slices.Insert(k.list, 0, a)
+		changed = true
+	}
+	kept := k.list[:1]
+	for i := 1; i < len(k.list) && len(kept) < ticketKeysMax; i++ {
+		if !stale(&k.list[i], ticketKeySeals+ticketKeyOpens) {
+			kept = append(kept, k.list[i])
+		}
+	}
+	changed = changed || len(kept) != len(k.list)
+	clear(k.list[len(kept):])
+	k.list = kept
+	return changed
+}
+
+// rotateTicketKeys has the machine seal tickets with keys that are not too old, if a
+// connection allows them at all.
+func (e *Engine) rotateTicketKeys(cfg *config.Config) {
+	if !slices.ContainsFunc(cfg.IKE.Conns, func(c *ike.Conn) bool { return c.Resumption }) {
+		return
+	}
+	first := !e.tickets.loaded
+	if first {
+		e.tickets.loaded = true
+		b := e.keep.load(stateTickets)
+		e.tickets.decode(b)
+		clear(b)
+	}
+	changed := e.tickets.age(e.loop.now().Wall, e.keep.random)
+	if changed {
+		b := e.tickets.encode()
+		e.keep.store(stateTickets, b)
+		clear(b)
+	}
+	if first || changed {
+		var keys []ike.TicketKey
+		for i := range e.tickets.list {
+			keys = append(keys, e.tickets.list[i].TicketKey)
+		}
+		e.loop.m.SetTicketKeys(keys)
 	}
 }

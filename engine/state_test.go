@@ -108,3 +108,65 @@ func TestPacketsWithoutAnSAAreToldToTheLoopAtALimitedRate(t *testing.T) {
 		t.Fatalf("the loop was told of %v, want %v", tp.unknowns, want)
 	}
 }
+
+func TestTicketKeysRotate(t *testing.T) {
+	random := testRandom(3)
+	now := time.Unix(clockSet+1000, 0)
+	var k ticketKeys
+	if !k.age(now, random) || len(k.list) != 1 {
+		t.Fatal("there is no first key")
+	}
+	first := k.list[0]
+	for h := range 24 * 7 {
+		if k.age(now.Add(time.Duration(h)*time.Hour), random) {
+			t.Fatalf("the key changes after %d hours", h)
+		}
+	}
+	now = now.Add(ticketKeySeals)
+	if !k.age(now, random) || len(k.list) != 2 || k.list[0].Key == first.Key || k.list[1] != first {
+		t.Fatal("after a week the key is not a new one beside the old one")
+	}
+	var again ticketKeys
+	again.decode(k.encode())
+	if len(again.list) != 2 || again.list[0] != k.list[0] || again.list[1] != k.list[1] {
+		t.Fatal("the keys do not survive being kept")
+	}
+	if again.age(now.Add(23*time.Hour), random) || !again.age(now.Add(24*time.Hour), random) || len(again.list) != 1 {
+		t.Fatal("the old key is not dropped when the last of its tickets has expired, or before")
+	}
+	// The daemon was off for a month.
+	if !k.age(now.Add(30*24*time.Hour), random) || len(k.list) != 1 {
+		t.Fatal("keys of a month ago still open tickets")
+	}
+	// A clock that was wrong.
+	if !k.age(now, random) || k.list[0].made != now.Unix() || len(k.list) != 1 {
+		t.Fatal("a key from the future is used")
+	}
+}
+
+func TestTicketKeysWaitForTheClock(t *testing.T) {
+	var k ticketKeys
+	k.age(time.Unix(100, 0), testRandom(3))
+	first := k.list[0]
+	if k.age(time.Unix(100, 0).Add(100*24*time.Hour), testRandom(4)) || first.made != 0 {
+		t.Fatal("a key ages by a clock that is not set")
+	}
+	if !k.age(time.Unix(clockSet+5, 0), testRandom(4)) || k.list[0].Key != first.Key || k.list[0].made != clockSet+5 {
+		t.Fatal("a key does not begin to age when the clock is set")
+	}
+}
+
+func TestDamagedTicketKeysAreNotUsed(t *testing.T) {
+	var k ticketKeys
+	k.age(time.Unix(clockSet, 0), testRandom(3))
+	good := k.encode()
+	for name, b := range map[string][]byte{
+		"empty": nil, "cut": good[:len(good)-1], "longer": append(bytes.Clone(good), 1), "other version": append([]byte{9}, good[1:]...),
+		"too many": append(append(bytes.Clone(good), good[1:]...), good[1:]...),
+	} {
+		var got ticketKeys
+		if got.decode(b); len(got.list) != 0 {
+			t.Errorf("%s: %d keys", name, len(got.list))
+		}
+	}
+}

@@ -110,6 +110,11 @@ type Conn struct {
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
 
+	// Resumption lets a lost session go on by a ticket (RFC 5723): as client we ask for
+	// one, as gateway we give one. It spares both sides the Diffie-Hellman exchange. Who
+	// gets hold of the gateway's ticket keys can read what a resumed session carries.
+	Resumption bool
+
 	Children []*Child
 }
 
@@ -214,7 +219,7 @@ type EventKind uint8
 
 // The events. The comment tells which fields of Event they fill beside Conn, IKE and Path.
 const (
-	EvIKEUp        EventKind = iota // an IKE SA is established
+	EvIKEUp        EventKind = iota // an IKE SA is established; Text says how, if it was resumed
 	EvIKEDown                       // and is gone; Err says why
 	EvIKERekeyed                    // Old is the unique number of the replaced one
 	EvChildUp                       // Child, ChildID
@@ -230,6 +235,7 @@ const (
 	EvCookies                       // COOKIE demands switched on (Count 1) or off (0)
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where
+	EvNotResumed                    // a ticket was refused or not answered, a full exchange follows: Err
 	EvMoved                         // the peer's address changed; Path is the new one
 )
 

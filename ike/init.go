@@ -76,6 +76,9 @@ func (m *Machine) connect(s *connState) {
 	sa.init.group = firstGroup(s.conn.Proposals)
 	sa.ni = m.nonce()
 	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
+	if m.resumeStart(sa, s) {
+		return
+	}
 	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
 }
 
@@ -197,7 +200,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	if err == nil {
-		err = checkRules(&m.msg, ExchangeInit, false, false)
+		err = checkRules(&m.msg, h.Exchange, false, false)
 	}
 	if err != nil {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
@@ -205,7 +208,8 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	m.tracePayloads("received", p, nil)
 	saBody, keBody, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
-	if saBody == nil || keBody == nil || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+	resume := h.Exchange == ExchangeSessionResume
+	if (saBody == nil || keBody == nil) && !resume || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrNonce)
 		return
 	}
@@ -214,6 +218,10 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	if half >= m.halfOpenMax || host >= m.halfOpenPerHost() {
 		m.drop(p, ErrHalfOpen)
+		return
+	}
+	if resume {
+		m.resumeRequest(p, h, b, ni.Body)
 		return
 	}
 	offered, err := ParseSA(saBody.Body)

@@ -37,6 +37,7 @@ type Machine struct {
 	cookies     cookieJar
 	notices     limiter
 	qcd         qcdState
+	tickets     ticketJar
 
 	nextIKE   uint32
 	nextChild uint32
@@ -114,6 +115,7 @@ func (m *Machine) closeConn(s *connState) {
 		m.settle(w.waiters, ErrTerminated)
 	}
 	s.wanted, s.retryAt = nil, never
+	s.dropTicket()
 	for i := range m.sas {
 		sa := &m.sas[i]
 		switch {
@@ -177,7 +179,7 @@ func (m *Machine) datagram(p Path, b []byte) {
 		return
 	}
 	response := h.Flags&FlagResponse != 0
-	if h.Exchange == ExchangeInit && h.SPIr == 0 && !response {
+	if (h.Exchange == ExchangeInit || h.Exchange == ExchangeSessionResume) && h.SPIr == 0 && !response {
 		m.initRequest(p, &h, b)
 		return
 	}
@@ -188,6 +190,10 @@ func (m *Machine) datagram(p Path, b []byte) {
 	}
 	if h.Exchange == ExchangeInit {
 		m.initResponse(sa, p, &h, b)
+		return
+	}
+	if h.Exchange == ExchangeSessionResume {
+		m.resumeResponse(sa, p, &h, b)
 		return
 	}
 	inner, parseErr := m.open(sa, b)
@@ -448,6 +454,9 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 	for _, s := range m.conns {
 		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
 			continue
+		}
+		if c.Child == "" {
+			s.dropTicket()
 		}
 		for _, cfg := range s.conn.Children {
 			if c.Child == "" || cfg.Name == c.Child {

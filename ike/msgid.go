@@ -119,6 +119,10 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	sa.req.tries++
+	if sa.req.exchange == ExchangeSessionResume && sa.req.tries > resumeTries {
+		m.resumeFailed(sa, ErrTimeout)
+		return
+	}
 	d, more := sa.conn.retryDelay(sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false

@@ -50,6 +50,7 @@ type qcdSA struct {
 	set    bool
 	token  [sha256.Size]byte
 	hinted time.Duration
+	tell   bool // the peer does not have our token yet
 }
 
 // token returns our token for a pair of SPIs (section 5.1, with HMAC in the place of the
@@ -122,8 +123,7 @@ func (m *Machine) qcdAnswer(p Path, h *Header, b []byte) []byte {
 		return nil
 	}
 	for i := range m.sas {
-		if sa := &m.sas[i]; sa.state != StateFree && (sa.localSPI() == h.SPIi || sa.localSPI() == h.SPIr ||
-			sa.spiI == h.SPIi && sa.spiR == h.SPIr || sa.spiI == h.SPIr && sa.spiR == h.SPIi) {
+		if sa := &m.sas[i]; sa.state != StateFree && (sa.localSPI() == h.SPIi || sa.localSPI() == h.SPIr) {
 			return nil
 		}
 	}

@@ -101,7 +101,8 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 	}
 	m.adopt(sa, nsa)
 	if m.qcd.secret != nil {
-		m.queue(nsa, task{kind: taskTell}) // our token; the peer's came with the response
+		nsa.qcd.tell = true // ours; the peer's came with the response
+		m.queue(nsa, task{kind: taskTell})
 	}
 	m.settle(req.task.waiters, nil)
 	m.closeIKE(sa, ErrReplaced, nil)
@@ -119,6 +120,7 @@ func (m *Machine) parseRekey(sa *ikeSA, req *peerCreate, offered []Proposal) *re
 		return busy(ErrRekeying)
 	}
 	req.kind = taskRekeyIKE
+	_, req.ticket = m.msg.FindNotify(NotifyTicketRequest)
 	k := m.msg.Find(PayloadKE)
 	if k == nil {
 		return &refusal{t: NotifyInvalidSyntax, err: ErrGroup}
@@ -162,6 +164,9 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		b.Nonce(req.nr)
 		b.KE(req.dh, r.pair.public())
 		m.qcdNotify(b, nsa)
+		if req.ticket {
+			m.ticketNotify(b, nsa)
+		}
 	})
 	sa.collision = ikeCollision{nsa.slot + 1, lowest(req.ni, req.nr)}
 	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
@@ -201,6 +206,10 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 		m.queue(nsa, t)
 	}
 	nsa.waiters, sa.waiters = append(nsa.waiters, sa.waiters...), nil
+	if nsa.origin.ours && nsa.conn.Resumption {
+		nsa.resume.asked = true
+		m.queue(nsa, task{kind: taskTell}) // the ticket is the former IKE SA's
+	}
 	m.announceIKE(nsa, sa)
 }
 
@@ -210,6 +219,9 @@ func (m *Machine) announceIKE(sa, old *ikeSA) {
 	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path}
 	if old != nil && old.told {
 		e.Kind, e.Old, old.told = EvIKERekeyed, old.unique, false
+	}
+	if old == nil && sa.resume.on {
+		e.Text = "resumed by a ticket"
 	}
 	sa.told = true
 	m.event(e)

@@ -53,6 +53,7 @@ type ikeSA struct {
 
 	collision ikeCollision
 	qcd       qcdSA
+	resume    resumeSA
 	closeErr  error // why it is being closed
 }
 
@@ -114,6 +115,7 @@ type connState struct {
 	tries   int             // attempts since the last success
 	retryAt time.Duration   // next attempt
 	remote  int             // index of the remote address to try
+	ticket  *ticket         // of the last session, if that was lost; nil: none
 	held    map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
@@ -285,6 +287,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		return
 	}
 	was := sa.state
+	m.ticketEnds(sa, err)
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			if c.state == ChildInstalled || c.state == ChildRekeying {

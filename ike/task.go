@@ -121,7 +121,14 @@ func (m *Machine) start(sa *ikeSA, t task) {
 		m.sendRequest(sa, ExchangeInformational, nil)
 	case taskTell:
 		sa.req.task = t
-		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { m.qcdNotify(b, sa) })
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) {
+			if sa.qcd.tell {
+				m.qcdNotify(b, sa)
+			}
+			if sa.resume.asked {
+				m.askTicket(b, sa)
+			}
+		})
 	}
 }
 

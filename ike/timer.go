@@ -18,6 +18,7 @@ const (
 	tRekey                     // soft lifetime
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
+	tTicket                    // the ticket will soon be too old
 	numSATimers
 )
 
@@ -141,6 +142,11 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 			m.closeIKE(sa, ErrLifetime, nil)
 		} else {
 			m.destroy(sa, ErrLifetime)
+		}
+	case tTicket:
+		if sa.state == StateEstablished {
+			sa.resume.asked = true
+			m.queue(sa, task{kind: taskTell})
 		}
 	case tTask:
 		// runTasks looks at the queue after every input.

@@ -133,6 +133,8 @@ var connSection = &section{
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoIKE, &s.conn.Proposals) }},
 		{"encap", aSwitch, `ESP in UDP even without a NAT; false`,
 			func(s *scope, n *node) { s.boolean(n, &s.conn.Encap) }},
+		{"resumption", aSwitch, `let a lost session go on by a ticket instead of a key exchange (RFC 5723); false`,
+			func(s *scope, n *node) { s.boolean(n, &s.conn.Resumption) }},
 		{"dpd_delay", aDuration, `ask a silent peer after that time whether it lives; 0: never; "30s"`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.DPDDelay) }},
 		{"keyingtries", aNumber, `attempts to reach the peer; 0: for ever; 0`,

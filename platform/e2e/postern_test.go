@@ -114,6 +114,9 @@ func (d *postern) toml(c spec) string {
 	for i, n := range c.conns {
 		fmt.Fprintf(&b, "\n[connections.%s]\nlocal_addrs = %s\nremote_addrs = %s\nproposals = %s\n",
 			n.name, list(n.local), list(n.remote), list(strings.Split(n.ike, ",")...))
+		if n.resumption {
+			b.WriteString("resumption = true\n")
+		}
 		if n.encap {
 			b.WriteString("encap = true\n")
 		}

@@ -23,6 +23,9 @@ func TestRecoveryFromARestart(t *testing.T) {
 		said  string // by the daemon that was left
 	}{
 		{"the responder, with quick crash detection", 'b', func(a, b *spec) {}, "restarted"},
+		{"the responder, with quick crash detection and resumption", 'b', func(a, b *spec) {
+			both(a, b, func(n *conn) { n.resumption = true })
+		}, "resumed by a ticket"},
 		{"the initiator, with quick crash detection", 'a', func(a, b *spec) {}, "restarted"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -34,7 +34,8 @@ type conn struct {
 	encap         bool
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
-	keyingTries   int // 0: default
+	resumption    bool // postern only
+	keyingTries   int  // 0: default
 	children      []child
 }
 
