@@ -40,6 +40,7 @@ var eventLines = [...]eventLine{
 	ike.EvCookies:      {log.Warn, "many unfinished connection attempts: cookies are demanded from now on", false},
 	ike.EvTrace:        {log.Debug, "message", false},
 	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
+	ike.EvRedirected:   {log.Info, "redirect to another gateway", true},
 	ike.EvNotResumed:   {log.Info, "the session cannot go on, a new one is negotiated", false},
 	ike.EvMoved:        {log.Info, "the peer's address has changed", false},
 }

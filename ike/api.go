@@ -114,6 +114,11 @@ type Conn struct {
 	// one, as gateway we give one. It spares both sides the Diffie-Hellman exchange. Who
 	// gets hold of the gateway's ticket keys can read what a resumed session carries.
 	Resumption bool
+	// RedirectTo, as gateway, is where clients that can be redirected are sent (RFC 5685),
+	// unless it is the very address that they have come to.
+	RedirectTo Gateway
+	// IgnoreRedirects, as client, stays with the configured addresses.
+	IgnoreRedirects bool
 
 	Children []*Child
 }
@@ -150,6 +155,7 @@ const (
 	CmdAcquire                       // a packet (Flow) wants Conn's Child
 	CmdRekey                         // rekey what Conn, Child, IKE and ChildID select
 	CmdMoved                         // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdRedirect                      // send the peers of the IKE SAs that Conn and IKE select to Gateway
 	CmdInvalidSPI                    // a packet for SPI, which is no SA of ours, came along Path
 )
 
@@ -166,6 +172,7 @@ type Command struct {
 	Flow    esp.Flow
 	SPI     uint32
 	Path    Path
+	Gateway Gateway
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -236,6 +243,7 @@ const (
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where
 	EvNotResumed                    // a ticket was refused or not answered, a full exchange follows: Err
+	EvRedirected                    // a client is sent to another gateway, or we are: Text; Err: why we do not go
 	EvMoved                         // the peer's address changed; Path is the new one
 )
 

@@ -116,6 +116,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	mine := sa.authData(secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
 	sa.takeToken(m.sentToken())
 	_, asked := m.msg.FindNotify(NotifyTicketRequest)
+	if m.redirectAuth(sa, p, mine) {
+		return
+	}
 	m.establish(sa)
 	var c *childSA
 	if !childless && no == nil {
@@ -216,6 +219,9 @@ func (m *Machine) establish(sa *ikeSA) {
 	}
 	s.tries, s.retryAt = 0, never
 	s.dropTicket()
+	if sa.initiator {
+		m.redirectEnds(s, true)
+	}
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}
@@ -282,6 +288,9 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.peerID = peer
+	if m.authRedirected(sa, p) {
+		return
+	}
 	sa.takeToken(m.sentToken())
 	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
 	sa.init.spiIn = 0

@@ -64,6 +64,7 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 		}
 	})
 	if over == nil {
+		m.sessionRedirected(sa, p)
 		return
 	}
 	if sa.collision.slot != 0 {

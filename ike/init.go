@@ -31,6 +31,9 @@ func (m *Machine) target(s *connState) (Path, error) {
 			remotes = append(remotes, p.Addr())
 		}
 	}
+	if s.redirect.to.IsValid() {
+		remotes = []netip.Addr{s.redirect.to}
+	}
 	if len(remotes) == 0 {
 		return Path{}, ErrNoRemote
 	}
@@ -131,6 +134,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	b.KE(sa.init.group, sa.init.pair.public())
 	b.Nonce(sa.ni)
 	m.natNotifies(b, sa, sa.path)
+	m.redirectNotify(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
 	m.transmit(sa, ExchangeInit, sa.init.request)
@@ -220,6 +224,9 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.drop(p, ErrHalfOpen)
 		return
 	}
+	if m.redirectInit(p, h, ni.Body) {
+		return
+	}
 	if resume {
 		m.resumeRequest(p, h, b, ni.Body)
 		return
@@ -273,6 +280,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	sa.init.from = p.Remote
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
+	sa.redirect.able = m.redirectAble()
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
 	m.startWork(sa, lanePeers, jobInitResponse, group, nil, ke)
@@ -402,6 +410,9 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 // initRefused handles an answer without an SA: COOKIE (section 2.6), INVALID_KE_PAYLOAD
 // (section 1.3), or an error.
 func (m *Machine) initRefused(sa *ikeSA, p Path) {
+	if m.initRedirected(sa, p) {
+		return
+	}
 	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
 		if sa.init.retries++; sa.init.retries > maxInitRetries {
 			m.drop(p, ErrTooManyRetries)

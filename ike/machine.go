@@ -390,6 +390,8 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdRedirect:
+		err = m.cmdRedirect(&c, w)
 	case CmdInvalidSPI:
 		m.cmdInvalidSPI(&c)
 	}
@@ -571,6 +573,7 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 	}
 	s.tries++
 	s.remote++
+	m.redirectEnds(s, false)
 	again := s.conn.KeyingTries == 0 || s.tries < s.conn.KeyingTries
 	var delay time.Duration
 	if len(s.wanted) > 0 && again {

@@ -182,6 +182,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 		return err
 	}
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
+	nsa.redirect = sa.redirect
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
@@ -206,6 +207,9 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 		m.queue(nsa, t)
 	}
 	nsa.waiters, sa.waiters = append(nsa.waiters, sa.waiters...), nil
+	if s := m.stateOf(nsa.conn); s != nil && s.redirect.old == sa.unique {
+		s.redirect.old = nsa.unique
+	}
 	if nsa.origin.ours && nsa.conn.Resumption {
 		nsa.resume.asked = true
 		m.queue(nsa, task{kind: taskTell}) // the ticket is the former IKE SA's

@@ -69,6 +69,7 @@ func (m *Machine) resumeTransmit(sa *ikeSA) {
 	b.Nonce(sa.ni)
 	b.Notify(NotifyTicketOpaque, ProtoNone, nil, sa.resume.with.opaque)
 	m.natNotifies(b, sa, sa.path)
+	m.redirectNotify(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
 	m.transmit(sa, ExchangeSessionResume, sa.init.request)
@@ -97,6 +98,7 @@ func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
 	sa.init.from, sa.init.tried = p.Remote, conn.Name
 	sa.init.request = append([]byte(nil), b...)
 	sa.resume.on, sa.resume.session = true, s
+	sa.redirect.able = m.redirectAble()
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
 	if err := m.keyed(sa, resumeSeed(sa.suite.PRF, s.skd, sa.ni, sa.nr)); err != nil {
@@ -161,6 +163,9 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 
 // resumeRefused handles an answer without a nonce.
 func (m *Machine) resumeRefused(sa *ikeSA, p Path) {
+	if m.initRedirected(sa, p) {
+		return
+	}
 	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
 		if sa.init.retries++; sa.init.retries > maxInitRetries {
 			m.drop(p, ErrTooManyRetries)
