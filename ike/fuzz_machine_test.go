@@ -23,6 +23,16 @@ func FuzzMachine(f *testing.F) {
 	chain := b.Finish()[headerLen:]
 	f.Add(append(step(3, append([]byte{byte(PayloadDelete)}, chain...)), step(4, nil)...))
 	f.Add(step(2, append([]byte{byte(PayloadDelete)}, chain...)))
+	b = NewBuilder(nil, Header{})
+	b.Notify(NotifyRedirect, ProtoNone, nil, Gateway{Name: "gw.example"}.body(nil))
+	b.Notify(NotifyTicketRequest, ProtoNone, nil, nil)
+	b.Notify(NotifyTicketLTOpaque, ProtoNone, nil, make([]byte, 40))
+	writeToken(b, make([]byte, 32))
+	f.Add(step(3, append([]byte{byte(PayloadNotify)}, b.Finish()[headerLen:]...)))
+	b = NewBuilder(nil, Header{SPIi: 1, Exchange: ExchangeSessionResume, Flags: FlagInitiator})
+	b.Nonce(make([]byte, 32))
+	b.Notify(NotifyTicketOpaque, ProtoNone, nil, make([]byte, 80))
+	f.Add(step(0, b.Finish()))
 
 	f.Fuzz(func(t *testing.T, in []byte) {
 		p := newPair(t, nil)

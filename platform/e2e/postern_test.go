@@ -113,7 +113,10 @@ func (d *postern) toml(c spec) string {
 	}
 	for i, n := range c.conns {
 		fmt.Fprintf(&b, "\n[connections.%s]\nlocal_addrs = %s\nremote_addrs = %s\nproposals = %s\n",
-			n.name, list(n.local), list(n.remote), list(strings.Split(n.ike, ",")...))
+			n.name, list(strings.Split(n.local, ",")...), list(n.remote), list(strings.Split(n.ike, ",")...))
+		if n.redirectTo != "" {
+			fmt.Fprintf(&b, "redirect_to = %q\n", n.redirectTo)
+		}
 		if n.resumption {
 			b.WriteString("resumption = true\n")
 		}

@@ -34,8 +34,9 @@ type conn struct {
 	encap         bool
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
-	resumption    bool // postern only
-	keyingTries   int  // 0: default
+	resumption    bool   // postern only
+	redirectTo    string // postern only
+	keyingTries   int    // 0: default
 	children      []child
 }
 
