@@ -116,6 +116,7 @@ func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
 func (m *Machine) infoResponse(sa *ikeSA) {
 	t := m.answered(sa)
 	m.settle(t.waiters, nil)
+	sa.takeToken(m.sentToken())
 	switch t.kind {
 	case taskDeleteIKE:
 		err := sa.closeErr

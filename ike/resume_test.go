@@ -386,3 +386,21 @@ func FuzzTicket(f *testing.F) {
 		}
 	})
 }
+
+// A gateway may have a ticket, but not at once.
+func TestTicketIsAskedForAgainAfterAnAcknowledgement(t *testing.T) {
+	p := resumePair(t, nil)
+	m, sa := p.a.m, &p.a.m.sas[0]
+	first := append([]byte(nil), sa.resume.ticket.opaque...)
+	b := NewBuilder(nil, Header{})
+	b.Notify(NotifyTicketAck, ProtoNone, nil, nil)
+	if err := m.msg.Parse(b.Finish()); err != nil {
+		t.Fatal(err)
+	}
+	sa.resume.asked = true
+	m.takeTicket(sa)
+	p.pass(2 * ticketLater)
+	if bytes.Equal(first, sa.resume.ticket.opaque) {
+		t.Fatal("no ticket was asked for after TICKET_ACK")
+	}
+}

@@ -42,6 +42,8 @@ const (
 	// ticketLife is the longest life of a ticket; that of its IKE SA bounds it too
 	// (section 6.2).
 	ticketLife = 24 * time.Hour
+	// ticketLater is when we ask again a gateway that could not give a ticket at once.
+	ticketLater = time.Minute
 	// ticketSkew is by how much a ticket may seem to come from the future: clocks are set.
 	ticketSkew = 5 * time.Minute
 
@@ -284,6 +286,10 @@ func (t *ticket) wipe() {
 
 // takeTicket keeps the ticket in the protected message at hand, if we have asked for one.
 func (m *Machine) takeTicket(sa *ikeSA) {
+	if _, ok := m.msg.FindNotify(NotifyTicketAck); ok && sa.resume.asked {
+		m.arm(sa, tTicket, ticketLater) // it has one, but not now (section 4.1)
+		return
+	}
 	n, ok := m.msg.FindNotify(NotifyTicketLTOpaque)
 	if !ok || !sa.resume.asked || len(n.Data) <= 4 || len(n.Data) > 4+maxTicket {
 		return

@@ -195,6 +195,15 @@ rand_time = "2m"                   #! rand_time 2m is not less than rekey_time 9
 remote_ts = ["10.5.0.0/24"]
 life_time = 0                      #! life_time 0s is not longer than rekey_time 1h
 `},
+		{"redirect to what is no gateway", baseSecret + `
+[connections.a]
+remote_addrs = ["198.51.100.7"]
+redirect_to = "192.0.2.0/24"           #! "192.0.2.0/24" is no gateway; write one address or a domain name
+[connections.a.remote]
+id = "b.example"
+[connections.a.children.c]
+remote_ts = ["10.2.0.0/24"]
+`},
 		{"words", baseSecret + `
 [connections.a]
 remote_addrs = ["198.51.100.7"]
