@@ -82,6 +82,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Warn, line.msg
 	case e.Kind == ike.EvCookies && e.Count == 0:
 		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
+	case e.Kind == ike.EvRedirected && e.Err != nil:
+		return log.Warn, "redirect to another gateway is not followed"
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
