@@ -104,6 +104,13 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			}
 			return w, nil
 		},
+		OpenState: func(dir string) (engine.State, error) {
+			s, err := platform.OpenState(dir)
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
+		},
 		MemoryTotal: platform.MemoryTotal,
 	}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // only shown, so it may be missing

@@ -76,13 +76,18 @@ type datapath struct {
 	// moved tells the IKE loop, without waiting, that an authentic packet came along
 	// another path; false if it is too busy.
 	moved func(sa *inSA, p ike.Path) bool
+	// unknown tells the IKE loop, without waiting, that a packet for an SPI that is not
+	// here came along a path; false if it is too busy.
+	unknown func(spi uint32, p ike.Path) bool
 
 	// noted limits each kind of line that a packet can cause.
 	noted [numNotes]atomic.Int64
-	pool  *pool
-	udp   *pool
-	out   []*outbound          // of each worker
-	in    [numSocks][]*inbound // of each socket that there may be
+	// unknownAt is when unknown was called last.
+	unknownAt atomic.Int64
+	pool      *pool
+	udp       *pool
+	out       []*outbound          // of each worker
+	in        [numSocks][]*inbound // of each socket that there may be
 }
 
 // shares of Profile.Buffers: what a worker on the way out, each socket with ESP and each

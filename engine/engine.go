@@ -75,8 +75,12 @@ type Engine struct {
 	// cfg is the configuration that runs. The IKE loop's, once it runs.
 	cfg      *config.Config
 	mtu      int
-	features features      // of the data path; set before running is closed
-	running  chan struct{} // closed when the loop takes calls
+	features features // of the data path; set before running is closed
+	keep     keeper
+	// qcdSecret is ike.Config.QCDSecret, whether it is used or not.
+	qcdSecret []byte
+	tickets   ticketKeys
+	running   chan struct{} // closed when the loop takes calls
 }
 
 // New checks the configuration against the board profile and makes tables and buffers.
@@ -111,7 +115,9 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress = m, e.readdress
+	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
+	d.unknown = l.unknown
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil
@@ -144,6 +150,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	e.loop.device = tuns[0].Name()
 
 	watch := e.watchAddresses(&undo)
+	e.openState(&undo)
 
 	// The kernel must know what to protect before the first connection starts, or the
 	// first packets would leave in clear.
@@ -157,6 +164,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if err := e.o.OS.Network.Apply(e.loop.device, e.loop.applied); err != nil {
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
 	}
+	e.rotateTicketKeys(e.cfg)
 	if err := e.loop.m.Configure(e.loop.now(), e.ikeConfig(e.cfg)); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -357,6 +365,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 		l.apply()
 		return err
 	}
+	e.rotateTicketKeys(cfg)
 	s.set(spec)
 	if l.applied = list; !equalPolicies(list, s.policies()) {
 		l.apply() // an SA that ended took a policy of its own with it
@@ -373,6 +382,9 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 func (e *Engine) ikeConfig(cfg *config.Config) ike.Config {
 	c := cfg.IKE
 	c.Ports = e.d.ports
+	if cfg.Daemon.QCD {
+		c.QCDSecret = e.qcdSecret
+	}
 	for s := sockESP4; s <= sockESP6; s++ {
 		if len(e.d.socks[s]) == 0 && e.d.canIKE(sockIKE4+s-sockESP4) {
 			c.Encap = true
@@ -395,6 +407,7 @@ func (e *Engine) tellRestart(cfg *config.Config, mtu int) {
 	tell(was.IKEPort != is.IKEPort, "ike_port")
 	tell(was.NATTPort != is.NATTPort, "natt_port")
 	tell(was.Control != is.Control, "control")
+	tell(was.StateDir != is.StateDir, "state_dir")
 	is.IKEPort, is.NATTPort = was.IKEPort, was.NATTPort
 	cfg.IKE.Ports = e.cfg.IKE.Ports
 }

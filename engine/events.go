@@ -40,6 +40,8 @@ var eventLines = [...]eventLine{
 	ike.EvCookies:      {log.Warn, "many unfinished connection attempts: cookies are demanded from now on", false},
 	ike.EvTrace:        {log.Debug, "message", false},
 	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
+	ike.EvRedirected:   {log.Info, "redirect to another gateway", true},
+	ike.EvNotResumed:   {log.Info, "the session cannot go on, a new one is negotiated", false},
 	ike.EvMoved:        {log.Info, "the peer's address has changed", false},
 }
 
@@ -80,6 +82,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Warn, line.msg
 	case e.Kind == ike.EvCookies && e.Count == 0:
 		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
+	case e.Kind == ike.EvRedirected && e.Err != nil:
+		return log.Warn, "redirect to another gateway is not followed"
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}

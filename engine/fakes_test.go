@@ -170,7 +170,8 @@ type testPath struct {
 	fakes    [numSocks]*fakeSocket
 	now      time.Duration
 	acquired []string
-	busy     bool // the IKE loop takes no wishes
+	busy     bool            // the IKE loop takes no wishes
+	unknowns []unknownPacket // packets without an SA that the loop was told of
 	flusher  *outbound
 }
 
@@ -204,8 +205,18 @@ func newTestPathOf(t testing.TB, p board.Profile, workers int) *testPath {
 		return true
 	}
 	d.moved = func(*inSA, ike.Path) bool { return !tp.busy }
+	d.unknown = func(spi uint32, p ike.Path) bool {
+		tp.unknowns = append(tp.unknowns, unknownPacket{spi, p})
+		return !tp.busy
+	}
 	tp.flusher = newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{})
 	return tp
+}
+
+// unknownPacket is a packet without an SA.
+type unknownPacket struct {
+	spi  uint32
+	path ike.Path
 }
 
 type discard struct{}

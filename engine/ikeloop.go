@@ -22,6 +22,7 @@ type machine interface {
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
+	SetTicketKeys(keys []ike.TicketKey)
 }
 
 // Limits of the loop.
@@ -65,6 +66,9 @@ type ikeLoop struct {
 	// addressed tells that the host's addresses have changed, which readdress follows.
 	addressed chan struct{}
 	readdress func()
+	// rotate looks every hour whether the ticket keys are too old; nil: nobody does.
+	rotate   func()
+	rotateAt time.Duration
 
 	busy     atomic.Int32 // workers that compute
 	jobs     []*ike.Work  // no worker has taken these; at most two per IKE SA
@@ -120,6 +124,16 @@ func (l *ikeLoop) acquire(p *policy, f *esp.Flow) bool {
 func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
 	select {
 	case l.wishes <- ike.Command{Kind: ike.CmdMoved, SPI: sa.spi, Path: p}:
+		return true
+	default:
+		return false
+	}
+}
+
+// unknown tells the loop that a packet came for an SPI that is not here.
+func (l *ikeLoop) unknown(spi uint32, p ike.Path) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdInvalidSPI, SPI: spi, Path: p}:
 		return true
 	default:
 		return false

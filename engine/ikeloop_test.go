@@ -46,8 +46,9 @@ func (m *scriptedMachine) Command(now ike.Time, c ike.Command) {
 		m.next = append(m.next, ike.Output{Kind: ike.OutEvent, Event: ike.Event{Kind: ike.EvDone, Tag: c.Tag}})
 	}
 }
-func (m *scriptedMachine) Timeout(now ike.Time)            { m.input("timeout") }
-func (m *scriptedMachine) Done(now ike.Time, r ike.Result) { m.input("done") }
+func (m *scriptedMachine) SetTicketKeys(keys []ike.TicketKey) { m.input("keys %d", len(keys)) }
+func (m *scriptedMachine) Timeout(now ike.Time)               { m.input("timeout") }
+func (m *scriptedMachine) Done(now ike.Time, r ike.Result)    { m.input("done") }
 func (m *scriptedMachine) Next() (ike.Output, bool) {
 	if len(m.next) == 0 {
 		return ike.Output{}, false

@@ -143,6 +143,7 @@ func (in *inbound) demux(i int) {
 			d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
 				log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
 		}
+		in.tellUnknown(g, spi)
 		return
 	}
 	in.found = append(in.found, inPacket{sa, i})
@@ -214,6 +215,25 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 		q = int(k.hash(d.seed) % uint32(n))
 	}
 	in.out[q] = append(in.out[q], pkt[off-innerRoom:off+len(inner)])
+}
+
+// unknownInterval is the least time between two tellings of packets without an SA, so that
+// a flood of them does not keep the IKE loop busy.
+const unknownInterval = 100 * time.Millisecond
+
+// tellUnknown tells the IKE loop of a packet without an SA: its sender may not know that we
+// have restarted. The way back is the one that it came, or IKE's if it was not in UDP.
+func (in *inbound) tellUnknown(g *esp.Datagram, spi uint32) {
+	d := in.d
+	last := d.unknownAt.Load()
+	if last != 0 && in.now-time.Duration(last) < unknownInterval || !d.unknownAt.CompareAndSwap(last, int64(max(in.now, 1))) {
+		return
+	}
+	p := ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.NATT), Remote: g.Remote, NATT: true}
+	if in.sock >= sockESP4 {
+		p = ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.IKE), Remote: netip.AddrPortFrom(g.Remote.Addr(), 500)}
+	}
+	d.unknown(spi, p)
 }
 
 // refused counts a packet that Open did not accept.

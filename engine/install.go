@@ -161,6 +161,10 @@ type natState struct {
 // tick does what has no deadline of its own: NAT keepalives, and rekeying of SAs whose
 // sequence numbers run out.
 func (l *ikeLoop) tick(now time.Duration) {
+	if l.rotate != nil && now >= l.rotateAt {
+		l.rotateAt = now + rotateInterval
+		l.rotate()
+	}
 	for _, s := range l.nat {
 		s.seen = false
 	}

@@ -57,6 +57,14 @@ type AddressWatch interface {
 	Close() error
 }
 
+// State keeps small secrets over a restart, for the owner alone and one process at a time.
+// The error of Load wraps fs.ErrNotExist where nothing is kept under the name.
+type State interface {
+	Load(name string) ([]byte, error)
+	Store(name string, b []byte) error
+	Close() error
+}
+
 // OS is what the engine needs of the operating system; main fills it from package
 // platform, tests from fakes. Errors name the operation and its object, and say what
 // to do.
@@ -75,6 +83,8 @@ type OS struct {
 	// WatchAddresses subscribes to changes of the host's addresses; nil if the system
 	// cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)
+	// OpenState opens the directory for what survives a restart; nil if nothing can.
+	OpenState func(dir string) (State, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

@@ -57,6 +57,12 @@ func TestSwanctlDrivesTheEngine(t *testing.T) {
 			"net: #1, reqid 1, INSTALLED, TUNNEL-in-UDP, ESP:AES_GCM_16-128/ESN", "installed 0s ago, rekeying in ", "0 bytes,     0 packets",
 			"local  10.1.0.0/16 2001:db8:1::/48", "remote 10.2.0.0/16 2001:db8:2::/48"}},
 		{"--rekey --child net", false, []string{"rekey completed successfully"}},
+		{"--redirect --gateway 192.0.2.9", true, []string{"missing redirect selector"}},
+		{"--redirect --ike plant --gateway 192.0.2.0/24", true, []string{"missing or invalid target gateway"}},
+		{"--redirect --peer-ip 192.0.2.5-192.0.2.9 --gateway 192.0.2.9", true, []string{"no matching SAs to redirect found"}},
+		{"--redirect --peer-id *.test --gateway 192.0.2.9", true, []string{"no matching SAs to redirect found"}},
+		// The far end is the gateway here.
+		{"--redirect --peer-ip 192.0.2.0/24 --peer-id *.example --gateway 192.0.2.9", true, []string{"did not say that it can be redirected"}},
 		{"--terminate --ike plant", false, []string{"terminate completed successfully"}},
 		{"--terminate --ike plant", true, []string{"terminate failed: no matching SAs to terminate found"}},
 		{"--reload-settings", true, []string{"does not know its configuration file"}},

@@ -71,6 +71,8 @@ func (h viciHandler) Command(name string, req *control.Message, stream func(stri
 		resp, err = h.terminate(req, stream)
 	case control.CmdRekey:
 		resp, err = h.rekey(req)
+	case control.CmdRedirect:
+		resp, err = h.redirect(req)
 	default:
 		return nil, false
 	}

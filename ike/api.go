@@ -63,6 +63,9 @@ type Config struct {
 	// Encap forces UDP encapsulation on every connection, where IP protocol 50 cannot be
 	// sent or received here.
 	Encap bool
+	// QCDSecret makes the tokens of quick crash detection (RFC 6290): 32 random octets that
+	// survive a restart. Without it neither tokens are given out nor taken.
+	QCDSecret []byte
 }
 
 // StartAction says when a CHILD SA is negotiated.
@@ -109,6 +112,15 @@ type Conn struct {
 
 	Fragmentation Fragmentation // of large messages (RFC 7383)
 	FragmentSize  int           // octets of the IP datagrams that hold fragments; 0: 1280
+	// Resumption lets a lost session go on by a ticket (RFC 5723): as client we ask for
+	// one, as gateway we give one. It spares both sides the Diffie-Hellman exchange. Who
+	// gets hold of the gateway's ticket keys can read what a resumed session carries.
+	Resumption bool
+	// RedirectTo, as gateway, is where clients that can be redirected are sent (RFC 5685),
+	// unless it is the very address that they have come to.
+	RedirectTo Gateway
+	// IgnoreRedirects, as client, stays with the configured addresses.
+	IgnoreRedirects bool
 
 	Children []*Child
 }
@@ -140,11 +152,13 @@ type CommandKind uint8
 
 // The commands.
 const (
-	CmdInitiate  CommandKind = iota // bring up Conn's Child ("" means all of its children)
-	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
-	CmdAcquire                      // a packet (Flow) wants Conn's Child
-	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
-	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdInitiate   CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdTerminate                     // close the SAs that Conn, Child, IKE and ChildID select
+	CmdAcquire                       // a packet (Flow) wants Conn's Child
+	CmdRekey                         // rekey what Conn, Child, IKE and ChildID select
+	CmdMoved                         // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdRedirect                      // send the peers of the IKE SAs that Conn and IKE select to Gateway
+	CmdInvalidSPI                    // a packet for SPI, which is no SA of ours, came along Path
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind
@@ -160,6 +174,7 @@ type Command struct {
 	Flow    esp.Flow
 	SPI     uint32
 	Path    Path
+	Gateway Gateway
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -213,7 +228,7 @@ type EventKind uint8
 
 // The events. The comment tells which fields of Event they fill beside Conn, IKE and Path.
 const (
-	EvIKEUp        EventKind = iota // an IKE SA is established
+	EvIKEUp        EventKind = iota // an IKE SA is established; Text says how, if it was resumed
 	EvIKEDown                       // and is gone; Err says why
 	EvIKERekeyed                    // Old is the unique number of the replaced one
 	EvChildUp                       // Child, ChildID
@@ -229,6 +244,8 @@ const (
 	EvCookies                       // COOKIE demands switched on (Count 1) or off (0)
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where
+	EvNotResumed                    // a ticket was refused or not answered, a full exchange follows: Err
+	EvRedirected                    // a client is sent to another gateway, or we are: Text; Err: why we do not go
 	EvMoved                         // the peer's address changed; Path is the new one
 )
 

@@ -36,6 +36,9 @@ func (m *Machine) authSend(sa *ikeSA) {
 	if sa.localID == (ID{}) {
 		sa.localID = idOfAddr(sa.path.Local.Addr())
 	}
+	if sa.resume.on {
+		sa.localID = sa.resume.with.local
+	}
 	secret := findSecret(m.secrets, sa.localID, c.RemoteID)
 	if secret == nil {
 		m.destroy(sa, ErrNoSecret)
@@ -57,7 +60,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
 	sa.req = request{task: task{kind: taskAuth}}
 	idBody := sa.localID.appendBody(nil)
-	auth := pskAuth(sa.suite.PRF, secret.Key, sa.init.request, sa.nr, sa.keys.pi, idBody)
+	auth := sa.authData(secret.Key, sa.init.request, sa.nr, sa.keys.pi, idBody)
 	m.sendRequest(sa, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDi, sa.localID)
 		if !m.knows(sa, c.RemoteID) {
@@ -67,6 +70,8 @@ func (m *Machine) authSend(sa *ikeSA) {
 			b.ID(PayloadIDr, c.RemoteID)
 		}
 		b.Auth(AuthPSK, auth)
+		m.qcdNotify(b, sa)
+		m.askTicket(b, sa)
 		b.SA(sa.init.offered)
 		b.TS(PayloadTSi, sa.init.childTS[0])
 		b.TS(PayloadTSr, sa.init.childTS[1])
@@ -90,7 +95,11 @@ func (m *Machine) knows(sa *ikeSA, peer ID) bool {
 // authRequest handles the peer's IKE_AUTH request.
 func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	idi, idr, auth := m.msg.Find(PayloadIDi), m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
-	err := m.authenticate(sa, idi, idr, auth)
+	check := m.authenticate
+	if sa.resume.on {
+		check = m.authenticateResumed
+	}
+	err := check(sa, idi, idr, auth)
 	if err != nil {
 		// The peer learns nothing but that it failed (section 2.21.2).
 		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
@@ -105,7 +114,12 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		no = m.parseCreate(sa, &req, true)
 	}
 	secret := findSecret(m.secrets, sa.localID, sa.peerID)
-	mine := pskAuth(sa.suite.PRF, secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
+	mine := sa.authData(secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
+	sa.takeToken(m.sentToken())
+	_, asked := m.msg.FindNotify(NotifyTicketRequest)
+	if m.redirectAuth(sa, p, mine) {
+		return
+	}
 	m.establish(sa)
 	var c *childSA
 	if !childless && no == nil {
@@ -117,6 +131,10 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDr, sa.localID)
 		b.Auth(AuthPSK, mine)
+		m.qcdNotify(b, sa)
+		if asked {
+			m.ticketNotify(b, sa)
+		}
 		if c != nil {
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
@@ -127,6 +145,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		announceWindow(b)
 	})
 	sa.window.ours = maxWindow
+	m.resumed(sa)
 	m.resolveDuplicates(sa, contact)
 }
 
@@ -203,6 +222,10 @@ func (m *Machine) establish(sa *ikeSA) {
 		return
 	}
 	s.tries, s.retryAt = 0, never
+	s.dropTicket()
+	if sa.initiator {
+		m.redirectEnds(s, true)
+	}
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}
@@ -253,8 +276,10 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 			err = ErrAuthMethod
 		case secret == nil:
 			err = ErrNoSecret
-		case !constantEqual(pskAuth(sa.suite.PRF, secret.Key, sa.init.response, sa.ni, sa.keys.pr, idr.Body), data):
+		case !constantEqual(sa.authData(secret.Key, sa.init.response, sa.ni, sa.keys.pr, idr.Body), data):
 			err = &AuthError{peer}
+		case sa.resume.on && !peer.Equal(sa.resume.with.remote):
+			err = &IdentityError{peer, sa.resume.with.remote}
 		}
 	}
 	m.answered(sa)
@@ -267,6 +292,10 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.peerID = peer
+	if m.authRedirected(sa, p) {
+		return
+	}
+	sa.takeToken(m.sentToken())
 	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
 	sa.init.spiIn = 0
 	var mine wish
@@ -281,6 +310,8 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	ni, nr := sa.ni, sa.nr
 	m.establish(sa)
 	sa.window.ours = maxWindow
+	sa.resume.with = nil
+	m.takeTicket(sa)
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
 	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
 	m.createdFirst(sa, refused)

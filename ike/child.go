@@ -30,6 +30,7 @@ type peerCreate struct {
 	target  uint32 // the CHILD SA that is rekeyed
 	spiOut  uint32
 	peerSPI uint64 // of the new IKE SA
+	ticket  bool   // a ticket is asked for
 	spiIn   uint32
 }
 

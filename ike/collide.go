@@ -244,6 +244,11 @@ func (m *Machine) childLost(c *childSA, err error) {
 		action = c.cfg.CloseAction
 	case ErrLifetime:
 		action = ActionRestart
+	case ErrPeerRestarted:
+		// It is there, so whoever brought the tunnel up does so again.
+		if m.sas[c.ike].origin.ours || c.cfg.StartAction == StartStart {
+			action = ActionRestart
+		}
 	}
 	if action == ActionRestart {
 		m.wishAgain(c.conn, c.cfg)

@@ -24,6 +24,7 @@ const (
 	ExchangeAuth          Exchange = 35
 	ExchangeCreateChild   Exchange = 36
 	ExchangeInformational Exchange = 37
+	ExchangeSessionResume Exchange = 38 // RFC 5723
 )
 
 // PayloadType is a payload's number (RFC 7296 section 3.2).

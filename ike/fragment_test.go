@@ -622,7 +622,7 @@ func TestTraceNamesFragmentsAsCharonDoes(t *testing.T) {
 		return s.String()
 	}
 	for _, want := range []string{
-		"sending IKE_SA_INIT request 0 [ SA KE Nonce N(NAT_DETECTION_SOURCE_IP) N(NAT_DETECTION_DESTINATION_IP) N(IKEV2_FRAGMENTATION_SUPPORTED) ]\n",
+		"sending IKE_SA_INIT request 0 [ SA KE Nonce N(NAT_DETECTION_SOURCE_IP) N(NAT_DETECTION_DESTINATION_IP) N(IKEV2_FRAGMENTATION_SUPPORTED) N(REDIRECT_SUPPORTED) ]\n",
 		"sending IKE_AUTH request 1 [ IDi N(INITIAL_CONTACT) IDr AUTH SA TSi TSr N(SET_WINDOW_SIZE) ]\nsending IKE_AUTH request 1 [ EF(1/",
 		"received IKE_AUTH response 1 [ EF(2/2) ]\nreceived IKE_AUTH response 1 [ IDr AUTH SA TSi TSr N(SET_WINDOW_SIZE) ]\n",
 	} {

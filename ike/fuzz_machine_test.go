@@ -30,6 +30,16 @@ func FuzzMachine(f *testing.F) {
 	}
 	f.Add(slices.Concat(part(2, 2, 0, chain[5:]), part(1, 2, byte(PayloadDelete), chain[:5]), part(1, 2, byte(PayloadDelete), chain[:5])))
 	f.Add(slices.Concat(part(0, 1, 0, nil), part(3, 2, 0, nil), part(1, 2, byte(PayloadNotify), chain), part(3, 3, 0, nil), step(4, []byte{61})))
+	b = NewBuilder(nil, Header{})
+	b.Notify(NotifyRedirect, ProtoNone, nil, Gateway{Name: "gw.example"}.body(nil))
+	b.Notify(NotifyTicketRequest, ProtoNone, nil, nil)
+	b.Notify(NotifyTicketLTOpaque, ProtoNone, nil, make([]byte, 40))
+	writeToken(b, make([]byte, 32))
+	f.Add(step(3, append([]byte{byte(PayloadNotify)}, b.Finish()[headerLen:]...)))
+	b = NewBuilder(nil, Header{SPIi: 1, Exchange: ExchangeSessionResume, Flags: FlagInitiator})
+	b.Nonce(make([]byte, 32))
+	b.Notify(NotifyTicketOpaque, ProtoNone, nil, make([]byte, 80))
+	f.Add(step(0, b.Finish()))
 
 	f.Fuzz(func(t *testing.T, in []byte) {
 		p := newPair(t, nil)

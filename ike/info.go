@@ -59,12 +59,18 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 			}
 		}
 	}
+	sa.takeToken(m.sentToken())
+	_, ticket := m.msg.FindNotify(NotifyTicketRequest)
 	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
 		if over == nil && len(spis) > 0 {
 			b.Delete(ProtoESP, spis)
 		}
+		if ticket && over == nil && !sa.origin.ours {
+			m.ticketNotify(b, sa)
+		}
 	})
 	if over == nil {
+		m.sessionRedirected(sa, p)
 		return
 	}
 	if sa.collision.slot != 0 {
@@ -117,6 +123,7 @@ func (m *Machine) infoResponse(sa *ikeSA) {
 	m.learnWindow(sa)
 	t := m.answered(sa)
 	m.settle(t.waiters, nil)
+	sa.takeToken(m.sentToken())
 	switch t.kind {
 	case taskDeleteIKE:
 		err := sa.closeErr
@@ -128,6 +135,9 @@ func (m *Machine) infoResponse(sa *ikeSA) {
 		if c := m.findChild(t.target); c != nil && c.state == ChildDeleting {
 			m.retire(c)
 		}
+	case taskTell:
+		sa.qcd.tell = false
+		m.takeTicket(sa)
 	case taskLiveness:
 		if err := m.notifyError(); err != nil {
 			m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})

@@ -31,6 +31,9 @@ func (m *Machine) target(s *connState) (Path, error) {
 			remotes = append(remotes, p.Addr())
 		}
 	}
+	if s.redirect.to.IsValid() {
+		remotes = []netip.Addr{s.redirect.to}
+	}
 	if len(remotes) == 0 {
 		return Path{}, ErrNoRemote
 	}
@@ -76,6 +79,9 @@ func (m *Machine) connect(s *connState) {
 	sa.init.group = firstGroup(s.conn.Proposals)
 	sa.ni = m.nonce()
 	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
+	if m.resumeStart(sa, s) {
+		return
+	}
 	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
 }
 
@@ -131,6 +137,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	if sa.conn.announces() {
 		fragmentNotify(b)
 	}
+	m.redirectNotify(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
 	m.transmit(sa, ExchangeInit, sa.init.request)
@@ -200,7 +207,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	if err == nil {
-		err = checkRules(&m.msg, ExchangeInit, false, false)
+		err = checkRules(&m.msg, h.Exchange, false, false)
 	}
 	if err != nil {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
@@ -208,7 +215,8 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	m.tracePayloads("received", p, nil)
 	saBody, keBody, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
-	if saBody == nil || keBody == nil || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+	resume := h.Exchange == ExchangeSessionResume
+	if (saBody == nil || keBody == nil) && !resume || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrNonce)
 		return
 	}
@@ -217,6 +225,13 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	if half >= m.halfOpenMax || host >= m.halfOpenPerHost() {
 		m.drop(p, ErrHalfOpen)
+		return
+	}
+	if m.redirectInit(p, h, ni.Body) {
+		return
+	}
+	if resume {
+		m.resumeRequest(p, h, b, ni.Body)
 		return
 	}
 	offered, err := ParseSA(saBody.Body)
@@ -269,6 +284,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
 	sa.frag.on = m.agreed(fragment)
+	sa.redirect.able = m.redirectAble()
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
 	m.startWork(sa, lanePeers, jobInitResponse, group, nil, ke)
@@ -402,6 +418,9 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 // initRefused handles an answer without an SA: COOKIE (section 2.6), INVALID_KE_PAYLOAD
 // (section 1.3), or an error.
 func (m *Machine) initRefused(sa *ikeSA, p Path) {
+	if m.initRedirected(sa, p) {
+		return
+	}
 	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
 		if sa.init.retries++; sa.init.retries > maxInitRetries {
 			m.drop(p, ErrTooManyRetries)

@@ -36,6 +36,8 @@ type Machine struct {
 	cookieFrom  int
 	cookies     cookieJar
 	notices     limiter
+	qcd         qcdState
+	tickets     ticketJar
 
 	nextIKE   uint32
 	nextChild uint32
@@ -68,6 +70,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 		m.ports.NATT = cfg.Ports.NATT
 	}
 	m.encap = cfg.Encap
+	m.configureQCD(cfg.QCDSecret)
 	old, oldSecrets := m.conns, m.secrets
 	m.conns, m.secrets = nil, cfg.Secrets
 	for _, c := range cfg.Conns {
@@ -112,6 +115,7 @@ func (m *Machine) closeConn(s *connState) {
 		m.settle(w.waiters, ErrTerminated)
 	}
 	s.wanted, s.retryAt = nil, never
+	s.dropTicket()
 	for i := range m.sas {
 		sa := &m.sas[i]
 		switch {
@@ -175,22 +179,29 @@ func (m *Machine) datagram(p Path, b []byte) {
 		return
 	}
 	response := h.Flags&FlagResponse != 0
-	if h.Exchange == ExchangeInit && h.SPIr == 0 && !response {
+	if (h.Exchange == ExchangeInit || h.Exchange == ExchangeSessionResume) && h.SPIr == 0 && !response {
 		m.initRequest(p, &h, b)
 		return
 	}
 	sa := m.lookup(&h)
 	if sa == nil {
-		m.unknownSPI(p, &h)
+		m.unknownSPI(p, &h, b)
 		return
 	}
 	if h.Exchange == ExchangeInit {
 		m.initResponse(sa, p, &h, b)
 		return
 	}
+	if h.Exchange == ExchangeSessionResume {
+		m.resumeResponse(sa, p, &h, b)
+		return
+	}
 	inner, parseErr := m.open(sa, b)
 	if !inner {
-		if parseErr != errPart {
+		if parseErr == ErrUnprotected {
+			parseErr = m.unprotected(sa, p)
+		}
+		if parseErr != nil && parseErr != errPart {
 			m.drop(p, parseErr)
 		}
 		return
@@ -247,21 +258,41 @@ func (m *Machine) otherVersion(p Path, h *Header) {
 // unknownSPI handles messages for an IKE SA that we do not have (RFC 7296 sections 1.5
 // and 2.21.4): a request is answered, at a limited rate, so that a peer whose SA we have
 // forgotten learns it.
-func (m *Machine) unknownSPI(p Path, h *Header) {
+func (m *Machine) unknownSPI(p Path, h *Header, b []byte) {
+	if h.Flags&FlagResponse == 0 && h.Exchange == ExchangeInformational && m.msg.Parse(b) == nil && !m.msg.Encrypted() {
+		if n, ok := m.msg.FindNotify(NotifyInvalidSPI); ok {
+			m.invalidSPI(p, &n)
+			return
+		}
+	}
 	m.drop(p, ErrUnknownSPI)
-	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational || !m.notices.allow(m.now.Mono) {
+	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational {
 		return
 	}
-	m.notice(p, h, NotifyInvalidIKESPI, nil)
+	token := m.qcdAnswer(p, h, b)
+	if token == nil && !m.notices.allow(m.now.Mono) {
+		return
+	}
+	m.noticeWith(p, h, func(b *Builder) {
+		b.Notify(NotifyInvalidIKESPI, ProtoNone, nil, nil)
+		if token != nil {
+			writeToken(b, token)
+		}
+	})
 }
 
 // notice answers a request outside of any IKE SA with a single, unprotected notify:
 // same SPIs, exchange and message ID (RFC 7296 section 1.5).
 func (m *Machine) notice(p Path, h *Header, t NotifyType, data []byte) {
+	m.noticeWith(p, h, func(b *Builder) { b.Notify(t, ProtoNone, nil, data) })
+}
+
+// noticeWith is notice with the payloads that fill writes.
+func (m *Machine) noticeWith(p Path, h *Header, fill func(*Builder)) {
 	r := Header{SPIi: h.SPIi, SPIr: h.SPIr, Major: versionMajor, Exchange: h.Exchange, ID: h.ID,
 		Flags: FlagResponse | ^h.Flags&FlagInitiator}
 	b := NewBuilder(nil, r)
-	b.Notify(t, ProtoNone, nil, data)
+	fill(b)
 	out := b.Finish()
 	m.traceMessage("sending", p, nil, out)
 	m.send(p, out)
@@ -369,6 +400,10 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdRedirect:
+		err = m.cmdRedirect(&c, w)
+	case CmdInvalidSPI:
+		m.cmdInvalidSPI(&c)
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()
@@ -431,6 +466,9 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 	for _, s := range m.conns {
 		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
 			continue
+		}
+		if c.Child == "" {
+			s.dropTicket()
 		}
 		for _, cfg := range s.conn.Children {
 			if c.Child == "" || cfg.Name == c.Child {
@@ -545,6 +583,7 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 	}
 	s.tries++
 	s.remote++
+	m.redirectEnds(s, false)
 	again := s.conn.KeyingTries == 0 || s.tries < s.conn.KeyingTries
 	var delay time.Duration
 	if len(s.wanted) > 0 && again {

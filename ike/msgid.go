@@ -34,6 +34,7 @@ type request struct {
 	peerSPI []byte
 	gotTS   [2][]esp.Selector
 	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
+	token   []byte   // the peer's for quick crash detection
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
 }
 
@@ -132,6 +133,10 @@ func (m *Machine) sendRequest(sa *ikeSA, ex Exchange, fill func(*Builder)) {
 // retransmit repeats our request, or gives the peer up (RFC 7296 section 2.4).
 func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
+		return
+	}
+	if sa.req.exchange == ExchangeSessionResume && sa.req.tries >= resumeTries {
+		m.resumeFailed(sa, ErrTimeout)
 		return
 	}
 	what := sa.req.exchange.String()

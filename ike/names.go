@@ -16,6 +16,8 @@ func (e Exchange) String() string {
 		return "CREATE_CHILD_SA"
 	case ExchangeInformational:
 		return "INFORMATIONAL"
+	case ExchangeSessionResume:
+		return "IKE_SESSION_RESUME"
 	}
 	return "EXCHANGE_" + strconv.Itoa(int(e))
 }

@@ -9,11 +9,12 @@ import (
 // Why an SA ended, an attempt failed or a request was refused. These stand in the Err of
 // events; the machine has gone on when one is told.
 var (
-	ErrTerminated  = errors.New("terminated")
-	ErrReplaced    = errors.New("replaced by another one")
-	ErrPeerDeleted = errors.New("deleted by the peer")
-	ErrLifetime    = errors.New("lifetime is over")
-	ErrTimeout     = errors.New("the peer does not answer; check its address, that it runs, and that UDP ports 500 and 4500 pass")
+	ErrTerminated    = errors.New("terminated")
+	ErrReplaced      = errors.New("replaced by another one")
+	ErrPeerDeleted   = errors.New("deleted by the peer")
+	ErrLifetime      = errors.New("lifetime is over")
+	ErrPeerRestarted = errors.New("the peer has restarted and does not have the SA any more")
+	ErrTimeout       = errors.New("the peer does not answer; check its address, that it runs, and that UDP ports 500 and 4500 pass")
 
 	ErrTableFull = errors.New("no room in the SA table; choose a larger board profile")
 	ErrNoRemote  = errors.New("no single remote address to connect to; set remote_addrs")
@@ -43,6 +44,7 @@ var (
 	ErrUnexpected     = errors.New("message does not fit the state")
 	ErrRepeated       = errors.New("initial request of an IKE SA that is past it")
 	ErrHalfOpen       = errors.New("too many half-open IKE SAs")
+	ErrWrongToken     = errors.New("token of quick crash detection is not the one of the SA: forged, or of a former SA")
 	ErrTooManyRetries = errors.New("too many COOKIE or INVALID_KE_PAYLOAD answers")
 )
 

@@ -68,6 +68,7 @@ func (m *Machine) parseRekeyed(sa *ikeSA) ([]byte, error) {
 	}
 	req.chosen, req.nr = offer[0], append([]byte(nil), nr.Body...)
 	req.peerSPI = append([]byte(nil), offer[0].SPI...)
+	req.token = m.sentToken()
 	return m.peerKE(suite.DH, req)
 }
 
@@ -83,6 +84,7 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 		m.createFailed(sa, err)
 		return
 	}
+	nsa.takeToken(req.token)
 	sa.req.newSlot, sa.req.task.waiters = 0, nil
 	m.answered(sa)
 	if i := sa.collision.slot - 1; i >= 0 {
@@ -98,6 +100,10 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 		m.await(rival)
 	}
 	m.adopt(sa, nsa)
+	if m.qcd.secret != nil {
+		nsa.qcd.tell = true // ours; the peer's came with the response
+		m.queue(nsa, task{kind: taskTell})
+	}
 	m.settle(req.task.waiters, nil)
 	m.closeIKE(sa, ErrReplaced, nil)
 }
@@ -113,6 +119,7 @@ func (m *Machine) parseRekey(sa *ikeSA, req *peerCreate, offered []Proposal) *re
 		return busy(ErrRekeying)
 	}
 	req.kind = taskRekeyIKE
+	_, req.ticket = m.msg.FindNotify(NotifyTicketRequest)
 	k := m.msg.Find(PayloadKE)
 	if k == nil {
 		return &refusal{t: NotifyInvalidSyntax, err: ErrGroup}
@@ -155,6 +162,10 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		b.SA([]Proposal{{Num: req.chosen.Num, Proto: ProtoIKE, SPI: binary.BigEndian.AppendUint64(nil, nsa.spiR), Transforms: req.chosen.Transforms}})
 		b.Nonce(req.nr)
 		b.KE(req.dh, r.pair.public())
+		m.qcdNotify(b, nsa)
+		if req.ticket {
+			m.ticketNotify(b, nsa)
+		}
 	})
 	sa.collision = ikeCollision{nsa.slot + 1, lowest(req.ni, req.nr)}
 	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
@@ -170,6 +181,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 		return err
 	}
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
+	nsa.redirect = sa.redirect
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
 	nsa.frag = sa.frag.inherit()
@@ -195,6 +207,13 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 		m.queue(nsa, t)
 	}
 	nsa.waiters, sa.waiters = append(nsa.waiters, sa.waiters...), nil
+	if s := m.stateOf(nsa.conn); s != nil && s.redirect.old == sa.unique {
+		s.redirect.old = nsa.unique
+	}
+	if nsa.origin.ours && nsa.conn.Resumption {
+		nsa.resume.asked = true
+		m.queue(nsa, task{kind: taskTell}) // the ticket is the former IKE SA's
+	}
 	m.announceIKE(nsa, sa)
 }
 
@@ -204,6 +223,9 @@ func (m *Machine) announceIKE(sa, old *ikeSA) {
 	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path}
 	if old != nil && old.told {
 		e.Kind, e.Old, old.told = EvIKERekeyed, old.unique, false
+	}
+	if old == nil && sa.resume.on {
+		e.Text = "resumed by a ticket"
 	}
 	sa.told = true
 	m.event(e)

@@ -39,7 +39,7 @@ var (
 // shapes lists what an exchange's messages may look like, requests then responses, by
 // the exchange's number counted from that of IKE_SA_INIT. A message has to fit one of
 // them; if it fits none, the error is about the one that it comes closest to.
-var shapes = [4][2][]shape{
+var shapes = [5][2][]shape{
 	{ // IKE_SA_INIT
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyNotify}},
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyCertReq, anyNotify}, notifiesOnly},
@@ -74,12 +74,16 @@ var shapes = [4][2][]shape{
 		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
 		{{anyNotify, {PayloadDelete, 0, maxPayloads}, maybeCP}},
 	},
+	{ // IKE_SESSION_RESUME (RFC 5723 section 4.3.2)
+		{{must(PayloadNonce), someNotify}},
+		{{must(PayloadNonce), anyNotify}, notifiesOnly},
+	},
 }
 
 // checkRules tells whether the payloads of a parsed message are those of exchange ex.
 // encrypted says whether they came in an Encrypted payload (and ParseInner has put them
 // in its place), in which case none may stand in front of it in clear. Outside
-// IKE_SA_INIT a message in clear can only hold notifies. The error is a *RuleError; of an
+// IKE_SA_INIT and IKE_SESSION_RESUME a message in clear can only hold notifies. The error is a *RuleError; of an
 // exchange that we do not know, every message breaks the rules.
 func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
 	why := ""
@@ -90,7 +94,7 @@ func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
 		why = "is encrypted, but must be in clear"
 	case encrypted && m.outer > 0:
 		why = "has payloads in clear in front of the Encrypted payload"
-	case ex < ExchangeInit || ex > ExchangeInformational:
+	case ex < ExchangeInit || ex > ExchangeSessionResume:
 		why = "the exchange type is unknown"
 	}
 	if why != "" {
@@ -101,7 +105,7 @@ func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
 		dir = 1
 	}
 	list := shapes[ex-ExchangeInit][dir]
-	if !encrypted && ex != ExchangeInit {
+	if !encrypted && ex != ExchangeInit && ex != ExchangeSessionResume {
 		list = inClear
 	}
 	var counts [256]uint8 // maxPayloads fits

@@ -54,6 +54,9 @@ type ikeSA struct {
 	collision ikeCollision
 	frag      fragments
 	window    window
+	qcd       qcdSA
+	resume    resumeSA
+	redirect  redirectSA
 	closeErr  error // why it is being closed
 }
 
@@ -110,12 +113,14 @@ type childSA struct {
 
 // connState is what the machine knows of a connection beside its SAs.
 type connState struct {
-	conn    *Conn
-	wanted  []wish
-	tries   int             // attempts since the last success
-	retryAt time.Duration   // next attempt
-	remote  int             // index of the remote address to try
-	held    map[*Child]bool // the user has closed these: they come up only when asked for
+	conn     *Conn
+	wanted   []wish
+	tries    int           // attempts since the last success
+	retryAt  time.Duration // next attempt
+	remote   int           // index of the remote address to try
+	ticket   *ticket       // of the last session, if that was lost; nil: none
+	redirect redirectState
+	held     map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
 // wish is a CHILD SA that somebody wants up.
@@ -287,6 +292,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		return
 	}
 	was := sa.state
+	m.ticketEnds(sa, err)
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			if c.state == ChildInstalled || c.state == ChildRekeying {

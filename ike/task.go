@@ -19,9 +19,11 @@ const (
 	taskRekeyIKE
 	taskDeleteIKE
 	taskLiveness
+	taskRedirect
+	taskTell // what the peer should know, in notifies
 )
 
-var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD"}
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD", "IKE_REDIRECT", "IKE_TELL"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -33,6 +35,7 @@ type task struct {
 	cfg       *Child
 	flow      esp.Flow
 	target    uint32
+	gateway   Gateway // to redirect to
 	group     DHGroup // to use after INVALID_KE_PAYLOAD
 	tries     int
 	notBefore time.Duration
@@ -124,6 +127,19 @@ func (m *Machine) start(sa *ikeSA, t task) {
 	case taskLiveness:
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, nil)
+	case taskRedirect:
+		sa.req.task = t
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Notify(NotifyRedirect, ProtoNone, nil, t.gateway.body(nil)) })
+	case taskTell:
+		sa.req.task = t
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) {
+			if sa.qcd.tell {
+				m.qcdNotify(b, sa)
+			}
+			if sa.resume.asked {
+				m.askTicket(b, sa)
+			}
+		})
 	}
 }
 

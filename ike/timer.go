@@ -19,6 +19,7 @@ const (
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
 	tFragments                 // an incomplete message is forgotten
+	tTicket                    // the ticket will soon be too old
 	numSATimers
 )
 
@@ -142,6 +143,11 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 			m.closeIKE(sa, ErrLifetime, nil)
 		} else {
 			m.destroy(sa, ErrLifetime)
+		}
+	case tTicket:
+		if sa.state == StateEstablished {
+			sa.resume.asked = true
+			m.queue(sa, task{kind: taskTell})
 		}
 	case tTask:
 		// runTasks looks at the queue after every input.

@@ -107,6 +107,21 @@ func (w *AddressWatch) Wait() error { return os.ErrClosed }
 // Close does nothing.
 func (w *AddressWatch) Close() error { return nil }
 
+// State is a directory that survives a restart; it exists on Linux only.
+type State struct{}
+
+// OpenState returns an error that wraps [ErrUnsupported].
+func OpenState(dir string) (*State, error) { return nil, unsupported("open", dir) }
+
+// Load returns an error that wraps [ErrUnsupported].
+func (s *State) Load(name string) ([]byte, error) { return nil, unsupported("load", name) }
+
+// Store returns an error that wraps [ErrUnsupported].
+func (s *State) Store(name string, b []byte) error { return unsupported("store", name) }
+
+// Close does nothing.
+func (s *State) Close() error { return nil }
+
 // CheckPrivileges returns an error that wraps [ErrUnsupported].
 func CheckPrivileges(rawESP bool) error { return unsupported("check", "privileges") }
 

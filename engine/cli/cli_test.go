@@ -86,6 +86,7 @@ func TestWrongCommandLinesExitWith2AndSayWhy(t *testing.T) {
 		{"nonsense", `no command "nonsense"`},
 		{"up", "CONN is missing"},
 		{"down", "CONN is missing"},
+		{"redirect a", "GATEWAY is missing"},
 		{"up a b c", `"c" is one argument too many`},
 		{"status a b", `"b" is one argument too many`},
 		{"reload now", `"now" is one argument too many`},
@@ -161,7 +162,7 @@ func TestPSKIsFreshAndAsStrongAsAsked(t *testing.T) {
 
 func TestWithoutDaemonClientsExitWith3(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none")
-	for _, args := range [][]string{{"status"}, {"up", "a"}, {"down", "a"}, {"reload"}} {
+	for _, args := range [][]string{{"status"}, {"up", "a"}, {"down", "a"}, {"redirect", "a", "192.0.2.1"}, {"reload"}} {
 		status, out, errs := call(System{}, append(args, "--socket", path)...)
 		if status != ExitNoDaemon || out != "" || !strings.Contains(errs, "postern run") || !strings.Contains(errs, path) {
 			t.Errorf("%v: status %d, %q, %q, want %d and what to do", args, status, out, errs, ExitNoDaemon)
@@ -203,6 +204,11 @@ func (d *fakeDaemon) Command(name string, req *control.Message, stream func(stri
 			return control.Failure(errors.New("no connection \"" + req.Get(control.KeyIKE) + "\"")), true
 		}
 		return control.Success(), true
+	case control.CmdRedirect:
+		if req.Get(control.KeyIKE) != "plant" || req.Get(control.KeyGateway) != "192.0.2.9" {
+			return control.Failure(errors.New("no matching SAs to redirect found")), true
+		}
+		return control.Success().SetInt(control.KeyMatches, 3), true
 	case control.CmdReload:
 		return d.reload, true
 	}
@@ -509,5 +515,15 @@ func TestJSONWriterQuotesEverything(t *testing.T) {
 		if i := bytes.IndexFunc(j.b, func(r rune) bool { return r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 }); i >= 0 {
 			t.Errorf("%q is written with the control character %#x", s, j.b[i])
 		}
+	}
+}
+
+func TestRedirectSaysHowManyWereTold(t *testing.T) {
+	path := serve(t, &fakeDaemon{})
+	if status, out, _ := call(System{}, "redirect", "plant", "192.0.2.9", "--socket", path); status != ExitOK || out != "3 told to go to 192.0.2.9\n" {
+		t.Errorf("status %d, %q", status, out)
+	}
+	if status, _, errs := call(System{}, "redirect", "plan", "192.0.2.9", "--socket", path); status != ExitFailed || !strings.Contains(errs, "no matching SAs") {
+		t.Errorf("status %d, %q", status, errs)
 	}
 }

@@ -60,6 +60,18 @@ change keep their SAs. If the file has errors the daemon keeps what it has.
 	Run: runReload,
 }
 
+var redirectCommand = Command{
+	Name:    "redirect",
+	Args:    "CONN GATEWAY",
+	Summary: "send the clients of a connection to another gateway",
+	Help: `Has the daemon tell the clients that are connected by CONN to go to GATEWAY, an
+address or a domain name (RFC 5685). They keep their tunnel until they have one
+there. Those that did not say that they can be redirected stay.
+
+  postern redirect service 192.0.2.2`,
+	Run: runRedirect,
+}
+
 // socketOption adds the option that names the daemon's control socket.
 func socketOption(o *options) *string {
 	return o.String("socket", control.DefaultPath, "control `PATH` of the daemon")
@@ -208,6 +220,30 @@ func negotiate(sys *System, o *options, args []string, timeout *time.Duration, c
 		return complain(sys, o.cmd.Name+" "+clean(what), err)
 	}
 	sys.printf("%s %s\n", clean(what), done)
+	return ExitOK
+}
+
+func runRedirect(sys *System, cmd *Command, args []string) int {
+	o := newOptions(sys, cmd)
+	socket := socketOption(o)
+	rest, status, ok := o.parse(args, 2, 2)
+	if !ok {
+		return status
+	}
+	c, status := dialDaemon(sys, *socket, patience)
+	if c == nil {
+		return status
+	}
+	defer func() { _ = c.Close() }()
+	resp, err := c.Call(control.CmdRedirect, new(control.Message).Set(control.KeyIKE, rest[0]).Set(control.KeyGateway, rest[1]))
+	if err == nil {
+		err = control.Check(control.CmdRedirect, resp)
+	}
+	if err != nil {
+		return complain(sys, "redirect "+clean(rest[0]), err)
+	}
+	n, _ := resp.GetInt(control.KeyMatches)
+	sys.printf("%d told to go to %s\n", n, clean(rest[1]))
 	return ExitOK
 }
 

@@ -31,9 +31,11 @@ import (
 const (
 	defaultInterface = "postern0"
 	defaultControl   = "/run/postern.sock"
-	defaultIKEPort   = 500
-	defaultNATTPort  = 4500
-	autoBoard        = "auto"
+	// On OpenWrt /var is gone after a restart and /etc is not.
+	defaultStateDir = "/etc/postern/state"
+	defaultIKEPort  = 500
+	defaultNATTPort = 4500
+	autoBoard       = "auto"
 
 	// strongSwan has liveness checks switched off. A router in the field has nobody who
 	// restarts a tunnel after the far end lost power, so we look after a silent peer;
@@ -83,6 +85,8 @@ type Daemon struct {
 	IKEPort   uint16
 	NATTPort  uint16
 	Control   string // path of the control socket
+	StateDir  string // directory for what survives a restart; "": nothing does
+	QCD       bool   // quick crash detection (RFC 6290)
 }
 
 // Log is the section [log]: where lines go, and how much of each area is written.
@@ -220,6 +224,8 @@ func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {
 			IKEPort:   defaultIKEPort,
 			NATTPort:  defaultNATTPort,
 			Control:   defaultControl,
+			StateDir:  defaultStateDir,
+			QCD:       true,
 		},
 		Log: Log{Target: "stderr", IKE: log.Info, ESP: log.Info, Net: log.Info},
 	}

@@ -121,6 +121,7 @@ control = "` + "/" + strings.Repeat("x", 107) + `" #! the path of the control so
 		{"interface of dots", "[daemon]\ninterface = \"..\" #! cannot be the name of an interface\n"},
 		{"interface with a format", "[daemon]\ninterface = \"tun%d\" #! cannot be the name of an interface\n"},
 		{"no interface", "[daemon]\ninterface = \"\" #! cannot be the name of an interface\n"},
+		{"relative state directory", "[daemon]\nstate_dir = \"state\" #! is no directory; write a path from the root\n"},
 		{"relative socket", "[daemon]\ncontrol = \"postern.sock\" #! cannot be the control socket; write a path from the root\n"},
 		{"huge number", "[daemon]\nmtu = 99999999999999999999 #! mtu does not fit into 64 bits\n"},
 		{"equal ports", "[daemon]\nike_port = 4500\nnatt_port = 4500 #! ike_port and natt_port are both 4500; give them different ports\n"},
@@ -197,6 +198,15 @@ rand_time = "2m"                   #! rand_time 2m is not less than rekey_time 9
 [connections.a.children.f]
 remote_ts = ["10.5.0.0/24"]
 life_time = 0                      #! life_time 0s is not longer than rekey_time 1h
+`},
+		{"redirect to what is no gateway", baseSecret + `
+[connections.a]
+remote_addrs = ["198.51.100.7"]
+redirect_to = "192.0.2.0/24"           #! "192.0.2.0/24" is no gateway; write one address or a domain name
+[connections.a.remote]
+id = "b.example"
+[connections.a.children.c]
+remote_ts = ["10.2.0.0/24"]
 `},
 		{"words", baseSecret + `
 [connections.a]
@@ -483,7 +493,7 @@ func TestProblemsAreSortedAndHaveOneLineEach(t *testing.T) {
 	_, err := Parse("x.toml", []byte("[connections.a]\n[daemon]\nmtu = 1\nfoo = 1\n"), ike.AESFirst)
 	want := `x.toml:1:14: no secret fits connection a; add a section [secrets.a] with an id and the key
 x.toml:3:7: mtu 1 is out of range; use 576 to 1500
-x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, control`
+x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, control, state_dir, qcd`
 	if err == nil || err.Error() != want {
 		t.Errorf("the error is\n%v\nexpected\n%s", err, want)
 	}

@@ -97,6 +97,10 @@ var daemonSection = &section{
 			func(s *scope, n *node) { s.port(n, &s.cfg.Daemon.NATTPort) }},
 		{"control", aText, `path of the control socket; "/run/postern.sock"`,
 			func(s *scope, n *node) { s.socketPath(n, &s.cfg.Daemon.Control) }},
+		{"state_dir", aText, `directory for the few secrets that survive a restart; "": none do; "/etc/postern/state"`,
+			func(s *scope, n *node) { s.directory(n, &s.cfg.Daemon.StateDir) }},
+		{"qcd", aSwitch, `prove a restart to the peers, and believe their proof (RFC 6290); true`,
+			func(s *scope, n *node) { s.boolean(n, &s.cfg.Daemon.QCD) }},
 	},
 }
 
@@ -129,6 +133,16 @@ var connSection = &section{
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoIKE, &s.conn.Proposals) }},
 		{"encap", aSwitch, `ESP in UDP even without a NAT; false`,
 			func(s *scope, n *node) { s.boolean(n, &s.conn.Encap) }},
+		{"resumption", aSwitch, `let a lost session go on by a ticket instead of a key exchange (RFC 5723); false`,
+			func(s *scope, n *node) { s.boolean(n, &s.conn.Resumption) }},
+		{"follow_redirects", aSwitch, `as client, go to another gateway when the peer says so (RFC 5685); true`,
+			func(s *scope, n *node) {
+				var follow bool
+				s.boolean(n, &follow)
+				s.conn.IgnoreRedirects = !follow
+			}},
+		{"redirect_to", aText, `as gateway, send clients to that address or domain name; "": serve them`,
+			func(s *scope, n *node) { s.gateway(n, &s.conn.RedirectTo) }},
 		{"dpd_delay", aDuration, `ask a silent peer after that time whether it lives; 0: never; "30s"`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.DPDDelay) }},
 		{"keyingtries", aNumber, `attempts to reach the peer; 0: for ever; 0`,

@@ -287,6 +287,29 @@ func (s *scope) socketPath(n *node, to *string) {
 	}
 }
 
+// gateway sets where clients are sent, or nowhere.
+func (s *scope) gateway(n *node, to *ike.Gateway) {
+	if n.text == "" {
+		*to = ike.Gateway{}
+		return
+	}
+	g, ok := ike.ParseGateway(n.text)
+	if !ok {
+		s.problem(n.at, "write one address or a domain name", "%q is no gateway", n.text)
+		return
+	}
+	*to = g
+}
+
+// directory sets a path from the root, or none.
+func (s *scope) directory(n *node, to *string) {
+	if n.text != "" && (!filepath.IsAbs(n.text) || strings.ContainsRune(n.text, 0)) {
+		s.problem(n.at, "write a path from the root, such as "+strconv.Quote(defaultStateDir), "%q is no directory", n.text)
+		return
+	}
+	*to = n.text
+}
+
 // maxList bounds the length of every list: more selectors would not fit into an
 // IKE_AUTH request without fragments.
 const maxList = 32

@@ -17,6 +17,7 @@ const (
 	CmdInitiate   = "initiate"        // child, ike, timeout (ms; 0 waits, -1 does not), loglevel => success, errmsg; streams control-log
 	CmdTerminate  = "terminate"       // child, ike, child-id, ike-id, force, timeout (ms), loglevel => success, matches, terminated, errmsg; streams control-log
 	CmdRekey      = "rekey"           // child, ike, child-id, ike-id, reauth => success, matches, errmsg
+	CmdRedirect   = "redirect"        // ike, ike-id, peer-ip (address, subnet or range), peer-id (with *), gateway => success, matches, errmsg
 	CmdListSAs    = "list-sas"        // ike, ike-id, child, child-id => {}; streams list-sa
 	CmdListConns  = "list-conns"      // ike => {}; streams list-conn
 	CmdListPols   = "list-policies"   // drop, pass, trap, child, ike => {}; streams list-policy
@@ -65,6 +66,9 @@ const (
 	KeyTimeout  = "timeout"  // milliseconds
 	KeyForce    = "force"    // yes: do not wait for the peer's answer to the delete
 	KeyLogLevel = "loglevel" // charon's: 0 errors, 1 what happens, 2 and above for developers
+	KeyPeerIP   = "peer-ip"
+	KeyPeerID   = "peer-id"
+	KeyGateway  = "gateway"
 	KeyReauth   = "reauth"
 )
 

@@ -103,6 +103,7 @@ func build(l Lab) (*site, error) {
 func configText(socket, key string, local, remote, localNet, remoteNet netip.Prefix, localID, remoteID string) string {
 	return fmt.Sprintf(`[daemon]
 control = %q
+state_dir = ""
 
 [connections.%s]
 local_addrs = [%q]

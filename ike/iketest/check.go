@@ -61,6 +61,9 @@ func (h *Host) event(e *ike.Event) {
 			h.sim.misbooked("%s: the IKE SA #%d came up twice", h.Name, e.IKE)
 		}
 		b.ikes[e.IKE] = true
+		if e.Text != "" {
+			h.sim.stats.Resumed++
+		}
 	case ike.EvIKERekeyed:
 		if !b.ikes[e.Old] {
 			h.sim.misbooked("%s: the IKE SA #%d takes the place of #%d, of which nobody was told", h.Name, e.IKE, e.Old)
@@ -69,6 +72,9 @@ func (h *Host) event(e *ike.Event) {
 		b.ikes[e.IKE] = true
 	case ike.EvIKEDown:
 		delete(b.ikes, e.IKE)
+		if e.Err == ike.ErrPeerRestarted {
+			h.sim.stats.Restarted++
+		}
 	case ike.EvChildUp:
 		if _, ok := b.kids[e.ChildID]; ok {
 			h.sim.misbooked("%s: the CHILD SA {%d} came up twice", h.Name, e.ChildID)

@@ -20,6 +20,8 @@ type Host struct {
 	TimerLag time.Duration // a deadline is met late by a random part of it
 	Limits   ike.Limits
 	Slots    int // of the inbound SAD
+	// TicketKeys survive a crash, as do Boot's arguments.
+	TicketKeys []ike.TicketKey
 
 	M      *ike.Machine // of this life
 	sim    *Sim
@@ -92,6 +94,7 @@ func (h *Host) Boot(cfg ike.Config) {
 	h.offset = time.Duration(h.random.Int64N(int64(24 * time.Hour)))
 	h.slots = make([]slot, h.Slots)
 	h.M = ike.New(h, h.Limits)
+	h.M.SetTicketKeys(h.TicketKeys)
 	h.M.Trace = func() bool { return h.sim.ladder != nil }
 	h.note("starts")
 	h.Configure(cfg)

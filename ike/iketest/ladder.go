@@ -95,6 +95,10 @@ func (h *Host) tell(e *ike.Event) {
 		what = fmt.Sprintf("cookies %d", e.Count)
 	case ike.EvNAT:
 		what = "NAT " + e.Text
+	case ike.EvRedirected:
+		what = "redirect " + e.Text
+	case ike.EvNotResumed:
+		what = "cannot resume"
 	case ike.EvMoved:
 		what = "peer moved"
 	default:

@@ -190,6 +190,11 @@ func (h *Host) open(d *datagram) {
 	if t == nil || t.in == nil {
 		s.stats.Stray++
 		h.note("has no SA %08x for packet %d", spi, p.number)
+		path := ike.Path{Local: netip.AddrPortFrom(d.dst.Addr(), portNATT), Remote: d.src, NATT: true}
+		if d.dst.Port() == 0 {
+			path = ike.Path{Local: netip.AddrPortFrom(d.dst.Addr(), portIKE), Remote: netip.AddrPortFrom(d.src.Addr(), portIKE)}
+		}
+		h.step(func(now ike.Time) { h.M.Command(now, ike.Command{Kind: ike.CmdInvalidSPI, SPI: spi, Path: path}) })
 		return
 	}
 	if (d.dst.Port() != 0) != t.sa.Encap {

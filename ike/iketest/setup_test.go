@@ -1,6 +1,7 @@
 package iketest
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -35,6 +36,8 @@ type options struct {
 	window         int
 	fragA, fragB   int               // fragment sizes; 0: the default
 	modeA, modeB   ike.Fragmentation // of each side
+	resumption     bool              // both allow it, and have keys for tickets
+	qcd            bool              // both have secrets for quick crash detection
 }
 
 // pair is two gateways between which everything happens.
@@ -111,7 +114,7 @@ func newPair(seed uint64, trace bool, o options) *pair {
 			Name: connName, LocalID: identity(local), RemoteID: identity(remote),
 			RemoteAddrs: []netip.Prefix{netip.PrefixFrom(peer, peer.BitLen())},
 			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap,
-			DPDDelay: o.dpd, KeyingTries: o.tries, RekeyTime: o.rekeyIKE, RandTime: o.rekeyIKE / 10,
+			Resumption: o.resumption, DPDDelay: o.dpd, KeyingTries: o.tries, RekeyTime: o.rekeyIKE, RandTime: o.rekeyIKE / 10,
 			RetryTimeout: o.retry, RetryTries: o.retryTries,
 		}
 		if !mine && o.ikeB != "" {
@@ -153,6 +156,12 @@ func newPair(seed uint64, trace bool, o options) *pair {
 		key = []byte(o.keyB)
 	}
 	p.cfgB = ike.Config{Conns: []*ike.Conn{cb}, Secrets: []ike.Secret{{Name: "psk", Key: key}}}
+	if o.resumption {
+		p.a.TicketKeys, p.b.TicketKeys = []ike.TicketKey{{ID: [8]byte{0xa}}}, []ike.TicketKey{{ID: [8]byte{0xb}}}
+	}
+	if o.qcd {
+		p.cfgA.QCDSecret, p.cfgB.QCDSecret = bytes.Repeat([]byte{0xa}, 32), bytes.Repeat([]byte{0xb}, 32)
+	}
 	for i, k := range ca.Children {
 		p.children = append(p.children, k.Name)
 		src, dst := p.net(1, i, false).Start, p.net(2, i, false).Start

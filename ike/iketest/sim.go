@@ -49,6 +49,8 @@ type Stats struct {
 	Stray                          int // ESP packets for an SA that has gone, or not come yet
 	Installed                      int // CHILD SAs, counted on each side
 	Jobs                           int
+	Resumed                        int // IKE SAs that came about by a ticket, counted on each side
+	Restarted                      int // peers whose restart was proved
 }
 
 // Link is one direction of the way between two hosts. Each datagram takes Delay and a

@@ -67,7 +67,8 @@ func TestSimulation(t *testing.T) {
 	t.Logf("%d seeds: %+v; before the network heals: %+v", n, all, bad)
 	// What was not exercised was not tested.
 	if !t.Failed() && (bad.Lost*100 < bad.Sent*25 || bad.Doubled*100 < bad.Sent*5 || bad.Overtaken*100 < bad.Sent ||
-		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent) {
+		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent ||
+		n >= 300 && (all.Resumed == 0 || all.Restarted == 0)) {
 		t.Errorf("the simulation was too kind: %+v, %+v", bad, all)
 	}
 }
@@ -83,6 +84,8 @@ func (s *Stats) add(o Stats) {
 	s.Installed += o.Installed
 	s.Fragments += o.Fragments
 	s.Jobs += o.Jobs
+	s.Resumed += o.Resumed
+	s.Restarted += o.Restarted
 }
 
 // life is the random life of one pair.
@@ -144,6 +147,7 @@ func live(seed uint64, trace bool) *life {
 	if chance(10) && group != "x25519" {
 		o.ikeB, o.ike = o.ike, strings.Replace(o.ike, group, "x25519-"+group, 1)
 	}
+	o.qcd, o.resumption = chance(50), chance(50)
 	switch pick(10) {
 	case 0:
 		o.natA = true
@@ -161,6 +165,7 @@ func live(seed uint64, trace bool) *life {
 	s, a, b := l.Sim, l.a, l.b
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
+	l.tell("quick crash detection %v, resumption %v", o.qcd, o.resumption)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 

@@ -213,3 +213,53 @@ func TestAsymmetricDelay(t *testing.T) {
 		_ = p.upAndRunning()
 	})
 }
+
+// A peer that loses its power while packets go to it is found out and replaced in the time
+// that a few messages take, whoever of the two it was.
+func TestPowerCycledPeerIsReplacedAtOnce(t *testing.T) {
+	for name, initiator := range map[string]bool{"the responder": false, "the initiator": true} {
+		t.Run(name, func(t *testing.T) {
+			// Long liveness checks, so that they cannot be what helps.
+			o := options{children: 2, start: ike.StartStart, dpd: 20 * time.Minute, dpdAction: ike.ActionRestart, qcd: true}
+			if initiator {
+				o.start = ike.StartNone // or it would connect by itself
+			}
+			var worst time.Duration
+			seeds(t, 10, o, func(p *pair) {
+				p.boot()
+				p.initiate(p.a)
+				_ = p.upAndRunning()
+				gone, cfg, flow := p.b, p.cfgB, p.flows[0]
+				if initiator {
+					gone, cfg = p.a, p.cfgA
+					flow.From, flow.To, flow.Src, flow.Dst = flow.To, flow.From, flow.Dst, flow.Src
+				}
+				p.Traffic(flow, 100*time.Millisecond, p.Now()+3*time.Minute)
+				gone.Crash()
+				p.Run(p.Now() + time.Minute)
+				gone.Boot(cfg)
+				back := p.Now()
+				found := func() bool {
+					left := 0
+					flow.From.M.List(func(sa *ike.SAInfo) bool {
+						if sa.Established != 0 && sa.State == ike.StateEstablished && sa.Established < flow.From.clock().Mono-(p.Now()-back) {
+							left++
+						}
+						return true
+					})
+					return left == 0
+				}
+				if !p.RunUntil(3*time.Second, found) {
+					p.Fail("3 s after the peer is back, its former life is still believed in: %s", p.Describe())
+				}
+				worst = max(worst, p.Now()-back)
+				if initiator {
+					p.initiate(p.a)
+				}
+				p.Run(p.Now() + 3*time.Second)
+				_ = p.CheckPair(p.a, p.b, connName, p.children...)
+			})
+			t.Logf("found out within %v", worst)
+		})
+	}
+}

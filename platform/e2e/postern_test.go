@@ -108,13 +108,22 @@ func (d *postern) toml(c spec) string {
 		}
 		return "[" + strings.Join(quoted, ", ") + "]"
 	}
-	fmt.Fprintf(&b, "[daemon]\ncontrol = %q\n", d.socket())
+	fmt.Fprintf(&b, "[daemon]\ncontrol = %q\nstate_dir = %q\n", d.socket(), filepath.Join(d.dir, "state"))
+	if c.noQCD {
+		b.WriteString("qcd = false\n")
+	}
 	if c.board != "" {
 		fmt.Fprintf(&b, "board = %q\n", c.board)
 	}
 	for i, n := range c.conns {
 		fmt.Fprintf(&b, "\n[connections.%s]\nlocal_addrs = %s\nremote_addrs = %s\nproposals = %s\n",
-			n.name, list(n.local), list(n.remote), list(strings.Split(n.ike, ",")...))
+			n.name, list(strings.Split(n.local, ",")...), list(n.remote), list(strings.Split(n.ike, ",")...))
+		if n.redirectTo != "" {
+			fmt.Fprintf(&b, "redirect_to = %q\n", n.redirectTo)
+		}
+		if n.resumption {
+			b.WriteString("resumption = true\n")
+		}
 		if n.encap {
 			b.WriteString("encap = true\n")
 		}

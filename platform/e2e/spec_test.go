@@ -15,6 +15,7 @@ type spec struct {
 	// cookieThreshold makes charon ask for cookies from that many half-open IKE SAs on;
 	// 0 leaves it as it is.
 	cookieThreshold int
+	noQCD           bool          // postern without quick crash detection
 	board           string        // postern's board profile; "": the default
 	keepalive       time.Duration // between NAT keepalives; 0: the daemon's default
 	retryTimeout    time.Duration // before the first retransmission; 0: default
@@ -33,8 +34,10 @@ type conn struct {
 	encap         bool
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
-	keyingTries   int // 0: default
-	fragmentSize  int // of IKE messages; 0: default. charon has one for all connections
+	resumption    bool   // postern only
+	redirectTo    string // postern only
+	keyingTries   int    // 0: default
+	fragmentSize  int    // of IKE messages; 0: default. charon has one for all connections
 	children      []child
 }
 

@@ -1,0 +1,321 @@
+package ike
+
+import "errors"
+
+// IKE_SESSION_RESUME (RFC 5723): a client that has lost its IKE SA shows the gateway the
+// ticket of it, and both derive new keys from the old ones and two nonces. It takes the
+// place of IKE_SA_INIT, without a Diffie-Hellman exchange, and IKE_AUTH follows.
+//
+//	client:   connect -> resumeStart ... resumeResponse -> authSend
+//	gateway:  initRequest -> resumeRequest ... authRequest -> authenticateResumed
+
+// resumeTries is how often the request is repeated before the attempt goes on with
+// IKE_SA_INIT: a gateway that does not know the exchange may not answer at all.
+const resumeTries = 1
+
+// resumeSA is an IKE SA's part.
+type resumeSA struct {
+	// on is set while and after the IKE SA comes about by resumption; session and ticket
+	// are what it comes from, on the gateway and on the client, until IKE_AUTH is over.
+	on      bool
+	session *sessionState
+	with    *ticket
+
+	ticket *ticket // client: opens the session that follows this one
+	asked  bool    // client: a ticket has been asked for
+	issued bool    // gateway: a ticket of this IKE SA is out, and
+	nonce  [ticketNonceLen]byte
+}
+
+// resumeSeed returns SKEYSEED = prf(SK_d_old, "Resumption" | Ni | Nr) (section 5.1).
+func resumeSeed(prf PRFID, skd, ni, nr []byte) []byte {
+	return prf.sum(skd, []byte("Resumption"), ni, nr)
+}
+
+// authData returns the data of an AUTH payload: that of the pre-shared key, or, in a resumed
+// session, AUTH = prf(SK_px, <message octets>) (section 4.3.3). The octets are the same.
+func (sa *ikeSA) authData(psk, realMessage, nonce, skp, idBody []byte) []byte {
+	if !sa.resume.on {
+		return pskAuth(sa.suite.PRF, psk, realMessage, nonce, skp, idBody)
+	}
+	return sa.suite.PRF.sum(skp, realMessage, nonce, sa.suite.PRF.sum(skp, idBody))
+}
+
+// resumeStart sends the ticket of the connection's last session instead of IKE_SA_INIT, if
+// there is one that is good for the gateway that sa connects to.
+func (m *Machine) resumeStart(sa *ikeSA, s *connState) bool {
+	t := s.ticket
+	if t == nil {
+		return false
+	}
+	if !s.conn.Resumption || m.now.Mono >= t.expires { // must not be presented (section 4.3.1)
+		s.dropTicket()
+		return false
+	}
+	if t.gateway != sa.path.Remote.Addr() {
+		return false
+	}
+	sa.resume.with, sa.suite = t, t.suite
+	sa.req.exchange = ExchangeSessionResume
+	m.resumeTransmit(sa)
+	return true
+}
+
+func (m *Machine) resumeTransmit(sa *ikeSA) {
+	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeSessionResume, 0, false))
+	if len(sa.init.cookie) > 0 {
+		b.Notify(NotifyCookie, ProtoNone, nil, sa.init.cookie)
+	}
+	b.Nonce(sa.ni)
+	b.Notify(NotifyTicketOpaque, ProtoNone, nil, sa.resume.with.opaque)
+	m.natNotifies(b, sa, sa.path)
+	if sa.conn.announces() {
+		fragmentNotify(b)
+	}
+	m.redirectNotify(b, sa)
+	sa.init.request = b.Finish()
+	m.traceMessage("sending", sa.path, sa, sa.init.request)
+	m.transmit(sa, ExchangeSessionResume, sa.init.request)
+}
+
+// resumeRequest handles the ticket in m.msg, after initRequest has let the request pass as
+// one that may take a place among the half-open IKE SAs.
+func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
+	n, ok := m.msg.FindNotify(NotifyTicketOpaque)
+	if !ok {
+		m.refuseInit(p, h, NotifyInvalidSyntax, nil, errTicketForm)
+		return
+	}
+	s, conn, err := m.redeem(p, n.Data)
+	if err != nil {
+		m.refuseInit(p, h, NotifyTicketNack, nil, err)
+		return
+	}
+	sa := m.newSA(false, false)
+	if sa == nil {
+		m.drop(p, ErrTableFull)
+		return
+	}
+	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, s.suite, conn.Encap || m.encap
+	sa.ni, sa.nr = append([]byte(nil), ni...), m.nonce()
+	sa.init.from, sa.init.tried = p.Remote, conn.Name
+	sa.init.request = append([]byte(nil), b...)
+	sa.resume.on, sa.resume.session = true, s
+	sa.frag.on = m.agreed(conn.announces())
+	sa.redirect.able = m.redirectAble()
+	m.natDetect(sa, p, 0)
+	m.arm(sa, tConnect, halfOpenLife)
+	if err := m.keyed(sa, resumeSeed(sa.suite.PRF, s.skd, sa.ni, sa.nr)); err != nil {
+		m.destroy(sa, err)
+		return
+	}
+	w := NewBuilder(make([]byte, 0, 512), sa.header(ExchangeSessionResume, 0, true))
+	w.Nonce(sa.nr)
+	m.natNotifies(w, sa, p)
+	if sa.frag.on {
+		fragmentNotify(w)
+	}
+	sa.init.response = w.Finish()
+	m.traceMessage("sending", p, sa, sa.init.response)
+	sa.reply = reply{valid: true, data: sa.init.response}
+	sa.recvID = 1
+	m.send(p, sa.init.response)
+}
+
+// resumeResponse handles the answer to our ticket. It is not authenticated: that it lets us
+// fall back to IKE_SA_INIT is all that somebody else can do with it.
+func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
+	if !sa.initiator || sa.state != StateConnecting || !sa.req.active || sa.req.exchange != ExchangeSessionResume ||
+		h.Flags&FlagResponse == 0 || h.ID != 0 || !sameHost(sa.path.Remote, p.Remote) {
+		m.drop(p, ErrUnexpected)
+		return
+	}
+	err := m.msg.Parse(b)
+	if err == nil {
+		err = checkRules(&m.msg, ExchangeSessionResume, true, false)
+	}
+	if err != nil {
+		m.drop(p, err)
+		return
+	}
+	m.tracePayloads("received", p, sa)
+	nr := m.msg.Find(PayloadNonce)
+	if nr == nil {
+		m.resumeRefused(sa, p)
+		return
+	}
+	if len(nr.Body) < nonceMin || len(nr.Body) > nonceMax || h.SPIr == 0 {
+		m.drop(p, ErrNonce)
+		return
+	}
+	t := sa.resume.with
+	sa.spiR, sa.nr = h.SPIr, append([]byte(nil), nr.Body...)
+	sa.init.response = append([]byte(nil), b...)
+	sa.frag.on = m.agreed(sa.conn.announces())
+	m.natDetect(sa, p, sa.spiR)
+	if err := m.keyed(sa, resumeSeed(sa.suite.PRF, t.skd, sa.ni, sa.nr)); err != nil {
+		m.destroy(sa, err)
+		return
+	}
+	sa.resume.on = true
+	if s := sa.conns; s.ticket == t {
+		s.ticket = nil // whatever comes of it, it is not shown again
+	}
+	clear(t.skd)
+	m.answered(sa)
+	if sa.natKnown && sa.encap() {
+		sa.path = m.floated(sa.path)
+	}
+	m.authSend(sa)
+}
+
+// resumeRefused handles an answer without a nonce.
+func (m *Machine) resumeRefused(sa *ikeSA, p Path) {
+	if m.initRedirected(sa, p) {
+		return
+	}
+	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
+		if sa.init.retries++; sa.init.retries > maxInitRetries {
+			m.drop(p, ErrTooManyRetries)
+			return
+		}
+		sa.init.cookie = append([]byte(nil), n.Data...)
+		m.resumeTransmit(sa)
+		return
+	}
+	if _, ok := m.msg.FindNotify(NotifyTicketNack); ok {
+		m.resumeFailed(sa, &NotifyError{NotifyTicketNack, ""})
+		return
+	}
+	if err := m.notifyError(); err != nil {
+		m.resumeFailed(sa, err)
+		return
+	}
+	m.drop(p, ErrUnexpected)
+}
+
+// resumeFailed goes on with IKE_SA_INIT in the same attempt. A ticket that was refused is
+// forgotten; one that was not answered may be good yet, since it has not been used.
+func (m *Machine) resumeFailed(sa *ikeSA, err error) {
+	s := sa.conns
+	m.event(Event{Kind: EvNotResumed, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+	if !errors.Is(err, ErrTimeout) {
+		s.dropTicket()
+	}
+	sa.resume, sa.suite = resumeSA{}, IKESuite{}
+	sa.init.cookie, sa.init.retries, sa.init.request = nil, 0, nil
+	sa.spiI = m.newIKESPI(sa.slot) // the gateway may hold half an IKE SA under the former one
+	sa.ni = m.nonce()
+	sa.timers[tRetransmit] = never
+	sa.req = request{active: true, task: sa.req.task, exchange: ExchangeInit}
+	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
+}
+
+// authenticateResumed checks, on the gateway, the IKE_AUTH request of a resumed session.
+// The identities must be those of the ticket, and the ticket and the configuration still
+// what they were a moment ago.
+func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error {
+	s := sa.resume.session
+	if idi == nil {
+		return ErrNoIdentity
+	}
+	if auth == nil {
+		return ErrNoAuth
+	}
+	method, data, err := ParseAuth(auth.Body)
+	if err != nil {
+		return err
+	}
+	if method != AuthPSK {
+		return ErrAuthMethod
+	}
+	if want := sa.authData(nil, sa.init.request, sa.nr, sa.keys.pi, idi.Body); !constantEqual(want, data) {
+		return &AuthError{s.client}
+	}
+	peer, err := ParseID(idi.Body)
+	if err != nil {
+		return err
+	}
+	asked := s.gateway
+	if idr != nil {
+		if asked, err = ParseID(idr.Body); err != nil {
+			return err
+		}
+	}
+	if !peer.Equal(s.client) || !asked.Equal(s.gateway) {
+		return &IdentityError{peer, s.client}
+	}
+	n, ok := m.resumeTicket(sa)
+	if !ok {
+		return errTicketForm
+	}
+	_, conn, err := m.redeem(sa.path, n.Data)
+	if err != nil {
+		return err
+	}
+	m.revoke(s.nonce) // it is used now (section 4.3.1)
+	sa.conn, sa.localID, sa.peerID = conn, s.gateway, peer
+	return nil
+}
+
+// resumeTicket returns the ticket of the request that sa came about by.
+func (m *Machine) resumeTicket(sa *ikeSA) (Notify, bool) {
+	var first Message
+	if first.Parse(sa.init.request) != nil {
+		return Notify{}, false
+	}
+	return first.FindNotify(NotifyTicketOpaque)
+}
+
+// resumed ends the resumption on the gateway: the session that went on is dropped without a
+// word to the client, which does not have it any more (section 4.3.4).
+func (m *Machine) resumed(sa *ikeSA) {
+	s := sa.resume.session
+	if s == nil {
+		return
+	}
+	sa.resume.session = nil
+	clear(s.skd)
+	for i := range m.sas {
+		if o := &m.sas[i]; o != sa && o.state != StateFree && o.state != StateConnecting && o.spiI == s.spiI && o.spiR == s.spiR {
+			m.destroy(o, ErrReplaced)
+		}
+	}
+}
+
+// dropTicket forgets the ticket of the connection's last session.
+func (s *connState) dropTicket() {
+	s.ticket.wipe()
+	s.ticket = nil
+}
+
+// askTicket adds TICKET_REQUEST where we want a ticket and are the client.
+func (m *Machine) askTicket(b *Builder, sa *ikeSA) {
+	if sa.conn.Resumption {
+		sa.resume.asked = true
+		b.Notify(NotifyTicketRequest, ProtoNone, nil, nil)
+	}
+}
+
+// ticketEnds settles what becomes of the tickets of an IKE SA that ends by err. The client
+// keeps its own for the next attempt only if the session was not closed, but lost
+// (section 6.2). The gateway does not take one back of a session that was closed.
+func (m *Machine) ticketEnds(sa *ikeSA, err error) {
+	r := &sa.resume
+	if r.session != nil {
+		clear(r.session.skd)
+	}
+	if r.issued && (err == ErrTerminated || err == ErrPeerDeleted || err == ErrReplaced) {
+		m.revoke(r.nonce)
+	}
+	if r.ticket == nil {
+		return
+	}
+	s := m.stateOf(sa.conn)
+	if s != nil && sa.state == StateEstablished && sa.closeErr == nil && (err == ErrTimeout || err == ErrPeerRestarted) {
+		s.ticket.wipe()
+		s.ticket = r.ticket
+		return
+	}
+	r.ticket.wipe()
+}
