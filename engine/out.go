@@ -171,7 +171,8 @@ func (o *outbound) permitted(pol *policy) bool {
 // another SA may have taken over.
 func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 	d := o.d
-	if d.socks[sa.sock] == nil {
+	path := sa.path.Load()
+	if d.socks[path.sock] == nil {
 		d.counts.inc(cOutNoSocket)
 		return true
 	}
@@ -187,8 +188,7 @@ func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 	sa.lastOut.Store(int64(o.now))
 	o.packets++
 	o.octets += uint64(n)
-	path := sa.path.Load()
-	o.groups[sa.sock] = append(o.groups[sa.sock], esp.Datagram{
+	o.groups[path.sock] = append(o.groups[path.sock], esp.Datagram{
 		Buf: buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,
 	})
 	return true
@@ -235,22 +235,20 @@ func (o *outbound) flush() {
 		if sa == nil {
 			return o.permitted(pol) && pol.wait
 		}
-		o.seal(sa, w.buf, w.off, w.n, ctxLoop) // only this goroutine deletes SAs
-		if g := o.groups[sa.sock]; len(g) > 0 {
-			d.write(sa.sock, g, cOutSendError) // before its buffer is the queue's again
-			o.groups[sa.sock] = g[:0]
+		o.seal(sa, w.buf, w.off, w.n, ctxLoop)    // only this goroutine deletes SAs
+		if s := sa.sock(); len(o.groups[s]) > 0 { // only this goroutine moves SAs
+			d.write(s, o.groups[s], cOutSendError) // before its buffer is the queue's again
+			o.groups[s] = o.groups[s][:0]
 		}
 		return false
 	})
 	o.account()
 }
 
-// outerPathOf returns the socket that carries an SA, and the path of its packets.
-func outerPathOf(sa *esp.SA) (sockID, *outerPath) {
-	p := &outerPath{sa.Local.Addr(), sa.Remote}
-	if sa.Encap {
-		return sockNATT4.family(p.remote.Addr()), p
+// outerPathOf returns the path of packets from local to remote.
+func outerPathOf(local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
+	if encap {
+		return &outerPath{sockNATT4.family(remote.Addr()), local, remote}
 	}
-	p.remote = netip.AddrPortFrom(p.remote.Addr(), 0)
-	return sockESP4.family(p.remote.Addr()), p
+	return &outerPath{sockESP4.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)}
 }

@@ -19,7 +19,7 @@ type inSA struct {
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
-	encap    bool
+	encap    atomic.Bool
 	conn     string
 	child    string
 	ike, id  uint32
@@ -33,7 +33,6 @@ type outSA struct {
 	spi      uint32
 	inbound  uint32 // SPI of the pair's inbound SA: its slot
 	out      *esp.Outbound
-	sock     sockID
 	path     atomic.Pointer[outerPath]
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
@@ -46,9 +45,13 @@ type outSA struct {
 	lastOut  atomic.Int64 // when the last packet passed; 0: none did
 }
 
-// outerPath is where the packets of an SA go, and from which address; port 0 without
-// encapsulation.
+// sock returns the socket that carries the SA at present.
+func (sa *outSA) sock() sockID { return sa.path.Load().sock }
+
+// outerPath is where the packets of an SA go, from which address and through which socket;
+// port 0 without encapsulation.
 type outerPath struct {
+	sock   sockID
 	local  netip.Addr
 	remote netip.AddrPort
 }

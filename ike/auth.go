@@ -70,6 +70,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 		b.SA(sa.init.offered)
 		b.TS(PayloadTSi, sa.init.childTS[0])
 		b.TS(PayloadTSr, sa.init.childTS[1])
+		m.mobikeOffer(b, sa)
 	})
 }
 
@@ -94,6 +95,12 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		// The peer learns nothing but that it failed (section 2.21.2).
 		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
 		m.destroy(sa, err)
+		return
+	}
+	if m.mobikeAgree(sa, p) {
+		no := &refusal{t: NotifyUnexpectedNATDetected, err: &NotifyError{NotifyUnexpectedNATDetected, ""}}
+		m.refuse(sa, p, ExchangeAuth, no)
+		m.destroy(sa, no.err)
 		return
 	}
 	_, contact := m.msg.FindNotify(NotifyInitialContact)
@@ -122,6 +129,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 			b.TS(PayloadTSr, c.local)
 		} else if no != nil {
 			no.write(b)
+		}
+		if sa.mobike.on {
+			m.mobikeOffer(b, sa)
 		}
 	})
 	m.resolveDuplicates(sa, contact)
@@ -189,6 +199,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.state = StateEstablished
 	sa.established = m.now.Mono
 	sa.lastIn = m.now.Mono
+	sa.mobike.first = sa.path.Remote.Addr()
 	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
@@ -263,6 +274,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.peerID = peer
+	m.mobikeAgree(sa, p)
 	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
 	sa.init.spiIn = 0
 	var mine wish
@@ -283,6 +295,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	for _, w := range rest {
 		m.want(s, w)
 	}
+	m.arrived(sa)
 }
 
 // createdFirst takes the CHILD SA out of the IKE_AUTH response. That it is refused

@@ -29,6 +29,8 @@ type request struct {
 	gotTS   [2][]esp.Selector
 	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
+
+	asked // of MOBIKE
 }
 
 // reply is the last response that we sent, kept until the peer's next request.
@@ -104,7 +106,7 @@ func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
 	d, _ := sa.conn.retryDelay(0)
 	m.arm(sa, tRetransmit, d)
-	m.send(sa.path, data)
+	m.dispatch(sa)
 }
 
 // sendRequest builds and sends an encrypted request.
@@ -117,6 +119,12 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
 		return
 	}
+	if sa.mobike.stranded && sa.state != StateDeleting {
+		if m.roam(sa); sa.mobike.stranded {
+			m.arm(sa, tRetransmit, strandedPoll)
+		}
+		return
+	}
 	sa.req.tries++
 	d, more := sa.conn.retryDelay(sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
@@ -127,9 +135,13 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.arm(sa, tRetransmit, d)
+	if m.dispatch(sa) {
+		sa.req.tries--
+		return
+	}
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.tries,
 		Text: sa.req.exchange.String()})
-	m.send(sa.path, sa.req.data)
+	m.detour(sa)
 }
 
 // answered frees the window after the response to our request.

@@ -52,6 +52,7 @@ type ikeSA struct {
 	lastIn      time.Duration // when the last authentic message came
 
 	collision ikeCollision
+	mobike    mobike
 	closeErr  error // why it is being closed
 }
 
@@ -113,6 +114,7 @@ type connState struct {
 	tries   int             // attempts since the last success
 	retryAt time.Duration   // next attempt
 	remote  int             // index of the remote address to try
+	last    Path            // of the last attempt
 	held    map[*Child]bool // the user has closed these: they come up only when asked for
 }
 

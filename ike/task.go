@@ -19,9 +19,13 @@ const (
 	taskRekeyIKE
 	taskDeleteIKE
 	taskLiveness
+	taskUpdate    // our addresses have changed
+	taskRoutable  // is the peer where it says?
+	taskAddresses // our further addresses have changed
 )
 
-var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD"}
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD",
+	"IKE_MOBIKE", "IKE_MOBIKE", "IKE_MOBIKE"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -116,8 +120,13 @@ func (m *Machine) start(sa *ikeSA, t task) {
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoIKE, nil) })
 	case taskLiveness:
-		sa.req.task = t
-		m.sendRequest(sa, ExchangeInformational, nil)
+		m.livenessStart(sa, t)
+	case taskUpdate:
+		m.updateStart(sa, t)
+	case taskRoutable:
+		m.routableStart(sa, t)
+	case taskAddresses:
+		m.addressesStart(sa, t)
 	}
 }
 
@@ -134,6 +143,10 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	case StateConnecting:
 		m.destroy(sa, err)
 	case StateEstablished, StateRekeyed:
+		if sa.mobike.stranded {
+			m.destroy(sa, err) // the peer cannot be told
+			return
+		}
 		if slices.ContainsFunc(sa.tasks, func(t task) bool { return t.kind == taskDeleteIKE }) {
 			return
 		}
@@ -166,6 +179,10 @@ func (m *Machine) checkLiveness(sa *ikeSA) {
 		}
 	}
 	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
+		if _, back := m.wayBack(sa); back && !sa.req.active && len(sa.tasks) == 0 {
+			m.queue(sa, task{kind: taskLiveness})
+			idle = 0
+		}
 		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
 		return
 	}

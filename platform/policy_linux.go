@@ -367,6 +367,26 @@ func (n *Network) Clear() error {
 	return errors.Join(errs...)
 }
 
+// Addresses lists the addresses from which the host can send to anywhere, of both families.
+func (n *Network) Addresses() ([]netip.Addr, error) {
+	var list []netip.Addr
+	for _, v6 := range []bool{false, true} {
+		addrs, err := n.nl.Addrs(v6)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if a.usable() {
+				list = append(list, a.Prefix.Addr())
+			}
+		}
+	}
+	return list, nil
+}
+
 // Source returns the local address that the route to remote leaves from, the tunnel's
 // own rules aside. The error wraps ENETUNREACH or EHOSTUNREACH if there is no route.
 func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {

@@ -33,6 +33,7 @@ const (
 	defaultControl   = "/run/postern.sock"
 	defaultIKEPort   = 500
 	defaultNATTPort  = 4500
+	defaultKeepAlive = 20 * time.Second
 	autoBoard        = "auto"
 
 	// strongSwan has liveness checks switched off. A router in the field has nobody who
@@ -81,7 +82,8 @@ type Daemon struct {
 	Board     string // "auto", or the name of a board.Profile
 	IKEPort   uint16
 	NATTPort  uint16
-	Control   string // path of the control socket
+	KeepAlive time.Duration // the longest silence towards a NAT; 0: no keepalives
+	Control   string        // path of the control socket
 }
 
 // Log is the section [log]: where lines go, and how much of each area is written.
@@ -213,6 +215,7 @@ func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {
 			Board:     autoBoard,
 			IKEPort:   defaultIKEPort,
 			NATTPort:  defaultNATTPort,
+			KeepAlive: defaultKeepAlive,
 			Control:   defaultControl,
 		},
 		Log: Log{Target: "stderr", IKE: log.Info, ESP: log.Info, Net: log.Info},

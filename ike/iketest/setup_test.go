@@ -33,6 +33,7 @@ type options struct {
 	retry          time.Duration
 	retryTries     int
 	window         int
+	mobike         bool
 }
 
 // pair is two gateways between which everything happens.
@@ -102,7 +103,7 @@ func newPair(seed uint64, trace bool, o options) *pair {
 		c := &ike.Conn{
 			Name: connName, LocalID: identity(local), RemoteID: identity(remote),
 			RemoteAddrs: []netip.Prefix{netip.PrefixFrom(peer, peer.BitLen())},
-			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap,
+			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap, MOBIKE: o.mobike,
 			DPDDelay: o.dpd, KeyingTries: o.tries, RekeyTime: o.rekeyIKE, RandTime: o.rekeyIKE / 10,
 			RetryTimeout: o.retry, RetryTries: o.retryTries,
 		}
