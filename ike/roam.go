@@ -192,12 +192,12 @@ func (m *Machine) arrived(sa *ikeSA) {
 	if !sa.mobike.moved {
 		return
 	}
-	sa.mobike.moved = false
 	if sa.mobike.on {
+		sa.mobike.moved = false
 		m.push(sa, taskUpdate)
 		return
 	}
-	m.reestablish(sa, ErrAddressGone)
+	m.arm(sa, tLiveness, 0) // not now: what has come up is told first
 }
 
 // roam finds the best path for an IKE SA after a change of our addresses or routes.
@@ -222,6 +222,9 @@ func (m *Machine) roam(sa *ikeSA) {
 		m.resume(sa)
 		if !slices.Equal(m.furtherAddrs(sa), sa.mobike.told) {
 			m.push(sa, taskAddresses)
+		}
+		if _, back := m.wayBack(sa); back && sa.state == StateEstablished && sa.closeErr == nil {
+			m.queue(sa, task{kind: taskLiveness}) // it may have become the better one again
 		}
 	default:
 		sa.mobike.stranded = false

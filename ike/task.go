@@ -168,6 +168,11 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 // it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
 // as an answer.
 func (m *Machine) checkLiveness(sa *ikeSA) {
+	if sa.mobike.moved && sa.state == StateEstablished && sa.conn != nil {
+		sa.mobike.moved = false
+		m.reestablish(sa, ErrAddressGone)
+		return
+	}
 	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
 		return
 	}

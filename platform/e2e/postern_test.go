@@ -109,8 +109,14 @@ func (d *postern) toml(c spec) string {
 		fmt.Fprintf(&b, "board = %q\n", c.board)
 	}
 	for i, n := range c.conns {
-		fmt.Fprintf(&b, "\n[connections.%s]\nlocal_addrs = %s\nremote_addrs = %s\nproposals = %s\n",
-			n.name, list(n.local), list(n.remote), list(strings.Split(n.ike, ",")...))
+		fmt.Fprintf(&b, "\n[connections.%s]\nremote_addrs = %s\nproposals = %s\n",
+			n.name, list(n.remote), list(strings.Split(n.ike, ",")...))
+		if n.local != "%any" {
+			fmt.Fprintf(&b, "local_addrs = %s\n", list(n.local))
+		}
+		if n.mobike != "" {
+			fmt.Fprintf(&b, "mobike = %v\n", n.mobike == "yes")
+		}
 		if n.encap {
 			b.WriteString("encap = true\n")
 		}

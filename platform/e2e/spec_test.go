@@ -31,6 +31,7 @@ type conn struct {
 	psk           string
 	ike           string // proposals
 	encap         bool
+	mobike        string // yes or no; "": postern's default, and no for charon
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
 	keyingTries   int // 0: default
