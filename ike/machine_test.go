@@ -23,6 +23,8 @@ type host struct {
 	events []Event
 	out    []Output
 	mangle func(*Output) bool // false drops a datagram
+
+	outputs func(*Output) // sees each output, if set
 }
 
 func (h *host) Random(b []byte) {
@@ -56,6 +58,9 @@ func (h *host) drain(now Time) {
 		o, ok := h.m.Next()
 		if !ok {
 			return
+		}
+		if h.outputs != nil {
+			h.outputs(&o)
 		}
 		switch o.Kind {
 		case OutWork:

@@ -31,7 +31,7 @@ const (
 	maxNATRetries = 5
 	// settleTime is how long after a move ESP packets from another address are taken for
 	// late ones, and not for another move.
-	settleTime = 5 * time.Second
+	settleTime = 2 * time.Second
 )
 
 // mobike is what an IKE SA knows about its paths.

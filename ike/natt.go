@@ -94,7 +94,8 @@ func (m *Machine) cmdMoved(c *Command) {
 	for i := range m.children {
 		if k := &m.children[i]; k.state != ChildFree && k.spiIn == c.SPI {
 			sa := &m.sas[k.ike]
-			if !sa.mobike.on || !sa.origin.ours && !sa.mobike.checking && m.now.Mono-sa.mobike.movedAt >= settleTime {
+			late := sa.mobike.movedAt != 0 && m.now.Mono-sa.mobike.movedAt < settleTime
+			if !sa.mobike.on || !sa.origin.ours && !sa.mobike.checking && !late {
 				m.follow(sa, c.Path)
 			}
 			return
