@@ -156,6 +156,7 @@ func TestOnlyAnAuthenticUpdateMovesTheResponder(t *testing.T) {
 	if sa.path != old || p.b.count(EvDropped) != 1 {
 		t.Errorf("a forged update moved the IKE SA to %v", sa.path)
 	}
+	sa.natPeer = true // where without MOBIKE the address of any message would be taken over
 	// An INFORMATIONAL without the notify tests a path and changes nothing (section 3.8);
 	// it is answered to where it came from.
 	p.inject(there, false, 2, func(b *Builder) {
