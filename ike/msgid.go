@@ -131,7 +131,12 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		more = false
 	}
 	if !more {
-		m.destroy(sa, ErrTimeout)
+		err := ErrTimeout
+		if sa.collision.slot != 0 {
+			m.adoptRival(sa) // the peer's rekeying of it was answered: the successor lives
+			err = ErrReplaced
+		}
+		m.destroy(sa, err)
 		return
 	}
 	m.arm(sa, tRetransmit, d)

@@ -228,7 +228,7 @@ func (h *Host) open(d *datagram) {
 	p.to = h
 	t.lastIn = h.clock().Mono
 	s.stats.Opened++
-	if t.sa.Encap && d.src != t.sa.Remote {
+	if t.sa.Encap && d.dst.Port() != 0 && d.src != t.sa.Remote {
 		h.step(func(now ike.Time) {
 			h.M.Command(now, ike.Command{Kind: ike.CmdMoved, SPI: spi, Path: ike.Path{Local: d.dst, Remote: d.src, NATT: true}})
 		})
