@@ -65,8 +65,7 @@ type OS struct {
 	// WatchAddresses subscribes to changes of the host's addresses, routes and links; nil
 	// if the system cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)
-	// Addresses lists the addresses at which the host can be reached, loopback and link
-	// local ones left out; nil if the system cannot tell.
+	// Addresses lists the host's addresses; nil if the system cannot tell.
 	Addresses func() ([]netip.Addr, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64

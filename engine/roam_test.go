@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"postern/board"
+	"postern/engine/control"
 	"postern/engine/log"
 	"postern/ike"
 )
@@ -162,6 +164,39 @@ func TestMovesAreLoggedForPeople(t *testing.T) {
 			if !strings.Contains(line, w) {
 				t.Errorf("%q does not say %q", line, w)
 			}
+		}
+	}
+}
+
+// charon tells control clients that the ends of an IKE SA have changed; so do we.
+func TestControlClientsAreToldOfMoves(t *testing.T) {
+	wire := &fakeWire{}
+	a, path := withControl(t, wire.host("192.0.2.1"), fmt.Sprintf(confA, "", "aes128gcm16", "none"))
+	startEngine(t, wire.host("192.0.2.2"), parse(t, confB), board.Tiny)
+	listener, err := control.Dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	events := make(chan string, 100)
+	go func() {
+		_ = listener.Listen(func(ev string, m *control.Message) error {
+			events <- ev + " " + m.String()
+			return nil
+		}, control.EvIKEUpdate)
+	}()
+	eventually(t, "the client is registered", func() bool { return a.ctl.Wanted(control.EvIKEUpdate) })
+	moved := ike.Path{Local: netip.MustParseAddrPort("192.0.2.7:4500"), Remote: netip.MustParseAddrPort("192.0.2.2:4500"), NATT: true}
+	for _, k := range []ike.EventKind{ike.EvRoamed, ike.EvMoved} {
+		_ = a.loop.do(func() { a.loop.event(&ike.Event{Kind: k, Conn: "plant", IKE: 7, Path: moved}) })
+		select {
+		case got := <-events:
+			want := `ike-update local-host="192.0.2.7" local-port="4500" remote-host="192.0.2.2" remote-port="4500" plant{uniqueid="7"`
+			if !strings.HasPrefix(got, want) {
+				t.Errorf("the event is\n%s\nwant\n%s", got, want)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("event %d was not told", k)
 		}
 	}
 }

@@ -40,9 +40,8 @@ type Env interface {
 	// Source returns the local address from which packets to remote leave; false if they
 	// do not, because there is no route or its link is down.
 	Source(remote netip.Addr) (netip.Addr, bool)
-	// Addresses returns the addresses of this host that it can be reached at; known is
-	// false where the system does not tell. The list is the caller's to read until its
-	// next call.
+	// Addresses returns the addresses of this host; known is false where the system does
+	// not tell. The list is the machine's to read until its next call.
 	Addresses() (list []netip.Addr, known bool)
 }
 

@@ -200,6 +200,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.established = m.now.Mono
 	sa.lastIn = m.now.Mono
 	sa.mobike.first = sa.path.Remote.Addr()
+	m.noteLocal(sa)
 	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
 	sa.timers[tConnect] = never
 	m.armLife(sa)

@@ -40,6 +40,7 @@ type mobike struct {
 	first    netip.Addr   // the peer's, at which the IKE SA was established
 	peers    []netip.Addr // further addresses of the peer, as it told last
 	told     []netip.Addr // further addresses of ours, as the peer was told last
+	unlisted netip.Addr   // our address, if it is on none of our interfaces
 	stranded bool         // no path exists: nothing is sent until there is one
 	moved    bool         // our address changed before IKE_AUTH was over
 	movedAt  time.Duration

@@ -436,3 +436,18 @@ func TestHostBehindANATAsksBeforeItFollows(t *testing.T) {
 		t.Errorf("the peer answered from %v, but b is on %v", there.Remote, sa.path)
 	}
 }
+
+// An address on no interface, of a prefix that routing makes the host's own, works as long
+// as it is configured.
+func TestConfiguredAddressNeedNotBeOnAnInterface(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) { a.MOBIKE, b.MOBIKE = true, true })
+	p.a.addrs = []netip.Addr{netip.MustParseAddr("10.1.0.1")} // LocalAddrs has 192.0.2.1
+	p.up()
+	p.a.m.Command(p.now, Command{Kind: CmdAddresses})
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: 5, Conn: "link"})
+	p.run()
+	p.done(p.a, 5, nil)
+	if n := p.a.count(EvStranded) + p.a.count(EvRoamed); n != 0 {
+		t.Errorf("the IKE SA was moved or left without a path %d times", n)
+	}
+}

@@ -18,18 +18,26 @@ const strandedPoll = time.Second
 // owns tells whether an address is ours, as far as is known.
 func (m *Machine) owns(a netip.Addr) bool {
 	list, known := m.env.Addresses()
-	return !known || slices.Contains(list, a)
+	return !known || a.IsLoopback() || slices.Contains(list, a)
 }
 
-// passable tells whether a datagram along p would leave this host.
-func (m *Machine) passable(p Path) bool {
+// passable tells whether a datagram of an IKE SA along p would leave this host.
+func (m *Machine) passable(sa *ikeSA, p Path) bool {
 	_, ok := m.env.Source(p.Remote.Addr())
-	return ok && m.owns(p.Local.Addr())
+	return ok && (p.Local.Addr() == sa.mobike.unlisted || m.owns(p.Local.Addr()))
+}
+
+// noteLocal remembers, when an IKE SA is established, if it came about from an address that
+// no interface has: a host can be told to take a whole prefix for its own.
+func (m *Machine) noteLocal(sa *ikeSA) {
+	if a := sa.path.Local.Addr(); len(sa.conn.LocalAddrs) > 0 && !m.owns(a) {
+		sa.mobike.unlisted = a
+	}
 }
 
 // locals returns our addresses from which a connection may reach remote, the one that the
-// route says first.
-func (m *Machine) locals(c *Conn, remote netip.Addr) []netip.Addr {
+// route says first. unlisted counts as ours.
+func (m *Machine) locals(c *Conn, unlisted, remote netip.Addr) []netip.Addr {
 	src, ok := m.env.Source(remote)
 	if !ok {
 		return nil
@@ -44,7 +52,7 @@ func (m *Machine) locals(c *Conn, remote netip.Addr) []netip.Addr {
 	var list []netip.Addr
 	for _, a := range c.LocalAddrs {
 		switch {
-		case a.Is4() != remote.Is4() || !m.owns(a):
+		case a.Is4() != remote.Is4() || !m.owns(a) && a != unlisted:
 		case a == src:
 			list = slices.Insert(list, 0, a)
 		default:
@@ -74,7 +82,7 @@ func (m *Machine) paths(sa *ikeSA) []Path {
 		for _, a := range sa.mobike.peers {
 			add(a)
 		}
-	} else if !m.passable(sa.path) {
+	} else if !m.passable(sa, sa.path) {
 		for _, a := range sa.mobike.peers { // section 3.6: the only use that we have for them
 			add(a)
 		}
@@ -92,7 +100,7 @@ func (m *Machine) paths(sa *ikeSA) []Path {
 		if i == 0 {
 			to = sa.path.Remote
 		}
-		for _, l := range m.locals(sa.conn, r) {
+		for _, l := range m.locals(sa.conn, sa.mobike.unlisted, r) {
 			p := Path{Local: withAddr(sa.path.Local, l), Remote: to, NATT: sa.path.NATT}
 			if !slices.Contains(sa.mobike.refused, p) {
 				list = append(list, p)
@@ -203,7 +211,7 @@ func (m *Machine) arrived(sa *ikeSA) {
 // roam finds the best path for an IKE SA after a change of our addresses or routes.
 func (m *Machine) roam(sa *ikeSA) {
 	if !sa.mobike.on {
-		if m.passable(sa.path) {
+		if m.passable(sa, sa.path) {
 			m.resume(sa)
 			return
 		}
@@ -212,7 +220,7 @@ func (m *Machine) roam(sa *ikeSA) {
 	}
 	sa.mobike.refused = nil
 	list := m.paths(sa)
-	if !sa.origin.ours && m.passable(sa.path) {
+	if !sa.origin.ours && m.passable(sa, sa.path) {
 		list = []Path{sa.path} // as long as it exists, the peer decides
 	}
 	switch {
@@ -268,7 +276,7 @@ func (m *Machine) resume(sa *ikeSA) {
 // dispatch sends our request along the path of the IKE SA if there is one; where is says
 // that there is none, the request waits for it without counting as unanswered.
 func (m *Machine) dispatch(sa *ikeSA) (waits bool) {
-	if m.passable(sa.path) {
+	if m.passable(sa, sa.path) || sa.state == StateConnecting && sa.conn != nil && len(sa.conn.LocalAddrs) > 0 {
 		if sa.mobike.stranded {
 			sa.mobike.stranded = false
 			m.event(Event{Kind: EvStranded, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
@@ -328,7 +336,7 @@ func (m *Machine) wayBack(sa *ikeSA) (Path, bool) {
 func (m *Machine) reestablish(sa *ikeSA, why error) {
 	s := m.stateOf(sa.conn)
 	src, ok := m.env.Source(sa.path.Remote.Addr())
-	if s == nil || !ok || len(m.locals(sa.conn, sa.path.Remote.Addr())) == 0 {
+	if s == nil || !ok || len(m.locals(sa.conn, sa.mobike.unlisted, sa.path.Remote.Addr())) == 0 {
 		m.strand(sa)
 		return
 	}

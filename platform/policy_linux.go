@@ -367,7 +367,8 @@ func (n *Network) Clear() error {
 	return errors.Join(errs...)
 }
 
-// Addresses lists the addresses from which the host can send to anywhere, of both families.
+// Addresses lists the host's addresses of both families, but for those of IPv6 that the
+// kernel still looks for a second owner of.
 func (n *Network) Addresses() ([]netip.Addr, error) {
 	var list []netip.Addr
 	for _, v6 := range []bool{false, true} {
@@ -379,7 +380,7 @@ func (n *Network) Addresses() ([]netip.Addr, error) {
 			return nil, err
 		}
 		for _, a := range addrs {
-			if a.usable() {
+			if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
 				list = append(list, a.Prefix.Addr())
 			}
 		}

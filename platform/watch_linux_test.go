@@ -140,7 +140,7 @@ func TestSourceOfALinkWithoutCarrierIsAnError(t *testing.T) {
 	})
 }
 
-func TestAddressesAreThoseThatOthersCanReach(t *testing.T) {
+func TestAddressesAreAllThatAreReady(t *testing.T) {
 	g := newGateway(t)
 	got, err := g.net.Addresses()
 	if err != nil {
@@ -151,9 +151,15 @@ func TestAddressesAreThoseThatOthersCanReach(t *testing.T) {
 			t.Errorf("%v is not among %v", a, got)
 		}
 	}
-	for _, a := range got {
-		if a.IsLoopback() || a.IsLinkLocalUnicast() {
-			t.Errorf("%v is an address that no peer can reach", a)
+	// One that is not to be chosen as a source, as virtual addresses of routers are set up.
+	mustNetlink(t, g.ns, func(nl *Netlink) error {
+		l, err := nl.LinkByName("wan")
+		if err != nil {
+			return err
 		}
+		return nl.AddAddr(Addr{Index: l.Index, Prefix: netip.MustParsePrefix("2001:db8::77/64"), Flags: unix.IFA_F_NODAD | unix.IFA_F_DEPRECATED})
+	})
+	if got, err := g.net.Addresses(); err != nil || !slices.Contains(got, netip.MustParseAddr("2001:db8::77")) {
+		t.Errorf("a deprecated address is not among %v (%v): SAs from it would be taken for lost", got, err)
 	}
 }
