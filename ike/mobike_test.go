@@ -451,3 +451,30 @@ func TestConfiguredAddressNeedNotBeOnAnInterface(t *testing.T) {
 		t.Errorf("the IKE SA was moved or left without a path %d times", n)
 	}
 }
+
+// An update that went out along several paths is repeated along the one that works: the
+// peer may have taken it from another one.
+func TestUpdateOverSeveralPathsIsRepeated(t *testing.T) {
+	p := newMobilePair(t, func(a, b *Conn) { a.RetryTimeout = time.Second })
+	other := netip.MustParseAddr("198.51.100.50")
+	p.a.only().mobike.peers = []netip.Addr{other}
+	var last Path
+	p.a.traced()
+	p.a.mangle = func(o *Output) bool { last = o.Path; return false }
+	p.move(p.a, "192.0.2.77")
+	p.pass(3 * time.Second)
+	if last.Remote.Addr() != other {
+		t.Fatalf("after two retransmissions the last message went to %v, want the peer's other address", last.Remote)
+	}
+	p.a.mangle = nil
+	p.pass(5 * time.Second)
+	n := 0
+	for _, s := range p.a.told("sending") {
+		if strings.Contains(s, "UPDATE_SA_ADDRESSES") {
+			n++
+		}
+	}
+	if n < 2 || p.b.only().path.Remote.Addr() != p.a.addr || p.b.only().path.Local != p.a.only().path.Remote {
+		t.Errorf("%d updates; a is on %v, b on %v", n, p.a.only().path, p.b.only().path)
+	}
+}

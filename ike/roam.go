@@ -312,6 +312,9 @@ func (m *Machine) detour(sa *ikeSA) {
 		if !slices.Contains(sa.req.detours, p) {
 			sa.req.detours = append(sa.req.detours, p)
 		}
+		// Whichever path the response comes along, it does not tell which one the peer has
+		// taken the request from.
+		sa.req.stale = sa.req.stale || sa.req.task.kind.ofAddresses()
 		m.send(p, sa.req.data)
 	}
 }
