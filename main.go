@@ -96,7 +96,8 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			}
 			return s, nil
 		},
-		Network: network,
+		Network:   network,
+		Addresses: network.Addresses,
 		WatchAddresses: func() (engine.AddressWatch, error) {
 			w, err := platform.WatchAddresses()
 			if err != nil {

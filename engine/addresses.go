@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -9,17 +10,23 @@ import (
 	"postern/engine/log"
 )
 
-// What follows from a change of the host's addresses, as DHCP makes it long after the
-// start: the kernel learns which of them are sources of protected packets, and dynamic
+// What follows from a change of the host's addresses, routes or links, as DHCP makes it
+// long after the start, or a cable that is pulled: the machine looks for the path of each
+// IKE SA, the kernel learns which addresses are sources of protected packets, and dynamic
 // selectors get the address that the host has now.
 
 // addressInterval is the least time between two such adjustments, and the time after a
 // change at which what comes with an address, its routes, is expected to be there.
 const addressInterval = time.Second
 
-// addressPacer says when to adjust: at once, again addressInterval after the last change,
-// and never more often than that in between. The zero value is ready.
+// roamInterval is the same for the machine, which looks up a few routes: tunnels that have
+// lost their path carry nothing meanwhile.
+const roamInterval = 200 * time.Millisecond
+
+// addressPacer says when to adjust: at once, again an interval after the last change, and
+// never more often than that in between. The zero value is ready, for addressInterval.
 type addressPacer struct {
+	every time.Duration
 	next  time.Duration // when to adjust; 0: never
 	until time.Duration // what was adjusted before it does not count
 	last  time.Duration // when it was adjusted
@@ -28,10 +35,10 @@ type addressPacer struct {
 
 // changed notes a change at now.
 func (p *addressPacer) changed(now time.Duration) {
-	p.until = now + addressInterval
+	p.until = now + p.interval()
 	at := now
 	if p.ever {
-		at = max(now, p.last+addressInterval)
+		at = max(now, p.last+p.interval())
 	}
 	if p.next == 0 || at < p.next {
 		p.next = at
@@ -45,9 +52,41 @@ func (p *addressPacer) due(now time.Duration) bool {
 	}
 	p.last, p.ever, p.next = now, true, 0
 	if now < p.until {
-		p.next = max(p.until, now+addressInterval)
+		p.next = max(p.until, now+p.interval())
 	}
 	return true
+}
+
+func (p *addressPacer) interval() time.Duration {
+	if p.every > 0 {
+		return p.every
+	}
+	return addressInterval
+}
+
+// addressAge is how long a list of the host's addresses is good without a word of change.
+const addressAge = time.Second
+
+// hostAddrs is what is known of the host's addresses. It belongs to the IKE loop.
+type hostAddrs struct {
+	ask   func() ([]netip.Addr, error) // nil: the system does not tell
+	list  []netip.Addr
+	known bool
+	until time.Duration
+}
+
+func (h *hostAddrs) stale() { h.until = 0 }
+
+// get returns the addresses.
+func (h *hostAddrs) get(now time.Duration) ([]netip.Addr, bool) {
+	if h.ask == nil {
+		return nil, false
+	}
+	if now >= h.until {
+		list, err := h.ask()
+		h.list, h.known, h.until = list, err == nil, now+addressAge
+	}
+	return h.list, h.known
 }
 
 // watchAddresses opens the watch; nil if there is none to be had.

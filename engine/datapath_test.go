@@ -32,9 +32,9 @@ func TestPacketPassesOutAndIn(t *testing.T) {
 					tp.spd.set([]policySpec{protect("c", "n", local, remote)})
 					_, out := tp.addLoop(t, s, encap, "c", "n", local, remote, true)
 					tp.send(pkt, pkt)
-					sent := tp.fakes[out.sock].datagrams()
+					sent := tp.fakes[out.sock()].datagrams()
 					if len(sent) != 2 {
-						t.Fatalf("%d datagrams left through %s, want 2", len(sent), out.sock)
+						t.Fatalf("%d datagrams left through %s, want 2", len(sent), out.sock())
 					}
 					want := netip.MustParseAddrPort("192.0.2.2:4500")
 					if !encap {
@@ -49,7 +49,7 @@ func TestPacketPassesOutAndIn(t *testing.T) {
 					for i := range sent {
 						sent[i].Remote = netip.MustParseAddrPort("192.0.2.1:4500")
 					}
-					tp.receive(out.sock, sent...)
+					tp.receive(out.sock(), sent...)
 					got := tp.tun.packets()
 					if len(got) != 2 || !bytes.Equal(got[0], pkt) || !bytes.Equal(got[1], pkt) {
 						t.Fatalf("the TUN device got %d packets, want the 2 that were sent", len(got))
@@ -60,7 +60,7 @@ func TestPacketPassesOutAndIn(t *testing.T) {
 					if in, o, last, _ := tp.sad.usage(&tp.turns, out.inbound); in.Bytes != 666 || o.Bytes != 666 || last != tp.now {
 						t.Errorf("usage is in %+v out %+v at %v, want 666 octets each at %v", in, o, last, tp.now)
 					}
-					tp.receive(out.sock, sent[0])
+					tp.receive(out.sock(), sent[0])
 					tp.want(t, cInReplay, 1)
 				})
 			}
@@ -79,8 +79,8 @@ func TestNoAllocationPerPacket(t *testing.T) {
 			tp.spd.set([]policySpec{protect("c", "n", local, remote)})
 			_, out := tp.addLoop(t, s, true, "c", "n", local, remote, true)
 			tp.send(pkt)
-			first := tp.fakes[out.sock].datagrams()[0]
-			tp.receive(out.sock, first)
+			first := tp.fakes[out.sock()].datagrams()[0]
+			tp.receive(out.sock(), first)
 			tp.quiet()
 			const rounds = 50
 			if n := testing.AllocsPerRun(rounds, func() {
@@ -93,13 +93,13 @@ func TestNoAllocationPerPacket(t *testing.T) {
 			}
 			// What was sealed last is fed back each time from a place of its own.
 			var sealed [][]byte
-			tp.fakes[out.sock].route = func(d *esp.Datagram) {
+			tp.fakes[out.sock()].route = func(d *esp.Datagram) {
 				sealed = append(sealed, append([]byte(nil), d.Buf[:d.N]...))
 			}
 			for range rounds + 1 {
 				tp.send(pkt)
 			}
-			in, k := tp.in[out.sock], 0
+			in, k := tp.in[out.sock()], 0
 			before := tp.counts.get(cInPackets)
 			if n := testing.AllocsPerRun(rounds, func() {
 				in.batch[0] = esp.Datagram{Buf: in.bufs[0], N: copy(in.bufs[0], sealed[k]), Remote: first.Remote}
@@ -305,12 +305,12 @@ func TestPendingQueueDropsOldestAndFlushes(t *testing.T) {
 	}
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	tp.flusher.flush()
-	sent := tp.fakes[out.sock].datagrams()
+	sent := tp.fakes[out.sock()].datagrams()
 	if len(sent) != room || tp.pending.len() != 0 {
 		t.Fatalf("%d packets left and %d wait after the SA came up, want %d and 0", len(sent), tp.pending.len(), room)
 	}
 	for i := range sent {
-		tp.receive(out.sock, sent[i])
+		tp.receive(out.sock(), sent[i])
 		if got := binary.BigEndian.Uint16(tp.tun.packets()[i][20:]); got != uint16(i+3) {
 			t.Fatalf("packet %d is that of port %d, want %d: the oldest were to be dropped and the order kept", i, got, i+3)
 		}
@@ -339,7 +339,7 @@ func TestPendingPacketsExpireAndKeepTheirPlace(t *testing.T) {
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	tp.flusher.flush()
 	tp.want(t, cOutExpired, 1)
-	if n := len(tp.fakes[out.sock].datagrams()); n != 1 {
+	if n := len(tp.fakes[out.sock()].datagrams()); n != 1 {
 		t.Errorf("%d packets left, want the one for the SA that came up", n)
 	}
 	if n := tp.pending.len(); n != 1 {
@@ -358,7 +358,7 @@ func TestPacketQueuedBehindAFlushIsSentAtOnce(t *testing.T) {
 		t.Error("the queue took a packet that was looked up before the flush: nobody would come for it")
 	}
 	tp.send(pkt)
-	if n := len(tp.fakes[out.sock].datagrams()); n != 1 {
+	if n := len(tp.fakes[out.sock()].datagrams()); n != 1 {
 		t.Errorf("%d packets left, want 1", n)
 	}
 }
@@ -401,11 +401,11 @@ func TestSendErrorsDoNotStopTheBatch(t *testing.T) {
 	tp := newTestPath(t, board.Tiny)
 	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
-	tp.fakes[out.sock].err = errors.New("no route to host")
+	tp.fakes[out.sock()].err = errors.New("no route to host")
 	pkt := udp4(srcHost, dstHost, 1, 1, 100)
 	tp.send(pkt, pkt, pkt)
 	tp.want(t, cOutSendError, 1)
-	if n := len(tp.fakes[out.sock].datagrams()); n != 2 {
+	if n := len(tp.fakes[out.sock()].datagrams()); n != 2 {
 		t.Errorf("%d packets left, want the 2 behind the one that was refused", n)
 	}
 }
@@ -450,7 +450,7 @@ func TestTrafficClassIsCopiedOut(t *testing.T) {
 	pkt := udp4(srcHost, dstHost, 1, 1, 60)
 	pkt[1] = 0xba
 	tp.send(pkt)
-	if got := tp.fakes[out.sock].datagrams()[0].TOS; got != 0xba {
+	if got := tp.fakes[out.sock()].datagrams()[0].TOS; got != 0xba {
 		t.Errorf("outer traffic class is %#x, want the inner one's 0xba", got)
 	}
 }
@@ -464,9 +464,9 @@ func TestMovedPeerIsToldOfAndFollowed(t *testing.T) {
 	from := netip.MustParseAddrPort("192.0.2.99:1024")
 	for i := range 2 { // the second within the interval
 		tp.send(udp4(srcHost, dstHost, 1, 1, 60))
-		d := tp.fakes[out.sock].datagrams()[i]
+		d := tp.fakes[out.sock()].datagrams()[i]
 		d.Remote = from
-		tp.receive(out.sock, d)
+		tp.receive(out.sock(), d)
 	}
 	tp.want(t, cInMoved, 2)
 	tp.want(t, cInPackets, 2)
@@ -474,9 +474,9 @@ func TestMovedPeerIsToldOfAndFollowed(t *testing.T) {
 		t.Fatalf("the loop was told %v, want one path from %v", told, from)
 	}
 	l := &ikeLoop{d: tp.datapath}
-	l.moveSA(out.inbound, told[0])
+	l.moveSA(out.inbound, told[0], true)
 	tp.send(udp4(srcHost, dstHost, 1, 1, 60))
-	if to := tp.fakes[out.sock].datagrams()[2].Remote; to != from {
+	if to := tp.fakes[out.sock()].datagrams()[2].Remote; to != from {
 		t.Errorf("after the move packets go to %v, want %v", to, from)
 	}
 }

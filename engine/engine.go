@@ -114,7 +114,8 @@ func New(o Options) (*Engine, error) {
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
-	l.m, l.readdress = m, e.readdress
+	l.m, l.readdress, l.addrs.ask = m, e.readdress, o.OS.Addresses
+	l.keepAlive = o.Config.Daemon.KeepAlive
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown = l.unknown
@@ -372,6 +373,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	}
 	l.drain()
 	l.out.flush()
+	l.keepAlive = cfg.Daemon.KeepAlive
 	e.tellRestart(cfg, mtu)
 	e.cfg = cfg
 	return nil

@@ -42,7 +42,9 @@ var eventLines = [...]eventLine{
 	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
 	ike.EvRedirected:   {log.Info, "redirect to another gateway", true},
 	ike.EvNotResumed:   {log.Info, "the session cannot go on, a new one is negotiated", false},
-	ike.EvMoved:        {log.Info, "the peer's address has changed", false},
+	ike.EvMoved:        {log.Info, "the peer has moved to another address, the tunnels follow", false},
+	ike.EvRoamed:       {log.Info, "moved to another path, the tunnels stay up", false},
+	ike.EvStranded:     {log.Warn, "no address, route or link leads to the peer: the tunnels are kept until one does; look at cable, modem and DHCP", false},
 }
 
 // retransmitsToTell is how many requests in a row the peer leaves unanswered before the
@@ -84,6 +86,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
 	case e.Kind == ike.EvRedirected && e.Err != nil:
 		return log.Warn, "redirect to another gateway is not followed"
+	case e.Kind == ike.EvStranded && e.Count == 0:
+		return log.Info, "there is a way to the peer again"
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
@@ -141,6 +145,8 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 		f = append(f, log.AddrPort("peer", e.Path.Remote))
 	}
 	switch e.Kind {
+	case ike.EvRoamed:
+		f = append(f, log.AddrPort("local", e.Path.Local))
 	case ike.EvInitiate, ike.EvFailed:
 		num("attempt", e.Count)
 	case ike.EvRetransmit:

@@ -278,9 +278,10 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	sock, path := outerPathOf(&out)
-	osa := &outSA{spi: spi, inbound: spi, out: o, sock: sock, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), encap: encap, conn: conn, child: child}
+	path := outerPathOf(out.Local.Addr(), out.Remote, out.Encap)
+	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
+	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), conn: conn, child: child}
+	isa.encap.Store(encap)
 	osa.path.Store(path)
 	isa.remote.Store(&in.Remote)
 	if err := tp.sad.addIn(isa); err != nil {

@@ -84,7 +84,11 @@ type ikeLoop struct {
 	sendOne  [1]esp.Datagram
 	nextTick time.Duration
 	nat      map[uint32]*natState
-	pacer    addressPacer
+	pacer    addressPacer // of readdress
+	roamer   addressPacer // of what the machine is told
+	addrs    hostAddrs
+	// keepAlive is the longest silence towards a NAT; 0: no keepalives.
+	keepAlive time.Duration
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
@@ -106,6 +110,8 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		limit:     log.NewLimiter(eventInterval, eventKeys),
 		dgram:     ikeDatagram{buf: make([]byte, d.udp.size)},
 		nat:       make(map[uint32]*natState),
+		roamer:    addressPacer{every: roamInterval},
+		keepAlive: keepaliveInterval,
 	}
 	return l
 }
@@ -184,7 +190,7 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 	defer timer.Stop()
 	var end <-chan time.Time
 	over := false
-	l.nextTick = l.now().Mono + tickInterval
+	l.nextTick = l.now().Mono + l.tickEvery()
 	for !over {
 		now := l.now()
 		wake := now.Mono + idleWake
@@ -194,8 +200,10 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		if at, ok := l.m.Deadline(); ok {
 			wake = min(wake, at)
 		}
-		if l.pacer.next != 0 {
-			wake = min(wake, l.pacer.next)
+		for _, p := range []*addressPacer{&l.pacer, &l.roamer} {
+			if p.next != 0 {
+				wake = min(wake, p.next)
+			}
 		}
 		timer.Reset(max(wake-now.Mono, 0))
 
@@ -212,7 +220,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		case f := <-l.calls:
 			f()
 		case <-l.addressed:
+			l.addrs.stale()
 			l.pacer.changed(l.now().Mono)
+			l.roamer.changed(l.now().Mono)
 		case r := <-l.results:
 			l.m.Done(l.now(), r)
 			l.drain()
@@ -223,12 +233,16 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			now := l.now()
 			l.m.Timeout(now)
 			l.drain()
+			if l.roamer.due(now.Mono) {
+				l.m.Command(now, ike.Command{Kind: ike.CmdAddresses})
+				l.drain()
+			}
 			if l.pacer.due(now.Mono) {
 				l.readdress()
 			}
 			if now.Mono >= l.nextTick {
 				l.tick(now.Mono)
-				l.nextTick = now.Mono + tickInterval
+				l.nextTick = now.Mono + l.tickEvery()
 			}
 		case <-stop:
 			stop = nil
@@ -288,7 +302,7 @@ func (l *ikeLoop) drain() {
 		case ike.OutUseSA:
 			l.useSA(o.SPI, o.Inbound)
 		case ike.OutMoveSA:
-			l.moveSA(o.Inbound, o.Path)
+			l.moveSA(o.Inbound, o.Path, o.Encap)
 		case ike.OutWork:
 			l.jobs = append(l.jobs, o.Work)
 		case ike.OutEvent:
@@ -357,3 +371,5 @@ func (e env) Source(remote netip.Addr) (netip.Addr, bool) {
 	}
 	return a.Unmap(), a.IsValid()
 }
+
+func (e env) Addresses() ([]netip.Addr, bool) { return e.l.addrs.get(e.l.now().Mono) }

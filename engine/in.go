@@ -263,7 +263,7 @@ const movedInterval = time.Second
 // checkMoved tells the IKE loop when an authentic packet came from another address than
 // the peer's: its NAT may have given it a new mapping. The machine knows whether to follow.
 func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
-	if !sa.encap || in.sock >= sockESP4 || g.Remote == *sa.remote.Load() {
+	if !sa.encap.Load() || in.sock >= sockESP4 || g.Remote == *sa.remote.Load() {
 		return
 	}
 	d := in.d

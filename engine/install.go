@@ -34,9 +34,10 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		n := len(c.LocalTS)
 		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
-			localTS: ts[:n:n], remoteTS: ts[n:], encap: c.Encap,
+			localTS: ts[:n:n], remoteTS: ts[n:],
 			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		}
+		sa.encap.Store(c.Encap)
 		sa.remote.Store(&c.Remote)
 		return l.d.sad.addIn(sa)
 	}
@@ -50,17 +51,15 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
 	}
-	sock, path := outerPathOf(&c.SA)
-	sa.sock = sock
-	sa.path.Store(path)
+	sa.path.Store(outerPathOf(c.Local.Addr(), c.Remote, c.Encap))
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
 	}
 	l.retire(nil, old)
-	if len(l.d.socks[sa.sock]) == 0 {
+	if len(l.d.socks[sa.sock()]) == 0 {
 		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the peer force UDP encapsulation",
-			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock.String()))
+			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock().String()))
 	}
 	if !sa.standby {
 		l.use(sa)
@@ -98,18 +97,20 @@ func (l *ikeLoop) useSA(spi, inbound uint32) {
 	}
 }
 
-// moveSA sends what a pair of SAs protects along another path: the peer's NAT has given it
-// a new mapping.
-func (l *ikeLoop) moveSA(inbound uint32, p ike.Path) {
+// moveSA sends what a pair of SAs protects along another path, in UDP or without it: the
+// peer's NAT has given it a new mapping, or one of the two has moved. Local address, family
+// and socket may all be others than before.
+func (l *ikeLoop) moveSA(inbound uint32, p ike.Path, encap bool) {
 	slot := l.d.sad.slot(inbound)
 	if slot == nil {
 		return
 	}
 	if in := slot.in.Load(); in != nil {
+		in.encap.Store(encap)
 		in.remote.Store(&p.Remote)
 	}
 	if slot.out != nil {
-		slot.out.path.Store(&outerPath{p.Local.Addr(), p.Remote})
+		slot.out.path.Store(outerPathOf(p.Local.Addr(), p.Remote, encap))
 	}
 }
 
@@ -143,13 +144,22 @@ const (
 	// tickInterval is half of what RFC 3948 section 4 recommends between NAT keepalives:
 	// what happened since the last tick is then known well enough to keep the rhythm.
 	tickInterval = 10 * time.Second
-	// keepaliveInterval is the longest silence towards a NAT (RFC 3948 section 4).
+	// keepaliveInterval is the longest silence towards a NAT (RFC 3948 section 4), unless
+	// another one is configured.
 	keepaliveInterval = 20 * time.Second
 	// rekeySequence is the sequence number from which on an SA without ESN is rekeyed
 	// whatever its lifetime: half a billion packets before the last, so that even a fast
 	// line leaves minutes for it.
 	rekeySequence = 0xe0000000
 )
+
+// tickEvery returns the time between two ticks: twice in the silence that a NAT gets.
+func (l *ikeLoop) tickEvery() time.Duration {
+	if l.keepAlive <= 0 {
+		return tickInterval
+	}
+	return min(tickInterval, l.keepAlive/2)
+}
 
 // natState is how long the way through a NAT to one peer has been silent.
 type natState struct {
@@ -191,9 +201,9 @@ func (l *ikeLoop) tick(now time.Duration) {
 }
 
 // keepalive sends a NAT keepalive (RFC 3948 section 2.3) if a NAT is in front of us and
-// may have seen nothing for keepaliveInterval.
+// may have seen nothing for the time that is configured.
 func (l *ikeLoop) keepalive(sa *ike.SAInfo, now time.Duration) {
-	if sa.State != ike.StateEstablished || !sa.NATLocal || !sa.Path.NATT {
+	if sa.State != ike.StateEstablished || !sa.NATLocal || !sa.Path.NATT || l.keepAlive == 0 {
 		return
 	}
 	var packets uint64
@@ -204,15 +214,15 @@ func (l *ikeLoop) keepalive(sa *ike.SAInfo, now time.Duration) {
 	}
 	s := l.nat[sa.Unique]
 	if s == nil {
-		s = &natState{last: now - tickInterval, packets: packets}
+		s = &natState{last: now - l.tickEvery(), packets: packets}
 		l.nat[sa.Unique] = s
 	}
 	s.seen = true
 	if packets > s.packets { // at some time since the last tick
-		s.last = now - tickInterval
+		s.last = now - l.tickEvery()
 	}
 	s.packets = packets
-	if now-s.last >= keepaliveInterval {
+	if now-s.last >= l.keepAlive {
 		s.last = now
 		l.transmit(sockNATT4.family(sa.Path.Remote.Addr()), sa.Path, []byte{0xff})
 	}

@@ -46,12 +46,12 @@ type Network interface {
 	// Clear takes everything back.
 	Clear() error
 	// Source returns the local address that the route to remote leaves from, the
-	// tunnel's own rules aside.
+	// tunnel's own rules aside. A link that is down leads nowhere.
 	Source(remote netip.Addr) (netip.Addr, error)
 }
 
-// AddressWatch tells when the host's addresses change. Wait blocks until one may have come
-// or gone; after Close its error wraps os.ErrClosed.
+// AddressWatch tells when the host's addresses, routes or links change. Wait blocks until
+// one may have come or gone; after Close its error wraps os.ErrClosed.
 type AddressWatch interface {
 	Wait() error
 	Close() error
@@ -80,11 +80,13 @@ type OS struct {
 	// ListenESP opens a raw socket for IP protocol 50, of IPv6 or of IPv4.
 	ListenESP func(v6 bool) (Socket, error)
 	Network   Network
-	// WatchAddresses subscribes to changes of the host's addresses; nil if the system
-	// cannot tell of them.
+	// WatchAddresses subscribes to changes of the host's addresses, routes and links; nil
+	// if the system cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)
 	// OpenState opens the directory for what survives a restart; nil if nothing can.
 	OpenState func(dir string) (State, error)
+	// Addresses lists the host's addresses; nil if the system cannot tell.
+	Addresses func() ([]netip.Addr, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

@@ -52,6 +52,7 @@ type outPacket struct {
 	off, n int
 	turn   int // index in turns; -1: dropped
 	sa     *outSA
+	path   *outerPath // of the SA; it may move while the packet is sealed
 	flow   esp.Flow
 	key    flowKey
 	hash   uint32 // of key
@@ -247,8 +248,8 @@ func (o *outbound) account() {
 // join counts a packet in its SA's turn, unless it is clear that it cannot be sent.
 func (o *outbound) join(p *outPacket) {
 	d, sa := o.d, p.sa
-	p.turn = -1
-	if len(d.socks[sa.sock]) == 0 {
+	p.turn, p.path = -1, sa.path.Load()
+	if len(d.socks[p.path.sock]) == 0 {
 		d.counts.inc(cOutNoSocket)
 		return
 	}
@@ -287,9 +288,8 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	t.octets += p.n
 	o.packets++
 	o.octets += uint64(p.n)
-	path := t.sa.path.Load()
-	o.groups[t.sa.sock] = append(o.groups[t.sa.sock], esp.Datagram{
-		Buf: p.buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,
+	o.groups[p.path.sock] = append(o.groups[p.path.sock], esp.Datagram{
+		Buf: p.buf[start:end], N: end - start, Local: p.path.local, Remote: p.path.remote, TOS: tos,
 	})
 	return true
 }
@@ -342,12 +342,10 @@ func (o *outbound) flush() {
 	})
 }
 
-// outerPathOf returns the socket that carries an SA, and the path of its packets.
-func outerPathOf(sa *esp.SA) (sockID, *outerPath) {
-	p := &outerPath{sa.Local.Addr(), sa.Remote}
-	if sa.Encap {
-		return sockNATT4.family(p.remote.Addr()), p
+// outerPathOf returns the path of packets from local to remote.
+func outerPathOf(local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
+	if encap {
+		return &outerPath{sockNATT4.family(remote.Addr()), local, remote}
 	}
-	p.remote = netip.AddrPortFrom(p.remote.Addr(), 0)
-	return sockESP4.family(p.remote.Addr()), p
+	return &outerPath{sockESP4.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)}
 }

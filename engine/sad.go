@@ -19,11 +19,11 @@ type inSA struct {
 	remoteTS []esp.Selector
 	spi      uint32
 	innerOff uint8 // where the inner packet starts in the ESP packet
-	encap    bool
 
 	remote  atomic.Pointer[netip.AddrPort] // where the peer was last
-	lastIn  atomic.Int64                   // when the last packet passed; 0: none did
-	movedAt atomic.Int64                   // when a packet came from another address; 0: none did
+	encap   atomic.Bool
+	lastIn  atomic.Int64 // when the last packet passed; 0: none did
+	movedAt atomic.Int64 // when a packet came from another address; 0: none did
 
 	conn    string
 	child   string
@@ -36,7 +36,6 @@ type outSA struct {
 	// What every packet needs comes first, in one cache line.
 	out  *esp.Outbound
 	path atomic.Pointer[outerPath]
-	sock sockID
 	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
 
 	// Under the data path's turns.mu:
@@ -58,9 +57,13 @@ type outSA struct {
 	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
-// outerPath is where the packets of an SA go, and from which address; port 0 without
-// encapsulation.
+// sock returns the socket that carries the SA at present.
+func (sa *outSA) sock() sockID { return sa.path.Load().sock }
+
+// outerPath is where the packets of an SA go, from which address and through which socket;
+// port 0 without encapsulation.
 type outerPath struct {
+	sock   sockID
 	local  netip.Addr
 	remote netip.AddrPort
 }

@@ -38,12 +38,12 @@ func TestFirstPolicyWins(t *testing.T) {
 		{"10.3.0.1", cOutDiscard, 0},
 	} {
 		for range 2 { // the second time from the cache
-			was, sent := tp.counts.get(c.c), len(tp.fakes[out.sock].datagrams())
+			was, sent := tp.counts.get(c.c), len(tp.fakes[out.sock()].datagrams())
 			tp.send(udp4(srcHost, c.dst, 1, 2, 60))
 			if got := tp.counts.get(c.c) - was; got != 1 {
 				t.Errorf("packet to %s: counter %s rose by %d, want 1", c.dst, c.c, got)
 			}
-			if got := len(tp.fakes[out.sock].datagrams()) - sent; got != c.sent {
+			if got := len(tp.fakes[out.sock()].datagrams()) - sent; got != c.sent {
 				t.Errorf("packet to %s: %d left, want %d", c.dst, got, c.sent)
 			}
 		}

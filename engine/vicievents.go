@@ -22,6 +22,8 @@ func (v viciEvents) event(e *ike.Event) {
 		name = control.EvIKEUpDown
 	case ike.EvIKERekeyed:
 		name = control.EvIKERekey
+	case ike.EvMoved, ike.EvRoamed:
+		name = control.EvIKEUpdate
 	case ike.EvChildUp, ike.EvChildDown:
 		name = control.EvChildUpDown
 	case ike.EvChildRekeyed:
@@ -33,10 +35,13 @@ func (v viciEvents) event(e *ike.Event) {
 	now := v.l.now().Mono
 	sa := v.find(e.IKE, e)
 	m := new(control.Message)
+	if name == control.EvIKEUpdate {
+		sa.hosts(m)
+	}
 	yes(m, control.KeyUp, e.Kind == ike.EvIKEUp || e.Kind == ike.EvChildUp)
 	sec := m.Section(sa.name())
 	switch e.Kind {
-	case ike.EvIKEUp, ike.EvIKEDown:
+	case ike.EvIKEUp, ike.EvIKEDown, ike.EvMoved, ike.EvRoamed:
 		sa.message(sec, now)
 	case ike.EvIKERekeyed:
 		old := v.find(e.Old, e)
@@ -54,6 +59,14 @@ func (v viciEvents) event(e *ike.Event) {
 		is.message(pair.Section("new"), now)
 	}
 	v.ctl.Event(name, m)
+}
+
+// hosts writes the two ends of the path.
+func (v *saView) hosts(m *control.Message) {
+	m.Set(control.KeyLocalHost, v.Path.Local.Addr().Unmap().String())
+	m.SetUint(control.KeyLocalPort, uint64(v.Path.Local.Port()))
+	m.Set(control.KeyRemoteHost, v.Path.Remote.Addr().Unmap().String())
+	m.SetUint(control.KeyRemotePort, uint64(v.Path.Remote.Port()))
 }
 
 // find returns the IKE SA of that number, or, if it is gone already, what the event

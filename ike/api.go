@@ -37,8 +37,12 @@ type Env interface {
 	// Usage returns what passed through the CHILD SA with that inbound SPI: in and
 	// out, and when the last packet arrived (on the monotonic clock; 0 if none did).
 	Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration)
-	// Source returns the local address from which packets to remote leave.
+	// Source returns the local address from which packets to remote leave; false if they
+	// do not, because there is no route or its link is down.
 	Source(remote netip.Addr) (netip.Addr, bool)
+	// Addresses returns the addresses of this host; known is false where the system does
+	// not tell. The list is the machine's to read until its next call.
+	Addresses() (list []netip.Addr, known bool)
 }
 
 // Limits sizes the machine's tables; they never grow.
@@ -100,6 +104,7 @@ type Conn struct {
 	RemoteID    ID             // zero: any identity with a secret
 	Proposals   []Proposal     // IKE, in order of preference
 	Encap       bool           // force UDP encapsulation even without a NAT
+	MOBIKE      bool           // let the SAs move to other addresses (RFC 4555)
 
 	DPDDelay     time.Duration // 0: no liveness checks
 	KeyingTries  int           // attempts to establish; 0: for ever
@@ -159,6 +164,7 @@ const (
 	CmdMoved                         // an authentic packet of the CHILD SA with inbound SPI came along Path
 	CmdRedirect                      // send the peers of the IKE SAs that Conn and IKE select to Gateway
 	CmdInvalidSPI                    // a packet for SPI, which is no SA of ours, came along Path
+	CmdAddresses                     // this host's addresses, routes or links have changed
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind
@@ -199,10 +205,11 @@ type Output struct {
 	Path  Path
 	Data  []byte
 	Add   *ChildSA
-	SPI   uint32 // OutDelSA, OutUseSA
+	SPI   uint32 // OutDelSA, OutUseSA, OutMoveSA: of the outbound SA
 	Dir   esp.Direction
 	Work  *Work
 	Event Event
+	Encap bool // OutMoveSA: ESP goes in UDP
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.
@@ -247,6 +254,8 @@ const (
 	EvNotResumed                    // a ticket was refused or not answered, a full exchange follows: Err
 	EvRedirected                    // a client is sent to another gateway, or we are: Text; Err: why we do not go
 	EvMoved                         // the peer's address changed; Path is the new one
+	EvRoamed                        // we have moved to another path, which is Path
+	EvStranded                      // no way leads to the peer (Count 1), or one does again (0)
 )
 
 // Event is something that a log, a control client or a metric wants to know. It never

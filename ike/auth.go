@@ -76,6 +76,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 		b.TS(PayloadTSi, sa.init.childTS[0])
 		b.TS(PayloadTSr, sa.init.childTS[1])
 		announceWindow(b)
+		m.mobikeOffer(b, sa)
 	})
 }
 
@@ -104,6 +105,12 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		// The peer learns nothing but that it failed (section 2.21.2).
 		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
 		m.destroy(sa, err)
+		return
+	}
+	if m.mobikeAgree(sa, p) {
+		no := &refusal{t: NotifyUnexpectedNATDetected, err: &NotifyError{NotifyUnexpectedNATDetected, ""}}
+		m.refuse(sa, p, ExchangeAuth, no)
+		m.destroy(sa, no.err)
 		return
 	}
 	_, contact := m.msg.FindNotify(NotifyInitialContact)
@@ -143,6 +150,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 			no.write(b)
 		}
 		announceWindow(b)
+		if sa.mobike.on {
+			m.mobikeOffer(b, sa)
+		}
 	})
 	sa.window.ours = maxWindow
 	m.resumed(sa)
@@ -211,6 +221,8 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.state = StateEstablished
 	sa.established = m.now.Mono
 	sa.lastIn = m.now.Mono
+	sa.mobike.first = sa.path.Remote.Addr()
+	m.noteLocal(sa)
 	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
@@ -296,6 +308,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.takeToken(m.sentToken())
+	m.mobikeAgree(sa, p)
 	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
 	sa.init.spiIn = 0
 	var mine wish
@@ -319,6 +332,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	for _, w := range rest {
 		m.want(s, w)
 	}
+	m.arrived(sa)
 }
 
 // createdFirst takes the CHILD SA out of the IKE_AUTH response. That it is refused

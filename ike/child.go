@@ -303,6 +303,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 	} else {
 		m.announce(c, nil)
 	}
+	m.dropOutdated(sa, c)
 	m.resolveTwins(sa, c)
 	m.settle(req.task.waiters, nil)
 }

@@ -41,12 +41,20 @@ func FuzzMachine(f *testing.F) {
 	b.Notify(NotifyTicketOpaque, ProtoNone, nil, make([]byte, 80))
 	f.Add(step(0, b.Finish()))
 
+	u := NewBuilder(nil, Header{})
+	u.Notify(NotifyUpdateSAAddresses, ProtoNone, nil, nil)
+	u.Notify(NotifyAdditionalIP4Address, ProtoNone, nil, []byte{192, 0, 2, 9})
+	u.Notify(NotifyCookie2, ProtoNone, nil, []byte("12345678"))
+	u.Notify(NotifyNoNATsAllowed, ProtoNone, nil, noNATs(seedPair.a.m.sas[0].path.Local, seedPair.a.m.sas[0].path.Remote))
+	chain = u.Finish()[headerLen:]
+	f.Add(append(step(3, append([]byte{byte(PayloadNotify)}, chain...)), append(step(5, []byte{0, 0, 0, 0, 0}), step(4, []byte{1, 2, 3})...)...))
+
 	f.Fuzz(func(t *testing.T, in []byte) {
-		p := newPair(t, nil)
+		p := newPair(t, func(a, b *Conn) { a.MOBIKE, b.MOBIKE = true, true })
 		p.up()
 		p.a.mangle = func(*Output) bool { return false } // a's own machine keeps silent
 		peer := &p.a.m.sas[0]
-		path := Path{Local: peer.path.Remote, Remote: peer.path.Local}
+		path := Path{Local: peer.path.Remote, Remote: peer.path.Local, NATT: peer.path.NATT}
 		for steps := 0; len(in) >= 2 && steps < 64; steps++ {
 			kind, n := in[0], min(int(in[1]), len(in)-2)
 			data := append([]byte(nil), in[2:2+n]...)
@@ -84,7 +92,8 @@ func FuzzMachine(f *testing.F) {
 				p.now.Mono += time.Duration(n) * time.Second
 				p.b.m.Timeout(p.now)
 			case 5:
-				p.b.m.Command(p.now, Command{Kind: CommandKind(n % 4), Tag: 7, Conn: "link", Child: "net"})
+				kinds := [...]CommandKind{CmdInitiate, CmdTerminate, CmdAcquire, CmdRekey, CmdMoved, CmdAddresses}
+				p.b.m.Command(p.now, Command{Kind: kinds[n%len(kinds)], Tag: 7, Conn: "link", Child: "net"})
 			case 6: // authentic fragments of anything
 				sa := p.b.m.lookup(&Header{SPIi: peer.spiI, SPIr: peer.spiR, Flags: FlagInitiator})
 				if n < 3 || sa == nil {

@@ -61,12 +61,19 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 	}
 	sa.takeToken(m.sentToken())
 	_, ticket := m.msg.FindNotify(NotifyTicketRequest)
+	var addresses func(*Builder)
+	if over == nil {
+		addresses = m.mobikeRequest(sa, p)
+	}
 	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
 		if over == nil && len(spis) > 0 {
 			b.Delete(ProtoESP, spis)
 		}
 		if ticket && over == nil && !sa.origin.ours {
 			m.ticketNotify(b, sa)
+		}
+		if addresses != nil {
+			addresses(b)
 		}
 	})
 	if over == nil {
@@ -119,8 +126,9 @@ func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
 
 // infoResponse handles the response to our INFORMATIONAL request. What its Delete payloads
 // name is the other half of what we deleted.
-func (m *Machine) infoResponse(sa *ikeSA) {
+func (m *Machine) infoResponse(sa *ikeSA, p Path) {
 	m.learnWindow(sa)
+	asked := sa.req.asked
 	t := m.answered(sa)
 	m.settle(t.waiters, nil)
 	sa.takeToken(m.sentToken())
@@ -142,6 +150,9 @@ func (m *Machine) infoResponse(sa *ikeSA) {
 		if err := m.notifyError(); err != nil {
 			m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 		}
+		fallthrough
+	case taskUpdate, taskRoutable, taskAddresses:
+		m.mobikeResponse(sa, p, t.kind, asked)
 	}
 }
 

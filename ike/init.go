@@ -65,9 +65,11 @@ func (m *Machine) connect(s *connState) {
 	s.retryAt = never
 	p, err := m.target(s)
 	if err != nil {
+		s.last = Path{}
 		m.attemptFailed(s, err)
 		return
 	}
+	s.last = p
 	sa := m.newSA(true, false)
 	if sa == nil {
 		m.attemptFailed(s, ErrTableFull)
@@ -476,7 +478,7 @@ func (m *Machine) initKeyed(sa *ikeSA, r Result) {
 	sa.init.pair.wipe()
 	sa.init.pair = nil
 	m.answered(sa)
-	if sa.natKnown && sa.encap() {
+	if sa.natKnown && (sa.encap() || sa.conn.MOBIKE) { // RFC 4555 section 3.3
 		sa.path = m.floated(sa.path)
 	}
 	m.authSend(sa)

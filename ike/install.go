@@ -53,7 +53,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	m.nextChild++
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
-		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.encap(),
+		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono,
 	}
@@ -73,7 +73,8 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	if !p.ours {
 		out, in = second, first
 	}
-	path := sa.path
+	route := sa.espRoute()
+	path := route.path
 	base := esp.SA{
 		Mode: esp.Tunnel, Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
 		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,

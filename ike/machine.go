@@ -321,7 +321,7 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 	if !sa.initiator && sa.state == StateConnecting {
 		sa.path = p // the initiator may have moved to port 4500 (RFC 7296 section 2.23)
 	}
-	m.follow(sa, p)
+	m.heard(sa, p, false)
 	var critical *CriticalError
 	if errors.As(perr, &critical) {
 		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyUnsupportedCriticalPayload, data: []byte{byte(critical.Type)}, err: perr})
@@ -365,7 +365,7 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 		return
 	}
 	m.tracePayloads("received", p, sa)
-	m.follow(sa, p)
+	m.heard(sa, p, true)
 	if perr == nil {
 		perr = checkRules(&m.msg, h.Exchange, true, true)
 	}
@@ -382,7 +382,7 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 	case ExchangeCreateChild:
 		m.createResponse(sa)
 	case ExchangeInformational:
-		m.infoResponse(sa)
+		m.infoResponse(sa, p)
 	}
 }
 
@@ -404,6 +404,8 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRedirect(&c, w)
 	case CmdInvalidSPI:
 		m.cmdInvalidSPI(&c)
+	case CmdAddresses:
+		m.cmdAddresses()
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()

@@ -17,11 +17,14 @@ type host struct {
 	m      *Machine
 	rnd    *rand.Rand
 	addr   netip.Addr
+	addrs  []netip.Addr // all; nil: unknown
 	spis   map[uint32]bool
 	sas    map[uint32]*ChildSA // by SPI and direction: inbound as it is, outbound complemented
 	events []Event
 	out    []Output
 	mangle func(*Output) bool // false drops a datagram
+
+	outputs func(*Output) // sees each output, if set
 }
 
 func (h *host) Random(b []byte) {
@@ -47,12 +50,17 @@ func (h *host) Usage(uint32) (in, out esp.Usage, last time.Duration) { return }
 
 func (h *host) Source(netip.Addr) (netip.Addr, bool) { return h.addr, true }
 
+func (h *host) Addresses() ([]netip.Addr, bool) { return h.addrs, h.addrs != nil }
+
 // drain takes the machine's outputs: jobs run at once, datagrams are kept.
 func (h *host) drain(now Time) {
 	for {
 		o, ok := h.m.Next()
 		if !ok {
 			return
+		}
+		if h.outputs != nil {
+			h.outputs(&o)
 		}
 		switch o.Kind {
 		case OutWork:

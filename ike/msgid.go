@@ -36,6 +36,8 @@ type request struct {
 	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
 	token   []byte   // the peer's for quick crash detection
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
+
+	asked // of MOBIKE
 }
 
 // reply is a response that we sent, kept until the peer cannot ask for it any more.
@@ -118,7 +120,9 @@ func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
 	d, _ := sa.conn.retryDelay(0)
 	m.armRetransmit(sa, d)
-	m.sendParts(sa.path, sa, data, sa.req.cut, true)
+	if !m.blocked(sa) {
+		m.dispatch(sa, true)
+	}
 }
 
 // sendRequest builds and sends an encrypted request.
@@ -135,6 +139,14 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
 		return
 	}
+	if sa.mobike.stranded && sa.state != StateDeleting {
+		m.armRetransmit(sa, strandedPoll)
+		m.roam(sa)
+		return
+	}
+	if m.blocked(sa) {
+		return
+	}
 	if sa.req.exchange == ExchangeSessionResume && sa.req.tries >= resumeTries {
 		m.resumeFailed(sa, ErrTimeout)
 		return
@@ -148,16 +160,26 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		more = false
 	}
 	if !more {
-		if sa.collision.slot != 0 {
-			m.adoptRival(sa) // only what the peer has replaced is dead
-		}
-		m.destroy(sa, ErrTimeout)
+		m.giveUp(sa)
 		return
 	}
 	m.armRetransmit(sa, d)
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
 		Text: what})
-	m.sendParts(sa.path, sa, sa.req.data, sa.req.cut, false)
+	m.dispatch(sa, false)
+	m.detour(sa)
+}
+
+// giveUp ends an IKE SA whose peer does not answer.
+func (m *Machine) giveUp(sa *ikeSA) {
+	err := ErrTimeout
+	if i := sa.collision.slot - 1; i >= 0 {
+		if m.sas[i].state == StateEstablished {
+			err = ErrReplaced // the peer's rekeying of it was answered: only what it has replaced is dead
+		}
+		m.adoptRival(sa)
+	}
+	m.destroy(sa, err)
 }
 
 // answered frees the window after the response to our request.

@@ -34,16 +34,18 @@ func (m *Machine) natDetect(sa *ikeSA, p Path, spiR uint64) {
 			}
 		}
 	})
-	sa.natKnown = sources > 0 && destinations > 0
-	if !sa.natKnown {
+	if sources == 0 || destinations == 0 {
 		return
 	}
+	local0, peer0 := sa.natLocal, sa.natPeer
+	sa.natKnown = true
 	sa.natPeer = matches == 0
 	sa.natLocal = !hit
+	sa.mobike.faked = sa.force && hit
 	if sa.force {
 		sa.natLocal = true // the peer has been told so
 	}
-	if sa.natPeer || sa.natLocal {
+	if (sa.natPeer || sa.natLocal) && (sa.natPeer != peer0 || sa.natLocal != local0) {
 		text := "in front of both"
 		switch {
 		case !sa.natLocal:
@@ -67,26 +69,35 @@ func (m *Machine) floated(p Path) Path {
 }
 
 // follow takes over the address that a fresh, authentic message of the peer came from, if
-// the peer is behind a NAT, which may have given it a new mapping, and we are not (RFC 7296
-// section 2.23).
+// the peer is behind a NAT, which may have given it a new mapping (RFC 7296 section 2.23).
+// A host that is behind a NAT itself should not, because one packet that somebody has
+// redirected would break the connection: it asks first whether the peer answers from there.
 func (m *Machine) follow(sa *ikeSA, p Path) {
-	if sa.state == StateConnecting || !sa.natPeer || sa.natLocal || !p.NATT || p == sa.path {
+	if sa.state == StateConnecting || !sa.natPeer || !p.NATT || p.Remote.Port() == 0 || p == sa.path {
 		return
 	}
-	sa.path = p
-	for i := range m.children {
-		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot && !c.outGone {
-			m.out = append(m.out, Output{Kind: OutMoveSA, SPI: c.spiOut, Inbound: c.spiIn, Path: p})
+	if sa.natLocal && !sa.mobike.faked {
+		sa.mobike.suspect = p
+		if sa.state == StateEstablished && !sa.req.active && len(sa.tasks) == 0 {
+			m.queue(sa, task{kind: taskLiveness})
 		}
+		return
 	}
+	m.setPath(sa, p)
 	m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
 }
 
-// cmdMoved follows the data path, which has seen an authentic packet of a CHILD SA.
+// cmdMoved follows the data path, which has seen an authentic packet of a CHILD SA. With
+// MOBIKE that is all that shows a new mapping (RFC 4555 section 3.8); but the last packets
+// from the address before come late.
 func (m *Machine) cmdMoved(c *Command) {
 	for i := range m.children {
 		if k := &m.children[i]; k.state != ChildFree && k.spiIn == c.SPI {
-			m.follow(&m.sas[k.ike], c.Path)
+			sa := &m.sas[k.ike]
+			late := sa.mobike.movedAt != 0 && m.now.Mono-sa.mobike.movedAt < settleTime
+			if !sa.mobike.on || !sa.origin.ours && !sa.mobike.checking && !late {
+				m.follow(sa, c.Path)
+			}
 			return
 		}
 	}

@@ -192,7 +192,7 @@ func (m *Machine) peerRestarted(sa *ikeSA) {
 // hint checks at once whether the peer still has the IKE SA, because an unprotected
 // message says that it may not.
 func (m *Machine) hint(sa *ikeSA) {
-	if sa.state != StateEstablished || sa.qcd.hinted != 0 && m.now.Mono-sa.qcd.hinted < hintInterval {
+	if sa.state != StateEstablished || sa.mobike.stranded || sa.qcd.hinted != 0 && m.now.Mono-sa.qcd.hinted < hintInterval {
 		return
 	}
 	sa.qcd.hinted = m.now.Mono
@@ -221,7 +221,7 @@ func (m *Machine) invalidSPI(p Path, n *Notify) {
 			continue
 		}
 		sa := &m.sas[c.ike]
-		if !sameHost(sa.path.Remote, p.Remote) {
+		if !sameHost(sa.espRoute().path.Remote, p.Remote) {
 			continue
 		}
 		// A maker that keeps its CHILD SAs' numbers shows the token right here (RFC 6290

@@ -24,6 +24,9 @@ var (
 	ErrNoChild   = errors.New("the connection has no child to negotiate")
 	ErrNotFound  = errors.New("nothing of that name")
 
+	ErrAddressGone = errors.New("this host's address has changed, and the peer does not follow (no MOBIKE)")
+	ErrCookie2     = errors.New("the peer's answer does not have the COOKIE2 that was sent")
+
 	ErrNoProposal = errors.New("no proposal in common; compare the proposals of both sides")
 	ErrSPISize    = errors.New("a proposal of the first exchange must not have an SPI")
 	ErrGroup      = errors.New("key exchange does not use the chosen group")

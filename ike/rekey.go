@@ -181,10 +181,9 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 		return err
 	}
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
-	nsa.redirect = sa.redirect
-	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
-	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
-	nsa.frag = sa.frag.inherit()
+	nsa.redirect, nsa.frag = sa.redirect, sa.frag.inherit()
+	nsa.localID, nsa.peerID, nsa.force = sa.localID, sa.peerID, sa.force
+	m.mobikeInherit(sa, nsa)
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	return nil
@@ -192,10 +191,17 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 
 // adopt moves the CHILD SAs, and what is still to be done with them, from sa to nsa.
 func (m *Machine) adopt(sa, nsa *ikeSA) {
+	newer := nsa.mobike.movedAt > sa.mobike.movedAt
+	if !newer {
+		m.mobikeInherit(sa, nsa)
+	}
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			c.ike = nsa.slot
 		}
+	}
+	if newer && !nsa.mobike.checking {
+		m.moveChildren(nsa)
 	}
 	tasks := sa.tasks
 	sa.tasks = nil

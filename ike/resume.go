@@ -163,7 +163,7 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	}
 	clear(t.skd)
 	m.answered(sa)
-	if sa.natKnown && sa.encap() {
+	if sa.natKnown && (sa.encap() || sa.conn.MOBIKE) {
 		sa.path = m.floated(sa.path)
 	}
 	m.authSend(sa)
@@ -312,7 +312,8 @@ func (m *Machine) ticketEnds(sa *ikeSA, err error) {
 		return
 	}
 	s := m.stateOf(sa.conn)
-	if s != nil && sa.state == StateEstablished && sa.closeErr == nil && (err == ErrTimeout || err == ErrPeerRestarted) {
+	if s != nil && sa.state == StateEstablished && sa.closeErr == nil &&
+		(err == ErrTimeout || err == ErrPeerRestarted || err == ErrAddressGone) {
 		s.ticket.wipe()
 		s.ticket = r.ticket
 		return

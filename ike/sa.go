@@ -57,6 +57,7 @@ type ikeSA struct {
 	qcd       qcdSA
 	resume    resumeSA
 	redirect  redirectSA
+	mobike    mobike
 	closeErr  error // why it is being closed
 }
 
@@ -118,6 +119,7 @@ type connState struct {
 	tries    int           // attempts since the last success
 	retryAt  time.Duration // next attempt
 	remote   int           // index of the remote address to try
+	last     Path          // of the last attempt
 	ticket   *ticket       // of the last session, if that was lost; nil: none
 	redirect redirectState
 	held     map[*Child]bool // the user has closed these: they come up only when asked for

@@ -20,10 +20,14 @@ const (
 	taskDeleteIKE
 	taskLiveness
 	taskRedirect
-	taskTell // what the peer should know, in notifies
+	taskTell      // what the peer should know, in notifies
+	taskUpdate    // our addresses have changed
+	taskRoutable  // is the peer where it says?
+	taskAddresses // our further addresses have changed
 )
 
-var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD", "IKE_REDIRECT", "IKE_TELL"}
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD",
+	"IKE_REDIRECT", "IKE_TELL", "IKE_MOBIKE", "IKE_MOBIKE", "IKE_MOBIKE"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -125,8 +129,7 @@ func (m *Machine) start(sa *ikeSA, t task) {
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoIKE, nil) })
 	case taskLiveness:
-		sa.req.task = t
-		m.sendRequest(sa, ExchangeInformational, nil)
+		m.livenessStart(sa, t)
 	case taskRedirect:
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Notify(NotifyRedirect, ProtoNone, nil, t.gateway.body(nil)) })
@@ -140,6 +143,12 @@ func (m *Machine) start(sa *ikeSA, t task) {
 				m.askTicket(b, sa)
 			}
 		})
+	case taskUpdate:
+		m.updateStart(sa, t)
+	case taskRoutable:
+		m.routableStart(sa, t)
+	case taskAddresses:
+		m.addressesStart(sa, t)
 	}
 }
 
@@ -156,6 +165,10 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	case StateConnecting:
 		m.destroy(sa, err)
 	case StateEstablished, StateRekeyed:
+		if sa.mobike.stranded {
+			m.destroy(sa, err) // the peer cannot be told
+			return
+		}
 		if slices.ContainsFunc(sa.tasks, func(t task) bool { return t.kind == taskDeleteIKE }) {
 			return
 		}
@@ -177,6 +190,11 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 // it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
 // as an answer.
 func (m *Machine) checkLiveness(sa *ikeSA) {
+	if sa.mobike.moved && sa.state == StateEstablished && sa.conn != nil {
+		sa.mobike.moved = false
+		m.reestablish(sa, ErrAddressGone)
+		return
+	}
 	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
 		return
 	}
@@ -188,6 +206,10 @@ func (m *Machine) checkLiveness(sa *ikeSA) {
 		}
 	}
 	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
+		if _, back := m.wayBack(sa); back && !sa.req.active && len(sa.tasks) == 0 {
+			m.queue(sa, task{kind: taskLiveness})
+			idle = 0
+		}
 		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
 		return
 	}

@@ -274,7 +274,7 @@ type ticket struct {
 	suite         IKESuite
 	skd           []byte
 	local, remote ID
-	gateway       netip.Addr
+	gateway       netip.Addr // where we connected to
 }
 
 func (t *ticket) wipe() {
@@ -302,7 +302,7 @@ func (m *Machine) takeTicket(sa *ikeSA) {
 	sa.resume.ticket.wipe()
 	sa.resume.ticket = &ticket{
 		opaque: append([]byte(nil), n.Data[4:]...), expires: m.now.Mono + life, suite: sa.suite,
-		skd: append([]byte(nil), sa.keys.d...), local: sa.localID, remote: sa.peerID, gateway: sa.path.Remote.Addr(),
+		skd: append([]byte(nil), sa.keys.d...), local: sa.localID, remote: sa.peerID, gateway: sa.mobike.first,
 	}
 	m.arm(sa, tTicket, life*3/4)
 }

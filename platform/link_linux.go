@@ -31,6 +31,10 @@ type Link struct {
 // Up tells whether the interface is switched on.
 func (l Link) Up() bool { return l.Flags&unix.IFF_UP != 0 }
 
+// connected tells whether the interface is on and its cable, or what it has instead, leads
+// somewhere.
+func (l Link) connected() bool { return l.Up() && l.Flags&unix.IFF_LOWER_UP != 0 }
+
 // Addr is an address of an interface.
 type Addr struct {
 	Index  int
@@ -60,6 +64,16 @@ func (c *Netlink) LinkByName(name string) (Link, error) {
 	}
 	l, err := parseLink(m.body)
 	return l, opError("look up interface", name, err)
+}
+
+// LinkByIndex looks an interface up. The error wraps ENODEV if there is none.
+func (c *Netlink) LinkByIndex(index int) (Link, error) {
+	m, err := c.get(ifInfo(unix.RTM_GETLINK, 0, index, 0, 0), "look up interface", fmt.Sprint(index))
+	if err != nil {
+		return Link{}, err
+	}
+	l, err := parseLink(m.body)
+	return l, opError("look up interface", fmt.Sprint(index), err)
 }
 
 func parseLink(b []byte) (Link, error) {

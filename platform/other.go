@@ -92,6 +92,9 @@ func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, unsupported("look up the route to", remote.String())
 }
 
+// Addresses returns an error that wraps [ErrUnsupported].
+func (n *Network) Addresses() ([]netip.Addr, error) { return nil, unsupported("list", "addresses") }
+
 // Close does nothing.
 func (n *Network) Close() error { return nil }
 

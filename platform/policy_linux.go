@@ -368,6 +368,27 @@ func (n *Network) Clear() error {
 	return errors.Join(errs...)
 }
 
+// Addresses lists the host's addresses of both families, but for those of IPv6 that the
+// kernel still looks for a second owner of.
+func (n *Network) Addresses() ([]netip.Addr, error) {
+	var list []netip.Addr
+	for _, v6 := range []bool{false, true} {
+		addrs, err := n.nl.Addrs(v6)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+				list = append(list, a.Prefix.Addr())
+			}
+		}
+	}
+	return list, nil
+}
+
 // Source returns the local address that the route to remote leaves from, the tunnel's
 // own rules aside. The error wraps ENETUNREACH or EHOSTUNREACH if there is no route.
 func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {

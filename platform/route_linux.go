@@ -165,8 +165,12 @@ func parseRoute(b []byte) (Route, error) {
 	return t, a.err
 }
 
+// errLinkDown is what a route is worth whose link has no carrier: the kernel goes on to
+// use it for IPv4 unless something takes it away.
+var errLinkDown = errors.New("the link that it leads to is down")
+
 // RouteSource asks the kernel which source address a packet to dst with that mark would
-// leave from.
+// leave from. A route over a link without carrier is an error.
 func (c *Netlink) RouteSource(dst netip.Addr, mark uint32) (netip.Addr, error) {
 	r := newRequest(unix.RTM_GETROUTE, 0).
 		raw(family(dst.Is6()), byte(dst.BitLen()), 0, 0, unix.RT_TABLE_UNSPEC, 0, 0, 0).u32(0)
@@ -181,6 +185,12 @@ func (c *Netlink) RouteSource(dst netip.Addr, mark uint32) (netip.Addr, error) {
 	t, err := parseRoute(m.body)
 	if err == nil && !t.PrefSrc.IsValid() {
 		err = errors.New("the route gives no source address")
+	}
+	if err == nil && t.Index != 0 {
+		// Of a link that cannot be looked up nothing bad is known.
+		if l, lerr := c.LinkByIndex(t.Index); lerr == nil && !l.connected() {
+			err = errLinkDown
+		}
 	}
 	if err != nil {
 		return netip.Addr{}, opError("look up route to", dst.String(), err)

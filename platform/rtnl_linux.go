@@ -227,34 +227,65 @@ func ignoringEINTR(f func() error) error {
 	}
 }
 
-// AddressWatch tells when the host's addresses or links change: the route that the host's
-// own traffic takes into the tunnel depends on the addresses (see [Network.Apply]), and
-// the kernel forgets the routes of a device that was set down.
-type AddressWatch struct{ f *os.File }
+// AddressWatch tells when the host's addresses, routes or links change: the route that the
+// host's own traffic takes into the tunnel depends on them (see [Network.Apply]), and so
+// does the way to the peers.
+type AddressWatch struct {
+	f   *os.File
+	buf [16 << 10]byte
+}
 
-// WatchAddresses subscribes to changes of IPv4 and IPv6 addresses and of links.
+// WatchAddresses subscribes to changes of IPv4 and IPv6 addresses and routes, and of links.
 func WatchAddresses() (*AddressWatch, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, &OpError{Op: "open", Object: "rtnetlink socket", Err: err}
 	}
-	groups := uint32(unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_LINK)
+	groups := uint32(unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_LINK |
+		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return nil, &OpError{Op: "watch", Object: "addresses", Err: err}
 	}
-	return &AddressWatch{os.NewFile(uintptr(fd), "rtnetlink")}, nil
+	return &AddressWatch{f: os.NewFile(uintptr(fd), "rtnetlink")}, nil
 }
 
-// Wait blocks until an address or a link may have come, gone or changed. After Close its error wraps
-// os.ErrClosed. One goroutine may wait.
+// Wait blocks until an address, route or link may have come or gone. Routes in our own
+// tables do not count. After Close its error wraps os.ErrClosed. One goroutine may wait.
 func (w *AddressWatch) Wait() error {
-	var b [4096]byte
-	_, err := w.f.Read(b[:])
-	if errors.Is(err, unix.ENOBUFS) {
-		return nil // so many changes that some were lost: that is a change
+	for {
+		n, err := w.f.Read(w.buf[:])
+		if errors.Is(err, unix.ENOBUFS) {
+			return nil // so many changes that some were lost: that is a change
+		}
+		if err != nil || matters(w.buf[:n]) {
+			return err
+		}
 	}
-	return err
+}
+
+// matters tells whether one of the messages is about something else than our own routes, or
+// those that the kernel keeps for itself.
+func matters(b []byte) bool {
+	for len(b) > 0 {
+		m, rest, err := nextMessage(b)
+		if err != nil {
+			return true // cut off
+		}
+		b = rest
+		if m.typ != unix.RTM_NEWROUTE && m.typ != unix.RTM_DELROUTE {
+			return true
+		}
+		if len(m.body) >= unix.SizeofRtMsg && native.Uint32(m.body[8:])&unix.RTM_F_CLONED != 0 {
+			continue // IPv6 remembers the path to a host
+		}
+		t, err := parseRoute(m.body)
+		own := t.Table >= tableFirst && t.Table <= tableFirst+maxSources
+		if err != nil || !own && t.Table != unix.RT_TABLE_LOCAL {
+			return true
+		}
+	}
+	return false
 }
 
 // Close ends the subscription; a Wait returns.

@@ -32,10 +32,11 @@ const (
 	defaultInterface = "postern0"
 	defaultControl   = "/run/postern.sock"
 	// On OpenWrt /var is gone after a restart and /etc is not.
-	defaultStateDir = "/etc/postern/state"
-	defaultIKEPort  = 500
-	defaultNATTPort = 4500
-	autoBoard       = "auto"
+	defaultStateDir  = "/etc/postern/state"
+	defaultIKEPort   = 500
+	defaultNATTPort  = 4500
+	defaultKeepAlive = 20 * time.Second
+	autoBoard        = "auto"
 
 	// strongSwan has liveness checks switched off. A router in the field has nobody who
 	// restarts a tunnel after the far end lost power, so we look after a silent peer;
@@ -84,9 +85,10 @@ type Daemon struct {
 	Board     string // "auto", or the name of a board.Profile
 	IKEPort   uint16
 	NATTPort  uint16
-	Control   string // path of the control socket
-	StateDir  string // directory for what survives a restart; "": nothing does
-	QCD       bool   // quick crash detection (RFC 6290)
+	KeepAlive time.Duration // the longest silence towards a NAT; 0: no keepalives
+	Control   string        // path of the control socket
+	StateDir  string        // directory for what survives a restart; "": nothing does
+	QCD       bool          // quick crash detection (RFC 6290)
 }
 
 // Log is the section [log]: where lines go, and how much of each area is written.
@@ -223,6 +225,7 @@ func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {
 			Board:     autoBoard,
 			IKEPort:   defaultIKEPort,
 			NATTPort:  defaultNATTPort,
+			KeepAlive: defaultKeepAlive,
 			Control:   defaultControl,
 			StateDir:  defaultStateDir,
 			QCD:       true,

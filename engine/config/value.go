@@ -58,6 +58,7 @@ func good(t *node, names ...string) bool {
 func (s *scope) openConn(n *node) *scope {
 	c := &conn{t: n, Conn: &ike.Conn{
 		Name:         n.name,
+		MOBIKE:       true,
 		DPDDelay:     defaultDPDDelay,
 		KeyingTries:  defaultKeyingTries,
 		RekeyTime:    defaultIKERekey,
@@ -203,6 +204,18 @@ func parseDuration(text string) (time.Duration, bool) {
 		return 0, false
 	}
 	return time.Duration(v) * unit, true
+}
+
+// minKeepAlive is the shortest time between NAT keepalives; no NAT forgets faster.
+const minKeepAlive = 5 * time.Second
+
+// keepAlive reads the time between NAT keepalives.
+func (s *scope) keepAlive(n *node, to *time.Duration) {
+	was := *to
+	if s.duration(n, to); *to > 0 && *to < minKeepAlive {
+		*to = was
+		s.problem(n.at, "use 5s to 365 days, or 0 for none", "%s is too short", n.name)
+	}
 }
 
 func (s *scope) duration(n *node, to *time.Duration) {

@@ -38,6 +38,7 @@ const (
 	EvListCert    = "list-cert"    // type, has_privkey, data
 	EvIKEUpDown   = "ike-updown"   // up (only if so), <connection>{an IKE SA without child-sas}
 	EvIKERekey    = "ike-rekey"    // <connection>{old{} new{}}
+	EvIKEUpdate   = "ike-update"   // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
 	EvChildUpDown = "child-updown" // up (only if so), <connection>{... child-sas{the one}}
 	EvChildRekey  = "child-rekey"  // <connection>{... child-sas{<name>{old{} new{}}}}
 )
@@ -45,7 +46,7 @@ const (
 // Events lists the events that a client can register for.
 func Events() []string {
 	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListCert,
-		EvIKEUpDown, EvIKERekey, EvChildUpDown, EvChildRekey}
+		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
 }
 
 // Keys of responses that tell how a command went.

@@ -16,6 +16,7 @@ type Host struct {
 	Name     string
 	Addrs    []netip.Addr
 	NAT      *NAT          // in front of it, or nil
+	Down     bool          // no route leads anywhere
 	WorkTime time.Duration // a job takes a random part of it
 	TimerLag time.Duration // a deadline is met late by a random part of it
 	Limits   ike.Limits
@@ -34,6 +35,7 @@ type Host struct {
 	slots   []slot
 	outs    []*outSA // the SAD's other half; the SA to be used first stands first
 	everSPI map[uint32]bool
+	lately  map[netip.Addr]time.Duration // when addresses went that were the host's
 
 	timerAt  time.Duration // when the next timer event is due; 0: none
 	timerGen int
@@ -170,7 +172,7 @@ func (h *Host) step(call func(ike.Time)) {
 		case ike.OutUseSA:
 			h.useSA(o.SPI, o.Inbound)
 		case ike.OutMoveSA:
-			h.moveSA(o.SPI, o.Inbound, o.Path)
+			h.moveSA(o.SPI, o.Inbound, o.Path, o.Encap)
 		case ike.OutWork:
 			jobs = append(jobs, o.Work)
 		case ike.OutEvent:
@@ -239,6 +241,9 @@ func (h *Host) send(p ike.Path, b []byte) {
 	if h.sim.ladder != nil && h.trace != "" {
 		h.sim.ladder.remember(b, h.trace)
 		h.trace = ""
+	}
+	if h.Down || h.hadLately(p.Local.Addr()) {
+		return // as a kernel refuses it
 	}
 	if !slices.Contains(h.Addrs, p.Local.Addr()) {
 		h.sim.Fail("%s sends from %v, which is none of its addresses", h.Name, p.Local)
@@ -347,11 +352,53 @@ func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
 // Source is part of ike.Env.
 func (h *Host) Source(remote netip.Addr) (netip.Addr, bool) {
 	for _, a := range h.Addrs {
-		if a.Is4() == remote.Is4() {
+		if a.Is4() == remote.Is4() && !h.Down {
 			return a, true
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// Addresses is part of ike.Env.
+func (h *Host) Addresses() ([]netip.Addr, bool) { return h.Addrs, true }
+
+// SetAddrs changes the host's addresses, the one that routes prefer first. The machine is
+// told a moment later, as by a real system.
+func (h *Host) SetAddrs(addrs ...netip.Addr) {
+	if h.lately == nil {
+		h.lately = map[netip.Addr]time.Duration{}
+	}
+	for _, a := range h.Addrs {
+		h.lately[a] = h.sim.now
+	}
+	h.Addrs = addrs
+	h.note("has the addresses %v", addrs)
+	h.tellAddresses()
+}
+
+// SetDown takes all routes of the host away, or brings them back.
+func (h *Host) SetDown(down bool) {
+	h.Down = down
+	h.note("has routes: %v", !down)
+	h.tellAddresses()
+}
+
+// noticeTime is how long a host takes to notice a change of its addresses.
+const noticeTime = 300 * time.Millisecond
+
+func (h *Host) tellAddresses() {
+	h.sim.After(h.sim.between(noticeTime), func() {
+		if h.up {
+			h.step(func(now ike.Time) { h.M.Command(now, ike.Command{Kind: ike.CmdAddresses}) })
+		}
+	})
+}
+
+// hadLately tells whether an address was the host's until a moment ago: the machine may not
+// know yet that it has gone, or a job may be out whose result is to leave from there.
+func (h *Host) hadLately(a netip.Addr) bool {
+	at, had := h.lately[a]
+	return had && !slices.Contains(h.Addrs, a) && h.sim.now-at < noticeTime+2*time.Second
 }
 
 // slot returns the place of an SPI that is given out, or nil.

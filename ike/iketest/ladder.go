@@ -101,6 +101,10 @@ func (h *Host) tell(e *ike.Event) {
 		what = "cannot resume"
 	case ike.EvMoved:
 		what = "peer moved"
+	case ike.EvRoamed:
+		what = fmt.Sprintf("moved to %v > %v", e.Path.Local, e.Path.Remote)
+	case ike.EvStranded:
+		what = fmt.Sprintf("stranded %d", e.Count)
 	default:
 		what = fmt.Sprintf("event %d %s", e.Kind, e.Text)
 	}

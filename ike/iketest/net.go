@@ -40,8 +40,19 @@ type NAT struct {
 	Outside netip.Addr
 	Forward bool // 500 and 4500 lead in from the start, for a responder
 
+	// Only, if it is set, is the one address of the host that the box is in front of.
+	Only netip.Addr
+
 	next uint16
 	maps []mapping
+}
+
+// before returns the NAT in front of an address of the host, or nil.
+func (h *Host) before(a netip.Addr) *NAT {
+	if h.NAT != nil && (!h.NAT.Only.IsValid() || h.NAT.Only == a) {
+		return h.NAT
+	}
+	return nil
 }
 
 type mapping struct {
@@ -94,12 +105,15 @@ func (n *NAT) in(dst netip.AddrPort, inside netip.Addr) (netip.AddrPort, bool) {
 func (s *Sim) transmit(from *Host, d datagram) {
 	s.datagrams++
 	d.number = s.datagrams
-	if from.NAT != nil {
+	if nat := from.before(d.src.Addr()); nat != nil {
+		if d.src.Port() == 0 && nat.Only.IsValid() {
+			return // no such protocol there: the sides have yet to find out
+		}
 		if d.src.Port() == 0 {
 			s.Fail("%s sends ESP without UDP encapsulation through the NAT in front of it", from.Name)
 			return
 		}
-		d.src = from.NAT.out(d.src)
+		d.src = nat.out(d.src)
 	}
 	to := s.owner(d.dst.Addr())
 	ladder := func(mark string) {
@@ -122,7 +136,7 @@ func (s *Sim) transmit(from *Host, d datagram) {
 		return
 	}
 	l := s.Link(from, to)
-	if l.Cut || s.chance(l.Loss) {
+	if l.Cut || s.Block != nil && s.Block(d.src.Addr(), d.dst.Addr()) || s.chance(l.Loss) {
 		ladder("  LOST")
 		if d.kind == ikes {
 			s.stats.Lost++
@@ -151,7 +165,7 @@ func (s *Sim) transmit(from *Host, d datagram) {
 // owner returns the host that datagrams for an address reach.
 func (s *Sim) owner(a netip.Addr) *Host {
 	for _, h := range s.hosts {
-		if h.NAT != nil && h.NAT.Outside == a || h.NAT == nil && slices.Contains(h.Addrs, a) {
+		if h.NAT != nil && h.NAT.Outside == a || h.before(a) == nil && slices.Contains(h.Addrs, a) {
 			return h
 		}
 	}
@@ -168,17 +182,27 @@ func (s *Sim) arrive(from, to *Host, d datagram) {
 		}
 		*d.overtook = max(*d.overtook, d.number)
 	}
-	if to.NAT != nil {
+	if to.NAT != nil && d.dst.Addr() == to.NAT.Outside {
+		if d.dst.Port() == 0 && to.NAT.Only.IsValid() {
+			return
+		}
 		if d.dst.Port() == 0 {
 			s.Fail("ESP without UDP encapsulation arrives at the NAT in front of %s", to.Name)
 			return
 		}
-		dst, ok := to.NAT.in(d.dst, to.Addrs[0])
+		inside := to.NAT.Only
+		if !inside.IsValid() && len(to.Addrs) > 0 {
+			inside = to.Addrs[0]
+		}
+		dst, ok := to.NAT.in(d.dst, inside)
 		if !ok {
 			s.note("%-4s X    the NAT in front knows nobody at %v (%d)", to.Name, d.dst, d.number)
 			return
 		}
 		d.dst = dst
+	}
+	if !slices.Contains(to.Addrs, d.dst.Addr()) || to.Down {
+		return // it has moved on
 	}
 	if s.ladder != nil && d.kind == ikes {
 		mark := ""

@@ -102,16 +102,17 @@ func (h *Host) useSA(spi, inbound uint32) {
 }
 
 // moveSA sends what an outbound SA protects along another path.
-func (h *Host) moveSA(spi, inbound uint32, p ike.Path) {
-	h.note("moves outbound SA %08x to %v", spi, p.Remote)
+func (h *Host) moveSA(spi, inbound uint32, p ike.Path, encap bool) {
+	h.note("moves outbound SA %08x to %v > %v, in UDP: %v", spi, p.Local, p.Remote, encap)
 	i := h.findOut(spi, inbound)
 	if i < 0 {
 		h.sim.Fail("%s is to move the outbound SA %08x of %08x, which is not there", h.Name, spi, inbound)
 		return
 	}
-	h.outs[i].sa.Local, h.outs[i].sa.Remote = p.Local, p.Remote
+	o := h.outs[i].sa
+	o.Local, o.Remote, o.Encap = p.Local, p.Remote, encap
 	if t := h.slot(inbound); t != nil && t.in != nil {
-		t.sa.Remote = p.Remote
+		t.sa.Local, t.sa.Remote, t.sa.Encap = p.Local, p.Remote, encap
 	}
 }
 
@@ -159,6 +160,9 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 	} else if local.Port() != portNATT {
 		s.Fail("%s: the SA %08x is to leave in UDP from port %d, which does not carry ESP", h.Name, o.sa.SPI, local.Port())
 		return nil
+	}
+	if !slices.Contains(h.Addrs, local.Addr()) || h.Down {
+		return p // the kernel refuses it
 	}
 	s.transmit(h, datagram{kind: esps, src: local, dst: remote, data: buf[start:end], packet: p})
 	return p
@@ -230,7 +234,7 @@ func (h *Host) open(d *datagram) {
 	p.to = h
 	t.lastIn = h.clock().Mono
 	s.stats.Opened++
-	if t.sa.Encap && d.src != t.sa.Remote {
+	if t.sa.Encap && d.dst.Port() != 0 && d.src != t.sa.Remote {
 		h.step(func(now ike.Time) {
 			h.M.Command(now, ike.Command{Kind: ike.CmdMoved, SPI: spi, Path: ike.Path{Local: d.dst, Remote: d.src, NATT: true}})
 		})

@@ -38,6 +38,7 @@ type options struct {
 	modeA, modeB   ike.Fragmentation // of each side
 	resumption     bool              // both allow it, and have keys for tickets
 	qcd            bool              // both have secrets for quick crash detection
+	mobike         bool
 }
 
 // pair is two gateways between which everything happens.
@@ -113,7 +114,7 @@ func newPair(seed uint64, trace bool, o options) *pair {
 		c := &ike.Conn{
 			Name: connName, LocalID: identity(local), RemoteID: identity(remote),
 			RemoteAddrs: []netip.Prefix{netip.PrefixFrom(peer, peer.BitLen())},
-			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap,
+			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap, MOBIKE: o.mobike,
 			Resumption: o.resumption, DPDDelay: o.dpd, KeyingTries: o.tries, RekeyTime: o.rekeyIKE, RandTime: o.rekeyIKE / 10,
 			RetryTimeout: o.retry, RetryTries: o.retryTries,
 		}

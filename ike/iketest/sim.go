@@ -12,6 +12,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"postern/ike"
@@ -21,6 +22,9 @@ import (
 type Sim struct {
 	Seed uint64
 	Rand *rand.Rand // for whoever writes a scenario
+
+	// Block, if it is set, tells between which addresses nothing passes.
+	Block func(src, dst netip.Addr) bool
 
 	// IgnoreEvents leaves it unchecked whether the machines' events agree with their tables.
 	IgnoreEvents bool

@@ -161,11 +161,22 @@ func live(seed uint64, trace bool) *life {
 		o.fragA, o.fragB = 150+pick(250), 150+pick(250)
 		o.modeA, o.modeB = ike.Fragmentation([]int{0, 0, 0, 1, 2}[pick(5)]), ike.Fragmentation([]int{0, 0, 0, 1, 2}[pick(5)])
 	}
+	o.mobike = chance(70)
+	roams := chance(40) // addresses change; where the sides are then is no question of configuration
 	l := &life{pair: newPair(seed, trace, o)}
 	s, a, b := l.Sim, l.a, l.b
+	if roams {
+		for _, c := range []*ike.Conn{l.cfgA.Conns[0], l.cfgB.Conns[0]} {
+			if len(c.RemoteAddrs) > 0 {
+				c.RemoteAddrs = append(c.RemoteAddrs, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
+			}
+		}
+	}
+	home := map[*Host][]netip.Addr{a: a.Addrs, b: b.Addrs}
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
 	l.tell("quick crash detection %v, resumption %v", o.qcd, o.resumption)
+	l.tell("MOBIKE %v, roams %v", o.mobike, roams)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 
@@ -206,6 +217,9 @@ func live(seed uint64, trace bool) *life {
 		h := []*Host{a, b}[pick(2)]
 		child := l.children[pick(len(l.children))]
 		deed := pick(11)
+		if roams && chance(40) {
+			deed = 11 + pick(4)
+		}
 		also := chance(30) // the other side does it too, at the same time
 		on := func(f func(h *Host)) {
 			s.After(at, func() {
@@ -239,6 +253,32 @@ func live(seed uint64, trace bool) *life {
 			cfg := map[*Host]ike.Config{a: l.cfgA, b: l.cfgB}[h]
 			s.After(at, func() { h.Crash() })
 			s.After(at+away, func() { h.Boot(cfg) })
+		case 11: // another address, for a while
+			other := home[h][0].Next()
+			back := span(time.Second, time.Minute)
+			s.After(at, func() { h.SetAddrs(other) })
+			s.After(at+back, func() { h.SetAddrs(home[h]...) })
+		case 12: // a second address, which routes may come to prefer, and which goes again
+			other := home[h][0].Next().Next()
+			one, two := span(0, 30*time.Second), span(0, 30*time.Second)
+			s.After(at, func() { h.SetAddrs(home[h][0], other) })
+			s.After(at+one, func() { h.SetAddrs(other, home[h][0]) })
+			s.After(at+one+two, func() { h.SetAddrs(home[h]...) })
+		case 13: // the cable is out
+			away := span(time.Second, time.Minute)
+			s.After(at, func() { h.SetDown(true) })
+			s.After(at+away, func() { h.SetDown(false) })
+		case 14: // a NAT has new ideas
+			if a.NAT != nil {
+				outside := netip.Addr{}
+				if chance(30) {
+					outside = a.NAT.Outside.Next().Next().Next()
+				}
+				s.After(at, func() {
+					s.note("     the NAT in front of a gives out other ports")
+					a.NAT.Rebind(outside)
+				})
+			}
 		case 10:
 			// A line that is dialled anew: the NAT knows nothing any more, the router starts.
 			if a.NAT != nil {
@@ -258,6 +298,12 @@ func live(seed uint64, trace bool) *life {
 	l.troubled = s.Stats()
 	s.note("     the network heals")
 	s.Mark()
+	for _, h := range []*Host{a, b} {
+		if roams {
+			h.Down = false
+			h.SetAddrs(home[h]...)
+		}
+	}
 	l.Pair(a, b, Link{Delay: span(time.Millisecond, 50*time.Millisecond)})
 	a.WorkTime, b.WorkTime = 10*time.Millisecond, 10*time.Millisecond
 	who := canInitiate[pick(len(canInitiate)):]

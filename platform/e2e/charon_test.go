@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -139,8 +140,8 @@ func swanctlConf(c spec) string {
 	var b, secrets strings.Builder
 	b.WriteString("connections {\n")
 	for i, n := range c.conns {
-		fmt.Fprintf(&b, "  %s {\n    version = 2\n    mobike = no\n    local_addrs = %s\n    remote_addrs = %s\n    proposals = %s\n",
-			n.name, n.local, n.remote, n.ike)
+		fmt.Fprintf(&b, "  %s {\n    version = 2\n    mobike = %s\n    local_addrs = %s\n    remote_addrs = %s\n    proposals = %s\n",
+			n.name, cmp.Or(n.mobike, "no"), n.local, n.remote, n.ike)
 		if n.encap {
 			b.WriteString("    encap = yes\n")
 		}

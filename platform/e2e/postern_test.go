@@ -116,13 +116,19 @@ func (d *postern) toml(c spec) string {
 		fmt.Fprintf(&b, "board = %q\n", c.board)
 	}
 	for i, n := range c.conns {
-		fmt.Fprintf(&b, "\n[connections.%s]\nlocal_addrs = %s\nremote_addrs = %s\nproposals = %s\n",
-			n.name, list(strings.Split(n.local, ",")...), list(n.remote), list(strings.Split(n.ike, ",")...))
+		fmt.Fprintf(&b, "\n[connections.%s]\nremote_addrs = %s\nproposals = %s\n",
+			n.name, list(n.remote), list(strings.Split(n.ike, ",")...))
+		if n.local != "%any" {
+			fmt.Fprintf(&b, "local_addrs = %s\n", list(strings.Split(n.local, ",")...))
+		}
 		if n.redirectTo != "" {
 			fmt.Fprintf(&b, "redirect_to = %q\n", n.redirectTo)
 		}
 		if n.resumption {
 			b.WriteString("resumption = true\n")
+		}
+		if n.mobike != "" {
+			fmt.Fprintf(&b, "mobike = %v\n", n.mobike == "yes")
 		}
 		if n.encap {
 			b.WriteString("encap = true\n")

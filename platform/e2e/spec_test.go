@@ -32,6 +32,7 @@ type conn struct {
 	psk           string
 	ike           string // proposals
 	encap         bool
+	mobike        string // yes or no; "": postern's default, and no for charon
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
 	resumption    bool   // postern only
