@@ -56,6 +56,8 @@ func (h *Host) event(e *ike.Event) {
 		b.ikes, b.kids = map[uint32]bool{}, map[uint32]string{}
 	}
 	switch e.Kind {
+	case ike.EvRoamed:
+		h.sim.stats.Roamed++
 	case ike.EvIKEUp:
 		if b.ikes[e.IKE] {
 			h.sim.misbooked("%s: the IKE SA #%d came up twice", h.Name, e.IKE)

@@ -55,6 +55,7 @@ type Stats struct {
 	Jobs                           int
 	Resumed                        int // IKE SAs that came about by a ticket, counted on each side
 	Restarted                      int // peers whose restart was proved
+	Roamed                         int // moves of IKE SAs to another path of ours
 }
 
 // Link is one direction of the way between two hosts. Each datagram takes Delay and a

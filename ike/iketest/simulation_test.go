@@ -38,7 +38,7 @@ func TestSimulation(t *testing.T) {
 	if testing.Short() {
 		n = min(n, 40)
 	}
-	var totals, troubled [shards]Stats
+	var totals, troubled, together [shards]Stats
 	t.Run("seeds", func(t *testing.T) {
 		for shard := range shards {
 			t.Run(fmt.Sprint(shard), func(t *testing.T) {
@@ -48,6 +48,9 @@ func TestSimulation(t *testing.T) {
 					l := live(uint64(seed), false)
 					totals[shard].add(l.Stats())
 					troubled[shard].add(l.troubled)
+					if l.all {
+						together[shard].add(l.Stats())
+					}
 					if l.Err() == nil {
 						continue
 					}
@@ -59,16 +62,17 @@ func TestSimulation(t *testing.T) {
 			})
 		}
 	})
-	var all, bad Stats
+	var all, bad, both Stats
 	for i := range shards {
 		all.add(totals[i])
 		bad.add(troubled[i])
+		both.add(together[i])
 	}
-	t.Logf("%d seeds: %+v; before the network heals: %+v", n, all, bad)
+	t.Logf("%d seeds: %+v; before the network heals: %+v; lives with everything: %+v", n, all, bad, both)
 	// What was not exercised was not tested.
 	if !t.Failed() && (bad.Lost*100 < bad.Sent*25 || bad.Doubled*100 < bad.Sent*5 || bad.Overtaken*100 < bad.Sent ||
 		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent ||
-		n >= 300 && (all.Resumed == 0 || all.Restarted == 0)) {
+		n >= 300 && (both.Resumed == 0 || both.Restarted == 0 || both.Roamed == 0 || both.Fragments*4 < both.Sent)) {
 		t.Errorf("the simulation was too kind: %+v, %+v", bad, all)
 	}
 }
@@ -86,6 +90,7 @@ func (s *Stats) add(o Stats) {
 	s.Jobs += o.Jobs
 	s.Resumed += o.Resumed
 	s.Restarted += o.Restarted
+	s.Roamed += o.Roamed
 }
 
 // life is the random life of one pair.
@@ -93,6 +98,7 @@ type life struct {
 	*pair
 	told     []string // what it consists of
 	troubled Stats    // until the network heals
+	all      bool     // fragments, MOBIKE, quick crash detection and resumption together
 }
 
 func (l *life) tell(format string, args ...any) {
@@ -163,6 +169,12 @@ func live(seed uint64, trace bool) *life {
 	}
 	o.mobike = chance(70)
 	roams := chance(40) // addresses change; where the sides are then is no question of configuration
+	all := chance(15)   // everything in one life
+	if all {
+		o.mobike, o.qcd, o.resumption, roams = true, true, true, true
+		o.fragA, o.fragB = 150+pick(250), 150+pick(250)
+		o.modeA, o.modeB = ike.FragmentYes, ike.FragmentYes
+	}
 	l := &life{pair: newPair(seed, trace, o)}
 	s, a, b := l.Sim, l.a, l.b
 	if roams {
@@ -176,7 +188,8 @@ func live(seed uint64, trace bool) *life {
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
 	l.tell("quick crash detection %v, resumption %v", o.qcd, o.resumption)
-	l.tell("MOBIKE %v, roams %v", o.mobike, roams)
+	l.tell("MOBIKE %v, roams %v, all at once %v", o.mobike, roams, all)
+	l.all = all
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 
