@@ -128,13 +128,15 @@ func TestUpdateThatANewerOneOvertookIsOnlyAnswered(t *testing.T) {
 func TestStrandedFragmentsStayAsTheyAre(t *testing.T) {
 	p := manyMobile(t, 3, 700)
 	home := p.a.addr
-	p.a.addrs = []netip.Addr{netip.MustParseAddr("10.1.0.1")}
+	p.a.mangle = func(*Output) bool { return false }
 	for i := range p.a.m.children {
 		if c := &p.a.m.children[i]; c.state == ChildInstalled {
 			p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: uint64(20 + i), ChildID: c.unique})
 		}
 	}
 	p.run()
+	p.a.mangle = nil
+	p.a.addrs = []netip.Addr{netip.MustParseAddr("10.1.0.1")} // and nobody tells the machine
 	p.pass(20 * time.Minute)
 	sa := p.a.only()
 	if n := len(sa.window.parked) + 1; n != 3 || p.a.count(EvRetransmit) != 0 || sa.frag.size != 0 {
