@@ -3,8 +3,14 @@
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
-BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+
+# What no packet passes through is compiled without inlining: a twentieth of the binary on MIPS.
+COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/bench \
+	postern/engine/log postern/ike github.com/pelletier/go-toml/v2/... fmt
+
+BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)' $(foreach p,$(COLD),-gcflags=$(p)=-l)
 OUT      := build
+
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 FUZZTIME ?= 5s
 

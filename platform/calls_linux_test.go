@@ -86,6 +86,7 @@ type callsHost struct {
 	sizes []int
 	dgram []esp.Datagram
 	batch []esp.Datagram
+	own   []esp.Datagram // batch as it is before a read
 	inner [][]byte
 }
 
@@ -150,9 +151,7 @@ func (h *callsHost) takeIn(t *testing.T, io *threadIO) bool {
 		return false
 	}
 	h.sock.file.SetReadDeadline(time.Now().Add(callsPatience))
-	for i := range h.batch {
-		h.batch[i].Buf = h.batch[i].Buf[:cap(h.batch[i].Buf)]
-	}
+	h.batch = append(h.batch[:0], h.own...)
 	n, err := h.sock.ReadBatch(h.batch)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
@@ -189,7 +188,7 @@ func callsPair(t *testing.T, segments bool) (h [2]*callsHost, ns [2]*Namespace) 
 	key := bytes.Repeat([]byte{7}, 20)
 	suite := esp.Suite{Encr: esp.EncrAESGCM16, KeyBits: 128}
 	for i := range h {
-		c := &callsHost{sock: listenUDP(t, ns[i], any4), bufs: buffers(64, 2048), sizes: make([]int, 64), batch: batch(32, 2048)}
+		c := &callsHost{sock: listenUDP(t, ns[i], any4), bufs: buffers(64, 2048), sizes: make([]int, 64), own: batch(32, 2048)}
 		in(t, ns[i], func() error {
 			queues, err := openTUNWith("pt0", 1400, 1, segments, allOffloads)
 			if err == nil {

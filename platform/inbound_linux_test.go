@@ -62,3 +62,17 @@ func TestOnlyTheTunnelBringsWhatIsProtected(t *testing.T) {
 		{src: "10.1.0.5", dst: "10.5.0.7", iif: "lan", proto: 17, dport: 65535}:           "pt0",
 	})
 }
+
+// An entry that protects ports of one protocol leaves what is bypassed by ports of another
+// as it is.
+func TestBypassedPortsComeInBesideProtectedOnes(t *testing.T) {
+	g := newGateway(t)
+	openTUN(t, g.ns, "pt0", 1400)
+	lan, far := "10.1.0.0/24", "10.2.0.0/24"
+	g.apply("pt0", policy(esp.Bypass, sel(lan), ported(far, 6, 22, 22)), policy(esp.Protect, sel(lan), sel(far)),
+		policy(esp.Protect, sel(lan), ported("10.4.0.0/24", 17, 161, 161)))
+	from := query{src: "10.2.0.7", dst: "10.1.0.5", iif: "wan", proto: 6, dport: 4000}
+	bypassed, other := from, from
+	bypassed.sport, other.sport = 22, 23
+	g.wantWays("beside protected ports", map[query]string{bypassed: "lan", other: "blackhole", from: "blackhole"})
+}

@@ -91,12 +91,21 @@ var (
 	passIn    = ruleKind{action: unix.FR_ACT_GOTO, target: prioOut}
 )
 
-func kindOf(r Rule) ruleKind { return ruleKind{r.Action, r.Table, r.Goto} }
+func kindOf(r Rule) ruleKind {
+	switch {
+	case r.Invert:
+		return guardKind
+	case isHead(r):
+		return groupKind(r.Table)
+	}
+	return ruleKind{r.Action, r.Table, r.Goto}
+}
 
 // ruleRun is a run of rules of one kind; their priority is not set yet.
 type ruleRun struct {
 	kind  ruleKind
 	rules []Rule
+	seen  map[Rule]bool // the rules, once there are many
 }
 
 // familyPlan is what one family's policies need of the kernel.
@@ -107,6 +116,12 @@ type familyPlan struct {
 	in     []ruleRun // the SPD mirrored
 	own    []ruleRun // for the host's packets without a source
 	spd    []ruleRun
+
+	// The shape of each section. One that has no room between what is there gives way to a
+	// plainer one, until that is in place and there may be room: then it is tried again.
+	shapes [4]int
+	again  bool
+	left   map[uint32]bool // priorities that are given up, since there was no room between them
 }
 
 // planner turns policies into rules.
@@ -174,8 +189,8 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 // fragments of other ports come in clear, but only without connection tracking, which
 // puts packets together before they are routed.
 type fragmentPlan struct {
-	visible, list []ruleRun
-	upToPorts     []ruleRun // list, with the last entry that has ports
+	ported, list       []ruleRun
+	visible, upToPorts []ruleRun // both, with the last entry that protects ports
 }
 
 // add takes the next rule of the mirrored SPD.
@@ -184,22 +199,22 @@ func (p *fragmentPlan) add(action esp.Action, kind ruleKind, r Rule) {
 		p.list = appendRule(p.list, kind, r)
 		return
 	}
-	if action != esp.Protect {
-		return
-	}
 	// Of packets that show ports these leave out those that have 65535, or 0, at both ends.
 	any := PortRange{1, maxRulePort}
 	v := Rule{V6: r.V6, IPProto: r.IPProto, Protocol: routeProtocol}
 	for _, ports := range [][2]PortRange{{any, {}}, {{}, any}} {
 		v.SPort, v.DPort = ports[0], ports[1]
-		p.visible = appendRule(p.visible, ruleKind{action: unix.FR_ACT_GOTO, target: prioWhole}, v)
+		p.ported = appendRule(p.ported, ruleKind{action: unix.FR_ACT_GOTO, target: prioWhole}, v)
+	}
+	if action != esp.Protect {
+		return // of which the list knows nothing, so it is not for packets of that protocol with ports
 	}
 	r.SPort, r.DPort = PortRange{}, PortRange{}
 	p.list = appendRule(p.list, blackhole, r)
-	p.upToPorts = slices.Clone(p.list)
+	p.visible, p.upToPorts = slices.Clone(p.ported), slices.Clone(p.list)
 }
 
-func (p *fragmentPlan) runs() []ruleRun { return append(p.visible, p.upToPorts...) }
+func (p *fragmentPlan) runs() []ruleRun { return slices.Concat(p.visible, p.upToPorts) }
 
 // planOwn adds the rules for packets that this host sends from no particular address.
 // The route that they find also decides their source, so the entry of the SPD that
@@ -451,12 +466,28 @@ func hasPorts(proto uint8) bool {
 func appendRule(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
 	r.Action, r.Table, r.Goto = kind.action, kind.table, kind.target
 	if n := len(runs); n > 0 && runs[n-1].kind == kind {
-		if !slices.Contains(runs[n-1].rules, r) {
-			runs[n-1].rules = append(runs[n-1].rules, r)
+		if run := &runs[n-1]; !run.has(r) {
+			run.rules = append(run.rules, r)
 		}
 		return runs
 	}
-	return append(runs, ruleRun{kind, []Rule{r}})
+	return append(runs, ruleRun{kind: kind, rules: []Rule{r}})
+}
+
+// has tells whether r is there, and otherwise expects it to come.
+func (run *ruleRun) has(r Rule) bool {
+	if len(run.rules) < groupMin {
+		return slices.Contains(run.rules, r)
+	}
+	if run.seen == nil {
+		run.seen = make(map[Rule]bool, 2*groupMin)
+		for _, x := range run.rules {
+			run.seen[x] = true
+		}
+	}
+	had := run.seen[r]
+	run.seen[r] = true
+	return had
 }
 
 // frame returns the fixed rules of a family that has any others. In this order they may

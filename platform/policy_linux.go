@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,7 +14,8 @@ import (
 )
 
 // Network keeps the kernel's policy routing in step with the SPD: rules and tables of
-// our own (plan_linux.go has their layout), nothing in the tables of others.
+// our own (plan_linux.go has their layout), nothing in the tables of others. Many
+// policies cost a packet little more than one: see shape_linux.go.
 //
 // What rules cannot do, and what follows from it:
 //
@@ -42,8 +44,9 @@ import (
 //     the next Apply, and the routes of a device that was set down come back with it;
 //     [WatchAddresses] tells when it is due.
 type Network struct {
-	mu sync.Mutex
-	nl *Netlink
+	mu   sync.Mutex
+	nl   *Netlink
+	seen [2]map[uint32]bool // tables of groups that may have routes, by family; nil: any may
 }
 
 // OpenNetwork connects to the kernel; it changes nothing.
@@ -123,7 +126,7 @@ type familyState struct {
 	v6      bool
 	present bool // the kernel has the family
 	addrs   []Addr
-	rules   []Rule
+	rules   []Rule  // with the members of groups
 	routes  []Route // of all our tables
 	used    map[uint32]bool
 }
@@ -147,18 +150,9 @@ func (n *Network) load(st *familyState, wanted bool) error {
 		return err
 	}
 	st.present = true
-	st.rules = slices.DeleteFunc(rules, func(r Rule) bool { return !ours(r) })
 	st.used = map[uint32]bool{}
-	for t := uint32(tableFirst); t <= tableFirst+maxSources; t++ {
-		routes, err := n.nl.Routes(st.v6, t)
-		if err != nil {
-			return err
-		}
-		for _, r := range routes {
-			if r.Protocol == routeProtocol {
-				st.routes = append(st.routes, r)
-			}
-		}
+	if st.rules, st.routes, err = n.withRoutes(st.v6, rules); err != nil {
+		return err
 	}
 	addrs, err := n.nl.Addrs(st.v6)
 	if err != nil {
@@ -166,6 +160,61 @@ func (n *Network) load(st *familyState, wanted bool) error {
 	}
 	st.addrs = slices.DeleteFunc(addrs, func(a Addr) bool { return !a.usable() })
 	return nil
+}
+
+// list reads our rules, with the members of groups, and the routes of our tables.
+func (n *Network) list(v6 bool) ([]Rule, []Route, error) {
+	rules, err := n.nl.Rules(v6)
+	if err != nil {
+		return nil, nil, err
+	}
+	return n.withRoutes(v6, rules)
+}
+
+// withRoutes reads what belongs to those of the rules that are ours.
+func (n *Network) withRoutes(v6 bool, rules []Rule) ([]Rule, []Route, error) {
+	rules = slices.DeleteFunc(rules, func(r Rule) bool { return !ours(r) })
+	seen := &n.seen[familyIndex(v6)]
+	first := *seen == nil
+	if first {
+		*seen = map[uint32]bool{}
+	}
+	var tables []uint32
+	for t := uint32(tableFirst); t <= tableFirst+maxSources; t++ {
+		tables = append(tables, t)
+	}
+	for _, r := range rules {
+		if isHead(r) {
+			(*seen)[r.Table] = true
+		}
+	}
+	// Another process may have left any of them; after that nobody else makes some.
+	for t := uint32(groupFirst); t <= groupLast; t++ {
+		if first || (*seen)[t] {
+			tables = append(tables, t)
+		}
+	}
+	routes, err := n.nl.routesOf(v6, tables)
+	if err != nil {
+		if first {
+			*seen = nil
+		}
+		return nil, nil, err
+	}
+	routes = slices.DeleteFunc(routes, func(r Route) bool { return r.Protocol != routeProtocol })
+	for _, r := range routes {
+		if isGroup(r.Table) {
+			(*seen)[r.Table] = true
+		}
+	}
+	return membersOf(rules, routes), routes, nil
+}
+
+func familyIndex(v6 bool) int {
+	if v6 {
+		return 1
+	}
+	return 0
 }
 
 func ours(r Rule) bool {
@@ -179,7 +228,7 @@ func (st *familyState) assign(src netip.Addr) (uint32, error) {
 		return st.used[t] || slices.ContainsFunc(st.routes, func(r Route) bool { return r.Table == t && r.PrefSrc.IsValid() })
 	}
 	for _, r := range st.routes {
-		if r.PrefSrc == src && r.Table > tableFirst && !st.used[r.Table] {
+		if r.PrefSrc == src && r.Table > tableFirst && !isGroup(r.Table) && !st.used[r.Table] {
 			st.used[r.Table] = true
 			return r.Table, nil
 		}
@@ -197,39 +246,46 @@ func (st *familyState) assign(src netip.Addr) (uint32, error) {
 }
 
 // applyFamily brings one family to its plan: first the routes, so that no rule leads
-// into an empty table (which would mean: go on, in clear), then the rules, then what is
-// no longer needed.
+// into an empty table (which would mean: go on, in clear), then the rules and the members
+// of groups, then what is no longer needed.
 func (n *Network) applyFamily(st *familyState, f *familyPlan, tables map[netip.Addr]uint32, index int) error {
 	add, del, err := ruleDiff(st.rules, f)
 	if err != nil {
 		return err
 	}
-	want := tableRoutes(f, tables, index)
-	for _, r := range want {
-		if !slices.Contains(st.routes, r) {
-			if err := n.setRoute(r); err != nil {
-				return err
-			}
+	w := &familyRoutes{source: sourceOf(tables, f.v6), index: index}
+	w.list = tableRoutes(f, w.source, index)
+	rules, routes := st.rules, st.routes
+	set, err := n.setMissing(routes, append(w.of(kept(rules, del)), w.list...))
+	if err != nil {
+		return err
+	}
+	if set {
+		// What was there in its place is gone.
+		if rules, routes, err = n.list(f.v6); err != nil {
+			return err
 		}
 	}
 	for pass := 0; len(add)+len(del) > 0; pass++ {
 		if pass == maxPasses {
 			return &OpError{Op: "set", Object: "routing rules", Err: errors.New("somebody else changes them all the time")}
 		}
-		if err := n.changeRules(add, del, f.v6); err != nil {
+		if err := n.changeRules(add, del, routes, w, f.v6); err != nil {
 			return err
 		}
-		rules, err := n.nl.Rules(f.v6)
-		if err != nil {
+		if rules, routes, err = n.list(f.v6); err != nil {
 			return err
 		}
-		rules = slices.DeleteFunc(rules, func(r Rule) bool { return !ours(r) })
 		if add, del, err = ruleDiff(rules, f); err != nil {
 			return err
 		}
 	}
-	for _, r := range st.routes {
-		if !slices.Contains(want, r) && !replaced(r, want) {
+	want := map[Route]bool{}
+	for _, r := range append(w.of(rules), w.list...) {
+		want[r] = true
+	}
+	for _, r := range routes {
+		if !want[r] {
 			if err := n.nl.DeleteRoute(r); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
@@ -238,12 +294,75 @@ func (n *Network) applyFamily(st *familyState, f *familyPlan, tables map[netip.A
 	return nil
 }
 
+// familyRoutes are the routes that a plan wants.
+type familyRoutes struct {
+	source map[uint32]netip.Addr // of each table
+	index  int                   // of the device, or 0
+	list   []Route               // of the tables that plain rules look up
+}
+
+// of returns the routes of those of the rules that are members of groups.
+func (w *familyRoutes) of(rules []Rule) []Route {
+	var list []Route
+	for _, r := range rules {
+		if r.Group != 0 {
+			list = append(list, memberRoutes(r, w.source, w.index)...)
+		}
+	}
+	return list
+}
+
+// kept returns the rules without those that are to be deleted next.
+func kept(rules, del []Rule) []Rule {
+	going := make(map[Rule]bool, len(del))
+	for _, r := range del {
+		going[r] = true
+	}
+	return slices.DeleteFunc(slices.Clone(rules), func(r Rule) bool { return going[r] || r.Priority == 0 })
+}
+
+// setMissing sets the routes that are not there, and tells whether there were any.
+func (n *Network) setMissing(have, want []Route) (set bool, err error) {
+	there := make(map[Route]bool, len(have))
+	for _, r := range have {
+		there[r] = true
+	}
+	for _, r := range want {
+		if !there[r] {
+			set = true
+			if err := n.setRoute(r); err != nil {
+				return set, err
+			}
+		}
+	}
+	return set, nil
+}
+
+func sourceOf(tables map[netip.Addr]uint32, v6 bool) map[uint32]netip.Addr {
+	source := map[uint32]netip.Addr{}
+	for src, t := range tables {
+		if src.Is6() == v6 {
+			source[t] = src
+		}
+	}
+	return source
+}
+
 // maxPasses bounds how often the rules are compared; two or three passes are usual.
 const maxPasses = 200
 
 // changeRules adds, then deletes, in the given order.
-func (n *Network) changeRules(add, del []Rule, v6 bool) error {
+func (n *Network) changeRules(add, del []Rule, routes []Route, w *familyRoutes, v6 bool) error {
 	for _, r := range add {
+		if r.Group != 0 {
+			n.seen[familyIndex(v6)][r.Group] = true
+			for _, t := range memberRoutes(r, w.source, w.index) {
+				if err := n.setRoute(t); err != nil {
+					return err
+				}
+			}
+			continue
+		}
 		if err := n.nl.AddRule(r); err != nil {
 			return ruleHint(r, err)
 		}
@@ -251,9 +370,28 @@ func (n *Network) changeRules(add, del []Rule, v6 bool) error {
 	if err := n.verify(add, v6); err != nil {
 		return err
 	}
+	type dest struct {
+		table uint32
+		to    netip.Prefix
+	}
+	members := map[dest][]Route{}
+	for _, t := range routes {
+		members[dest{t.Table, t.Dst}] = append(members[dest{t.Table, t.Dst}], t)
+	}
 	for _, r := range del {
-		if err := n.nl.DeleteRule(r); err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
+		if r.Group == 0 {
+			if err := n.nl.DeleteRule(r); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+			continue
+		}
+		// The route that counts goes last.
+		list := members[dest{r.Group, r.To}]
+		slices.SortFunc(list, func(a, b Route) int { return cmp.Compare(b.Metric, a.Metric) })
+		for _, t := range list {
+			if err := n.nl.DeleteRoute(t); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
 		}
 	}
 	return nil
@@ -269,24 +407,11 @@ func (n *Network) setRoute(r Route) error {
 	return err
 }
 
-// replaced tells whether setting one of want took the place of r.
-func replaced(r Route, want []Route) bool {
-	return slices.ContainsFunc(want, func(w Route) bool {
-		return w.Table == r.Table && w.Dst == r.Dst && w.Metric == r.Metric && w.Type == r.Type
-	})
-}
-
 // tableRoutes lists the routes of all tables that the plan's rules look up.
-func tableRoutes(f *familyPlan, tables map[netip.Addr]uint32, index int) []Route {
+func tableRoutes(f *familyPlan, source map[uint32]netip.Addr, index int) []Route {
 	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if f.v6 {
 		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	source := map[uint32]netip.Addr{}
-	for src, t := range tables {
-		if src.Is6() == f.v6 {
-			source[t] = src
-		}
 	}
 	var list []Route
 	done := map[uint32]bool{}
@@ -317,6 +442,7 @@ const loopbackIndex = 1
 // verify reads back what was added. A kernel that is too old ignores, in silence, the
 // attributes that it does not know, and such a rule matches far too much.
 func (n *Network) verify(added []Rule, v6 bool) error {
+	added = slices.DeleteFunc(slices.Clone(added), func(r Rule) bool { return r.Group != 0 })
 	if len(added) == 0 {
 		return nil
 	}

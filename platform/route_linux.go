@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -106,8 +107,32 @@ func (c *Netlink) DeleteRoute(t Route) error {
 
 // Routes lists one table of one family.
 func (c *Netlink) Routes(v6 bool, table uint32) ([]Route, error) {
+	return c.listRoutes(v6, table, func(t uint32) bool { return t == table })
+}
+
+// routesOf lists several tables of one family.
+func (c *Netlink) routesOf(v6 bool, tables []uint32) ([]Route, error) {
+	if !c.strict {
+		// The kernel lists all tables, whichever was asked for.
+		return c.listRoutes(v6, 0, func(t uint32) bool { return slices.Contains(tables, t) })
+	}
+	var list []Route
+	for _, t := range tables {
+		routes, err := c.Routes(v6, t)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, routes...)
+	}
+	return list, nil
+}
+
+// listRoutes lists a table, or all with 0, as far as wanted says.
+func (c *Netlink) listRoutes(v6 bool, table uint32, wanted func(uint32) bool) ([]Route, error) {
 	r := newRequest(unix.RTM_GETROUTE, 0).raw(family(v6), 0, 0, 0, tableByte(table), 0, 0, 0).u32(0)
-	r.attrU32(unix.RTA_TABLE, table)
+	if table != 0 {
+		r.attrU32(unix.RTA_TABLE, table)
+	}
 	ms, err := c.dump(r, "routes")
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil // the kernel has no such table yet
@@ -124,7 +149,7 @@ func (c *Netlink) Routes(v6 bool, table uint32) ([]Route, error) {
 		if err != nil {
 			return nil, opError("list", "routes", err)
 		}
-		if t.Table == table { // old kernels do not filter
+		if wanted(t.Table) { // old kernels do not filter
 			list = append(list, t)
 		}
 	}

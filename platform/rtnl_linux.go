@@ -20,10 +20,11 @@ const replyTimeout = 5
 // Netlink is a connection to rtnetlink in the network namespace of the thread that
 // opened it. Its methods may be called from several goroutines.
 type Netlink struct {
-	mu  sync.Mutex
-	fd  int
-	seq uint32
-	buf []byte
+	mu     sync.Mutex
+	fd     int
+	seq    uint32
+	buf    []byte
+	strict bool // the kernel filters what it lists
 }
 
 // OpenNetlink connects to rtnetlink.
@@ -36,7 +37,7 @@ func OpenNetlink() (*Netlink, error) {
 	// request in them, and dumps that the kernel filters by table.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	strict := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1) == nil
 	tv := unix.NsecToTimeval(replyTimeout * 1e9)
 	if err := errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
@@ -44,7 +45,7 @@ func OpenNetlink() (*Netlink, error) {
 		unix.Close(fd)
 		return nil, &OpError{Op: "bind", Object: "rtnetlink socket", Err: err}
 	}
-	return &Netlink{fd: fd, buf: make([]byte, 32<<10)}, nil
+	return &Netlink{fd: fd, buf: make([]byte, 32<<10), strict: strict}, nil
 }
 
 // Close closes the connection.

@@ -27,11 +27,18 @@ type Rule struct {
 	Table      uint32 // of FR_ACT_TO_TBL
 	Goto       uint32 // of FR_ACT_GOTO: the priority to go on at
 	Protocol   uint8  // who made it: RTPROT_*
+
+	// Group, if not 0, is the table that has a route in place of this rule; then it is
+	// not in the kernel's list of rules, but one without To that looks that table up.
+	Group uint32
 }
 
 // String names the rule as ip(8) does.
 func (r Rule) String() string {
 	s := fmt.Sprintf("%d:", r.Priority)
+	if r.Group != 0 {
+		s += fmt.Sprintf(" (in table %d)", r.Group)
+	}
 	if r.V6 {
 		s = "IPv6 " + s
 	}

@@ -2,7 +2,7 @@ package platform
 
 import (
 	"cmp"
-	"errors"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -25,133 +25,13 @@ import (
 // afterwards; in between it drops what either policy drops there. A packet that both
 // policies let in by a BYPASS entry may be lost for that moment, if that entry moves.
 //
+// Neither guards nor the rules that look groups up decide anything, and a member of a
+// group counts as the rule that it stands for, so all this holds for them as well. Guards
+// that would not hold for the new rules go before these come; new guards come at the end.
+//
 // One thing comes in between: what a request to delete does not name fits any rule, so
 // the kernel may take a more special rule that stands before the one that is meant. See
 // sureDeletions.
-
-var errTooManyTurns = errors.New("the policies alternate too often between protect, bypass and discard for the priorities that routing rules have")
-
-// placedRun is a run of the kernel's rules at one priority.
-type placedRun struct {
-	priority uint32
-	kind     ruleKind
-	mixed    bool // somebody else put rules of other kinds there: never kept
-}
-
-// runsOf collects what stands at each priority from lo to hi, in order.
-func runsOf(rules []Rule, lo, hi uint32) []placedRun {
-	var runs []placedRun
-	for _, r := range rules {
-		if r.Priority < lo || r.Priority > hi {
-			continue
-		}
-		if n := len(runs); n > 0 && runs[n-1].priority == r.Priority {
-			runs[n-1].mixed = runs[n-1].mixed || runs[n-1].kind != kindOf(r)
-			continue
-		}
-		runs = append(runs, placedRun{priority: r.Priority, kind: kindOf(r)})
-	}
-	return runs
-}
-
-// place chooses a priority between lo and hi for each wanted run, in ascending order.
-// Runs that stand in the kernel already keep theirs where that is possible; new ones go
-// to priorities that nothing of ours uses now.
-func place(have []placedRun, want []ruleRun, lo, hi uint32) ([]uint32, error) {
-	keep := align(have, want)
-	if prios, ok := spread(have, keep, lo, hi); ok {
-		return prios, nil
-	}
-	// No room between the old ones: put all the new ones before or behind them.
-	for i := range keep {
-		keep[i] = -1
-	}
-	if len(have) == 0 {
-		return nil, errTooManyTurns
-	}
-	before, behind := have[0].priority-lo, hi-have[len(have)-1].priority
-	if max(before, behind) < uint32(len(want)) {
-		return nil, errTooManyTurns
-	}
-	if before > behind {
-		hi = have[0].priority - 1
-	} else {
-		lo = have[len(have)-1].priority + 1
-	}
-	prios, ok := spread(nil, keep, lo, hi)
-	if !ok {
-		return nil, errTooManyTurns
-	}
-	return prios, nil
-}
-
-// align says which run of the kernel each wanted run is, or -1: first what is equal at
-// both ends, then, between, the next of the same kind.
-func align(have []placedRun, want []ruleRun) []int {
-	same := func(i, j int) bool { return !have[i].mixed && have[i].kind == want[j].kind }
-	keep := make([]int, len(want))
-	first := 0
-	for ; first < len(want) && first < len(have) && same(first, first); first++ {
-		keep[first] = first
-	}
-	h, w := len(have), len(want)
-	for ; h > first && w > first && same(h-1, w-1); h, w = h-1, w-1 {
-		keep[w-1] = h - 1
-	}
-	next := first
-	for j := first; j < w; j++ {
-		keep[j] = -1
-		for i := next; i < h; i++ {
-			if same(i, j) {
-				keep[j], next = i, i+1
-				break
-			}
-		}
-	}
-	return keep
-}
-
-// spread gives the runs that are not kept priorities between the kept ones, evenly, and
-// none that the kernel has in use.
-func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
-	used := make(map[uint32]bool, len(have))
-	for _, r := range have {
-		used[r.priority] = true
-	}
-	prios := make([]uint32, len(keep))
-	for i := 0; i < len(keep); {
-		if keep[i] >= 0 {
-			prios[i] = have[keep[i]].priority
-			i++
-			continue
-		}
-		n := 1
-		for i+n < len(keep) && keep[i+n] < 0 {
-			n++
-		}
-		from, to := lo, hi
-		if i > 0 {
-			from = prios[i-1] + 1
-		}
-		if i+n < len(keep) {
-			to = have[keep[i+n]].priority - 1
-		}
-		var free []uint32
-		for p := from; p <= to; p++ {
-			if !used[p] {
-				free = append(free, p)
-			}
-		}
-		if len(free) < n {
-			return nil, false
-		}
-		for k := range n {
-			prios[i+k] = free[(2*k+1)*len(free)/(2*n)]
-		}
-		i += n
-	}
-	return prios, true
-}
 
 // ruleDiff returns what to do next: what to add and then what to delete, each in the order in
 // which to do it, to come from the rules that the kernel has (ours, of one family) to the plan. It is
@@ -159,24 +39,9 @@ func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
 func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 	have = slices.Clone(have)
 	slices.SortStableFunc(have, func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) })
-	var want []Rule
-	if len(f.own)+len(f.spd) > 0 {
-		want = frame(f.v6, f.device)
-	}
-	for _, section := range []struct {
-		runs   []ruleRun
-		lo, hi uint32
-	}{{f.frag, prioFrag, prioWhole - 1}, {f.in, prioIn, prioOut - 1}, {f.own, prioOwn, prioMiddle - 1}, {f.spd, prioSPD, prioEnd - 1}} {
-		prios, err := place(runsOf(have, section.lo, section.hi), section.runs, section.lo, section.hi)
-		if err != nil {
-			return nil, nil, err
-		}
-		for i, run := range section.runs {
-			for _, r := range run.rules {
-				r.Priority = prios[i]
-				want = append(want, r)
-			}
-		}
+	want, err := layout(have, f)
+	if err != nil {
+		return nil, nil, err
 	}
 	wanted, present := make(map[Rule]bool, len(want)), make(map[Rule]bool, len(have))
 	for _, r := range want {
@@ -195,11 +60,14 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 	}
 	slices.Reverse(del)
-	for step := stepClose; step <= stepOpen; step++ {
+	for step := stepBare; step <= stepGuard; step++ {
 		other := func(of func(Rule) int) func(Rule) bool { return func(r Rule) bool { return of(r) != step } }
 		nowAdd, nowDel := slices.DeleteFunc(slices.Clone(add), other(addStep)), slices.DeleteFunc(slices.Clone(del), other(delStep))
 		if len(nowAdd)+len(nowDel) == 0 {
 			continue
+		}
+		if step == stepGuard {
+			slices.Reverse(nowAdd) // what they go on at first
 		}
 		// The frame goes last, the ends of gotos at the very last, and only once the next
 		// comparison shows that everything else is gone.
@@ -209,14 +77,20 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 		return nowAdd, sureDeletions(have, nowDel), nil
 	}
+	if f.shapes != [4]int{} && !f.again {
+		f.shapes, f.again, f.left = [4]int{}, true, nil
+		return ruleDiff(have, f)
+	}
 	return nil, nil, nil
 }
 
 // The steps of a change, each complete before the next begins.
 const (
-	stepClose = iota // the frame comes; the mirrored SPD only gets narrower
+	stepBare  = iota // guards go that will not hold for what comes
+	stepClose        // the frame and groups come; the mirrored SPD only gets narrower
 	stepTurn         // the SPD changes
-	stepOpen         // the mirrored SPD only gets wider; the frame goes
+	stepOpen         // the mirrored SPD only gets wider; the frame and groups go
+	stepGuard        // guards come
 )
 
 func mirrored(r Rule) bool {
@@ -225,6 +99,8 @@ func mirrored(r Rule) bool {
 
 func addStep(r Rule) int {
 	switch {
+	case r.Invert:
+		return stepGuard
 	case frameRank(r) > 0 || mirrored(r) && r.Action != unix.FR_ACT_GOTO:
 		return stepClose
 	case mirrored(r):
@@ -235,9 +111,13 @@ func addStep(r Rule) int {
 
 func delStep(r Rule) int {
 	switch {
+	case r.Invert:
+		return stepBare
+	case frameRank(r) > 0:
+		return stepOpen
 	case mirrored(r) && r.Action == unix.FR_ACT_GOTO:
 		return stepClose
-	case mirrored(r) || frameRank(r) > 0:
+	case mirrored(r):
 		return stepOpen
 	}
 	return stepTurn
@@ -248,8 +128,29 @@ func delStep(r Rule) int {
 // only when that is done. The rule that goes in its place is of the same kind and more
 // special, so the one that is meant stands in for it until it is put back.
 func sureDeletions(have, del []Rule) []Rule {
+	// By what a request could name, so that each meets few that it could fit.
+	type named struct {
+		priority uint32
+		from, to netip.Prefix
+	}
+	all := map[named][]Rule{}
+	touched := map[uint32]bool{}
+	for _, r := range del {
+		touched[r.Priority] = r.Group == 0 || touched[r.Priority]
+	}
+	for _, x := range have {
+		if !touched[x.Priority] || x.Group != 0 {
+			continue
+		}
+		keys := []named{{x.Priority, x.From, x.To}, {x.Priority, x.From, netip.Prefix{}}, {x.Priority, netip.Prefix{}, x.To}, {priority: x.Priority}}
+		for i, k := range keys {
+			if !slices.Contains(keys[:i], k) {
+				all[k] = append(all[k], x)
+			}
+		}
+	}
 	for i, r := range del {
-		if !slices.ContainsFunc(have, func(x Rule) bool { return x != r && deletes(r, x) }) {
+		if !slices.ContainsFunc(all[named{r.Priority, r.From, r.To}], func(x Rule) bool { return x != r && deletes(r, x) }) {
 			continue
 		}
 		end := i + 1
@@ -262,9 +163,11 @@ func sureDeletions(have, del []Rule) []Rule {
 }
 
 // deletes tells whether a request to delete r fits x, too: what it does not name may be
-// anything.
+// anything. Where a goto leads and whether a rule is inverted count for nothing; members
+// of groups are routes, which are named in full.
 func deletes(r, x Rule) bool {
-	return r.Priority == x.Priority && r.V6 == x.V6 && kindOf(r) == kindOf(x) &&
+	return r.Group == 0 && x.Group == 0 && r.Priority == x.Priority && r.V6 == x.V6 &&
+		r.Action == x.Action && (r.Table == 0 || r.Table == x.Table) &&
 		(!r.From.IsValid() || r.From == x.From) && (!r.To.IsValid() || r.To == x.To) &&
 		(r.IIF == "" || r.IIF == x.IIF) && (r.IPProto == 0 || r.IPProto == x.IPProto) &&
 		(r.SPort == PortRange{} || r.SPort == x.SPort) && (r.DPort == PortRange{} || r.DPort == x.DPort)
@@ -278,6 +181,9 @@ func frameRank(r Rule) int {
 		return 2
 	case prioWhole, prioOut, prioMiddle, prioEnd:
 		return 3
+	}
+	if isHead(r) {
+		return 1
 	}
 	return 0
 }

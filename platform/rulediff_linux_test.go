@@ -71,6 +71,8 @@ func TestPlanKeepsTheOrderOfTheSPD(t *testing.T) {
 		"1: from 10.3.0.0/24 to 10.1.0.0/24 ipproto 17 dport 100-200 blackhole",
 		"1: to 10.1.0.0/24 blackhole")
 	wantRuns(t, "rules for fragments", f.frag,
+		"0: ipproto 6 sport 1-65534 goto 350",
+		"0: ipproto 6 dport 1-65534 goto 350",
 		"0: ipproto 17 sport 1-65534 goto 350",
 		"0: ipproto 17 dport 1-65534 goto 350",
 		"1: from 10.2.0.0/24 to 10.1.0.0/24 blackhole",
@@ -200,8 +202,12 @@ func (m *model) add(r Rule) {
 
 // del deletes as the kernel does: the first rule that is not different in what r names.
 func (m *model) del(r Rule) {
+	if r.Group != 0 {
+		m.rules = slices.DeleteFunc(m.rules, func(x Rule) bool { return x == r })
+		return
+	}
 	i := slices.IndexFunc(m.rules, func(x Rule) bool {
-		return x.Priority == r.Priority && kindOf(x) == kindOf(r) && (r.IPProto == 0 || x.IPProto == r.IPProto) &&
+		return x.Group == 0 && x.Priority == r.Priority && x.Action == r.Action && (r.Table == 0 || x.Table == r.Table) && (r.IPProto == 0 || x.IPProto == r.IPProto) &&
 			(!r.From.IsValid() || x.From == r.From) && (!r.To.IsValid() || x.To == r.To) && (r.Mask == 0 || x.Mask == r.Mask) &&
 			(r.SPort == PortRange{} || x.SPort == r.SPort) && (r.DPort == PortRange{} || x.DPort == r.DPort) &&
 			(r.IIF == "" || x.IIF == r.IIF)
@@ -239,35 +245,56 @@ type packet struct {
 }
 
 func (m *model) decide(p packet, marked bool) string {
-	src, dst := p.src, p.dst
+	verdict, _ := m.walk(p, marked)
+	return verdict
+}
+
+// matches tells whether a rule fits a packet, as the kernel does: an inverted rule fits
+// if any of what it names does not.
+func (p packet) matches(r Rule, marked bool) bool {
 	misses := func(r PortRange, port uint16) bool {
 		return r != PortRange{} && (port < r.First || port > r.Last)
 	}
+	src, fits := p.src, true
+	switch {
+	case r.Mask != 0 && !marked, r.IPProto != 0 && r.IPProto != p.proto, r.To.IsValid() && !r.To.Contains(p.dst),
+		r.IIF != "" && r.IIF != p.iif, misses(r.SPort, p.sport), misses(r.DPort, p.dport),
+		r.From.IsValid() && (!src.IsValid() && r.V6 || src.IsValid() && !r.From.Contains(src) || !src.IsValid() && !r.From.Contains(netip.IPv4Unspecified())):
+		fits = false
+	}
+	return fits != r.Invert
+}
+
+// walk also returns how many rules the kernel looks at. Members of groups are routes,
+// which are found at once, but only by a rule that looks their table up.
+func (m *model) walk(p packet, marked bool) (verdict string, compared int) {
 	target := uint32(0)
 	for _, r := range m.rules {
-		if r.Priority < target {
+		if r.Priority < target || r.Group != 0 {
 			continue
 		}
-		if r.Mask != 0 && !marked || r.IPProto != 0 && r.IPProto != p.proto || r.To.IsValid() && !r.To.Contains(dst) {
+		compared++
+		if !p.matches(r, marked) {
 			continue
 		}
-		if r.IIF != "" && r.IIF != p.iif || misses(r.SPort, p.sport) || misses(r.DPort, p.dport) {
-			continue
-		}
-		if r.From.IsValid() && (!src.IsValid() && r.V6 || src.IsValid() && !r.From.Contains(src) || !src.IsValid() && r.From.Bits() != 32) {
-			continue
-		}
-		switch r.Action {
-		case unix.FR_ACT_GOTO:
+		switch {
+		case r.Action == unix.FR_ACT_GOTO:
 			if slices.ContainsFunc(m.rules, func(x Rule) bool { return x.Priority == r.Goto }) {
 				target = r.Goto
 			}
-		case unix.FR_ACT_NOP:
+		case r.Action == unix.FR_ACT_NOP:
+		case isHead(r):
+			for _, x := range m.rules {
+				if x.Group == r.Table && x.To.Contains(p.dst) {
+					kind := groupKind(r.Table)
+					return fmt.Sprintf("action %d table %d", kind.action, kind.table), compared
+				}
+			}
 		default:
-			return fmt.Sprintf("action %d table %d", r.Action, r.Table)
+			return fmt.Sprintf("action %d table %d", r.Action, r.Table), compared
 		}
 	}
-	return "go on"
+	return "go on", compared
 }
 
 // randomPolicies makes lists of overlapping entries over few addresses.
