@@ -157,7 +157,8 @@ func (d *datapath) mayNote(n note, now time.Duration) bool {
 
 // write sends a batch through a socket. A datagram that the socket refuses is counted
 // and left out; the others still go.
-func (d *datapath) write(s sockID, batch []esp.Datagram, failed counter) (sent int) {
+// refused is the last refusal, if there was one.
+func (d *datapath) write(s sockID, batch []esp.Datagram, failed counter) (sent int, refused error) {
 	sock := d.socks[s]
 	for len(batch) > 0 {
 		n, err := sock.WriteBatch(batch)
@@ -170,11 +171,12 @@ func (d *datapath) write(s sockID, batch []esp.Datagram, failed counter) (sent i
 			break
 		}
 		d.counts.inc(failed)
+		refused = err
 		if now := d.clock(); d.mayNote(noteSend, now) {
 			d.log.Log(log.Net, log.Warn, "a packet could not be sent: check the route to the peer and the firewall",
 				log.AddrPort("to", batch[0].Remote), log.Str("socket", s.String()), log.Err(err))
 		}
 		batch = batch[1:]
 	}
-	return sent
+	return sent, refused
 }

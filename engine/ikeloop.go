@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"postern/engine/log"
@@ -80,6 +81,7 @@ type ikeLoop struct {
 	sendOne  [1]esp.Datagram
 	nextTick time.Duration
 	nat      map[uint32]*natState
+	noWay    []ike.Path // along which the system could not send, to be told to the machine
 	pacer    addressPacer
 }
 
@@ -211,6 +213,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.drain()
 			if l.pacer.due(now.Mono) {
 				l.readdress()
+				l.m.Command(now, ike.Command{Kind: ike.CmdAddresses})
+				l.drain()
 			}
 			if now.Mono >= l.nextTick {
 				l.tick(now.Mono)
@@ -263,6 +267,12 @@ func (l *ikeLoop) forget(tag uint64) { delete(l.waiters, tag) }
 
 // drain does what the machine says, in its order.
 func (l *ikeLoop) drain() {
+	for again := true; again; again = l.tellNoWay() {
+		l.drainOnce()
+	}
+}
+
+func (l *ikeLoop) drainOnce() {
 	for o, ok := l.m.Next(); ok; o, ok = l.m.Next() {
 		switch o.Kind {
 		case ike.OutSend:
@@ -312,7 +322,23 @@ func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
 		local = netip.Addr{}
 	}
 	l.sendOne[0] = esp.Datagram{Buf: b, N: len(b), Local: local, Remote: p.Remote}
-	return l.d.write(s, l.sendOne[:], cIKESendError) == 1
+	sent, err := l.d.write(s, l.sendOne[:], cIKESendError)
+	if errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) {
+		l.noWay = append(l.noWay, p)
+	}
+	return sent == 1
+}
+
+// tellNoWay tells the machine along which paths its messages could not leave.
+func (l *ikeLoop) tellNoWay() bool {
+	if len(l.noWay) == 0 {
+		return false
+	}
+	for _, p := range l.noWay {
+		l.m.Command(l.now(), ike.Command{Kind: ike.CmdUnreachable, Path: p})
+	}
+	l.noWay = l.noWay[:0]
+	return true
 }
 
 // env is what the machine asks its surroundings for. The machine calls it only from

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -373,5 +374,23 @@ func TestSequenceNumbersRunningOutCauseARekey(t *testing.T) {
 	tl.tick(tl.testPath.now)
 	if want := fmt.Sprintf("command %d c  5", ike.CmdRekey); len(tl.m.inputs) != 1 || tl.m.inputs[0] != want {
 		t.Errorf("an SA near its last sequence number caused %v, want %q once", tl.m.inputs, want)
+	}
+}
+
+// That the system has no way to the peer is told to the machine, which may have another
+// address to call; other refusals (a full buffer, a firewall) are not.
+func TestMachineLearnsThatThereIsNoWay(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{{syscall.ENETUNREACH, true}, {syscall.EHOSTUNREACH, true}, {syscall.EPERM, false}, {syscall.EAGAIN, false}} {
+		tl := newTestLoop(t)
+		tl.fakes[sockIKE4].err = c.err
+		p := ike.Path{Local: netip.MustParseAddrPort("192.0.2.1:500"), Remote: netip.MustParseAddrPort("192.0.2.2:500")}
+		tl.outputs(ike.Output{Kind: ike.OutSend, Path: p, Data: []byte("x")}, ike.Output{Kind: ike.OutSend, Path: p, Data: []byte("y")})
+		told := slices.Contains(tl.m.inputs, fmt.Sprintf("command %d   0", ike.CmdUnreachable))
+		if told != c.want {
+			t.Errorf("%v: the machine was told %v (%q), want %v", c.err, told, tl.m.inputs, c.want)
+		}
 	}
 }

@@ -106,6 +106,8 @@ type Conn struct {
 	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
+	RetryLimit   time.Duration // no retransmission waits longer; 0: no limit
+	RetryJitter  int           // percent, up to 20, by which one may come earlier, by chance
 
 	Children []*Child
 }
@@ -137,11 +139,13 @@ type CommandKind uint8
 
 // The commands.
 const (
-	CmdInitiate  CommandKind = iota // bring up Conn's Child ("" means all of its children)
-	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
-	CmdAcquire                      // a packet (Flow) wants Conn's Child
-	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
-	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdTerminate                      // close the SAs that Conn, Child, IKE and ChildID select
+	CmdAcquire                        // a packet (Flow) wants Conn's Child
+	CmdRekey                          // rekey what Conn, Child, IKE and ChildID select
+	CmdMoved                          // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdAddresses                      // this host's addresses, routes or links have changed
+	CmdUnreachable                    // the system knows no way along Path
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind

@@ -199,6 +199,7 @@ func (m *Machine) establish(sa *ikeSA) {
 		return
 	}
 	s.tries, s.retryAt = 0, never
+	s.reached(sa)
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}

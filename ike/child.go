@@ -300,6 +300,9 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		m.childRekeyed(sa, c, &req, loses)
 	} else {
 		m.announce(c, nil)
+		if s := m.stateOf(sa.conn); s != nil {
+			s.tries = 0
+		}
 	}
 	m.resolveTwins(sa, c)
 	m.settle(req.task.waiters, nil)

@@ -22,31 +22,21 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr(), port)
 }
 
-// target returns where the next attempt of a connection goes: its single remote
-// addresses in turn, from the address of ours that fits.
-func (m *Machine) target(s *connState) (Path, error) {
-	var remotes []netip.Addr
-	for _, p := range s.conn.RemoteAddrs {
-		if p.IsSingleIP() {
-			remotes = append(remotes, p.Addr())
-		}
-	}
-	if len(remotes) == 0 {
-		return Path{}, ErrNoRemote
-	}
-	remote := remotes[s.remote%len(remotes)]
+// pathTo returns the path to one of the peer's addresses, from the address of ours that
+// fits.
+func (m *Machine) pathTo(c *Conn, remote netip.Addr) (Path, error) {
 	p := Path{Remote: netip.AddrPortFrom(remote, 500), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.IKE)}
-	if port := s.conn.RemotePort; port != 0 && port != 500 {
+	if port := c.RemotePort; port != 0 && port != 500 {
 		// Only port 500 speaks without the marker.
 		p = Path{Remote: netip.AddrPortFrom(remote, port), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.NATT), NATT: true}
 	}
-	for _, a := range s.conn.LocalAddrs {
+	for _, a := range c.LocalAddrs {
 		if a.Is4() == remote.Is4() {
 			p.Local = netip.AddrPortFrom(a, p.Local.Port())
 			return p, nil
 		}
 	}
-	if len(s.conn.LocalAddrs) > 0 {
+	if len(c.LocalAddrs) > 0 {
 		return Path{}, ErrFamily
 	}
 	local, ok := m.env.Source(remote)
@@ -57,10 +47,24 @@ func (m *Machine) target(s *connState) (Path, error) {
 	return p, nil
 }
 
-// connect starts an attempt to establish an IKE SA.
+// connect starts an attempt to establish an IKE SA: a new round, or the next address of the
+// one at hand.
 func (m *Machine) connect(s *connState) {
 	s.retryAt = never
-	p, err := m.target(s)
+	if s.dial.failed == 0 {
+		m.newRound(s)
+	}
+	m.call(s)
+}
+
+// call calls the address whose turn it is.
+func (m *Machine) call(s *connState) {
+	if len(s.dial.addrs) == 0 {
+		m.attemptFailed(s, ErrNoRemote)
+		return
+	}
+	addr := s.dial.addrs[s.dial.failed]
+	p, err := m.pathTo(s.conn, addr)
 	if err != nil {
 		m.attemptFailed(s, err)
 		return
@@ -70,7 +74,7 @@ func (m *Machine) connect(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
-	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
+	sa.conn, sa.conns, sa.path, sa.dialled, sa.force = s.conn, s, p, addr, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)

@@ -357,6 +357,10 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdAddresses:
+		m.networkChanged()
+	case CmdUnreachable:
+		m.unreachable(c.Path)
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()
@@ -378,7 +382,9 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 				continue
 			}
 			w.left++
-			s.retryAt = never // asked for: no back-off
+			if m.established(s.conn) == nil {
+				s.retryAt = never // asked for: no back-off
+			}
 			m.want(s, wish{cfg: cfg, waiters: []*waiter{w}})
 		}
 	}
@@ -498,7 +504,7 @@ func (m *Machine) want(s *connState, w wish) {
 	} else {
 		s.wanted[i].waiters = append(s.wanted[i].waiters, w.waiters...)
 	}
-	if s.retryAt == never && m.attempt(s) == nil {
+	if s.retryAt == never && !m.busy(s) {
 		m.connect(s)
 	}
 }
@@ -513,7 +519,7 @@ func (m *Machine) retry(s *connState) {
 		}
 		return
 	}
-	if len(s.wanted) > 0 && m.attempt(s) == nil {
+	if len(s.wanted) > 0 && !m.busy(s) {
 		m.connect(s)
 	}
 }
@@ -524,33 +530,6 @@ const (
 	retryFirst = 2 * time.Second
 	retryLast  = time.Minute
 )
-
-// attemptFailed ends an attempt of a connection: its commands learn why, and if it is to
-// be tried again, the time for that is set.
-func (m *Machine) attemptFailed(s *connState, err error) {
-	if m.stateOf(s.conn) != s {
-		return
-	}
-	s.tries++
-	s.remote++
-	again := s.conn.KeyingTries == 0 || s.tries < s.conn.KeyingTries
-	var delay time.Duration
-	if len(s.wanted) > 0 && again {
-		delay = m.backoff(s.tries)
-		m.armRetry(s, delay)
-	}
-	if err == nil {
-		return
-	}
-	m.event(Event{Kind: EvFailed, Conn: s.conn.Name, Count: s.tries, Delay: delay, Err: err})
-	for i := range s.wanted {
-		m.settle(s.wanted[i].waiters, err)
-		s.wanted[i].waiters = nil
-	}
-	if !again {
-		s.wanted, s.tries = nil, 0
-	}
-}
 
 // backoff returns the delay before the attempt that follows n failed ones, with up to
 // a quarter of jitter so that many peers of a gateway that comes back do not come at once.

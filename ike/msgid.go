@@ -46,9 +46,9 @@ const (
 	retryTries   = 5
 )
 
-// retryDelay returns how long to wait after transmission n (0 is the first) and whether
-// another one may follow.
-func (c *Conn) retryDelay(n int) (time.Duration, bool) {
+// retryDelay returns how long to wait after transmission n (0 is the first), without the
+// jitter, and whether another one may follow. In a hurry the first wait is a short one.
+func (c *Conn) retryDelay(n int, inHurry bool) (time.Duration, bool) {
 	d, base, tries := retryTimeout, retryBase, retryTries
 	if c != nil {
 		if c.RetryTimeout > 0 {
@@ -61,11 +61,18 @@ func (c *Conn) retryDelay(n int) (time.Duration, bool) {
 			tries = c.RetryTries
 		}
 	}
+	if inHurry {
+		d = min(d, hurry)
+	}
 	f := float64(d)
 	for range n {
 		f *= base
 	}
-	return time.Duration(min(f, float64(24*time.Hour))), n <= tries
+	d = time.Duration(min(f, float64(24*time.Hour)))
+	if c != nil && c.RetryLimit > 0 {
+		d = min(d, c.RetryLimit)
+	}
+	return d, n <= tries
 }
 
 // header returns the header of the next message of an exchange.
@@ -102,8 +109,9 @@ func (m *Machine) sealed(sa *ikeSA, h Header, fill func(*Builder)) []byte {
 // transmit sends our request for the first time.
 func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
-	d, _ := sa.conn.retryDelay(0)
+	d, _ := m.unanswered(sa, 0)
 	m.arm(sa, tRetransmit, d)
+	m.armPatience(sa)
 	m.send(sa.path, data)
 }
 
@@ -118,7 +126,7 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	sa.req.tries++
-	d, more := sa.conn.retryDelay(sa.req.tries)
+	d, more := m.unanswered(sa, sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
 	}

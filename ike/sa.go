@@ -18,6 +18,7 @@ type ikeSA struct {
 	spiI      uint64
 	spiR      uint64
 	path      Path
+	dialled   netip.Addr // the peer's address that we have called
 
 	suite   IKESuite
 	keys    ikeKeys
@@ -110,9 +111,9 @@ type childSA struct {
 type connState struct {
 	conn    *Conn
 	wanted  []wish
-	tries   int             // attempts since the last success
-	retryAt time.Duration   // next attempt
-	remote  int             // index of the remote address to try
+	tries   int           // attempts since the last success
+	retryAt time.Duration // next attempt
+	dial    dialing
 	held    map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
@@ -293,6 +294,9 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 			m.childDown(c, err)
 			m.removeChild(c)
 		}
+	}
+	if s := m.stateOf(sa.conn); s != nil && was == StateEstablished && err == ErrTimeout {
+		s.dial.lost = true
 	}
 	lost := sa.tasks
 	if sa.req.active {

@@ -18,6 +18,7 @@ const (
 	tRekey                     // soft lifetime
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
+	tPatience                  // another address of the peer is to be called
 	numSATimers
 )
 
@@ -144,6 +145,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		}
 	case tTask:
 		// runTasks looks at the queue after every input.
+	case tPatience:
+		m.outOfPatience(sa)
 	}
 }
 

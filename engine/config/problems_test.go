@@ -167,6 +167,8 @@ rand_time = 9223372036854775808    #! rand_time does not fit into 64 bits
 retransmit_timeout = "99ms"        #! retransmit_timeout "99ms" is out of range; use "100ms" to "60s"
 retransmit_base = 0.5              #! retransmit_base 0.5 is out of range; use 1 to 10
 retransmit_tries = 0               #! retransmit_tries 0 is out of range; use 1 to 30
+retransmit_limit = "99ms"          #! retransmit_limit "99ms" is out of range; use "100ms" or more, or 0
+retransmit_jitter = 21             #! retransmit_jitter 21 is out of range; use 0 to 20
 [connections.a.children.c]
 replay_window = 63                 #! replay_window 63 is out of range; use 64 to 4096
 life_time = "2h 30m"               #! life_time "2h 30m" is not a duration

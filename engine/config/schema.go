@@ -145,6 +145,10 @@ var connSection = &section{
 			func(s *scope, n *node) { s.factor(n, 1, 10, &s.conn.RetryBase) }},
 		{"retransmit_tries", aNumber, `retransmissions until the peer counts as dead, 1 to 30; 5`,
 			func(s *scope, n *node) { s.number(n, 1, 30, &s.conn.RetryTries) }},
+		{"retransmit_limit", aDuration, `no retransmission waits longer than that; 0: no limit; 0`,
+			func(s *scope, n *node) { s.retryLimit(n, &s.conn.RetryLimit) }},
+		{"retransmit_jitter", aNumber, `percent by which one may come earlier, by chance, 0 to 20; 0`,
+			func(s *scope, n *node) { s.number(n, 0, 20, &s.conn.RetryJitter) }},
 	},
 	subs: []sub{
 		{name: "local", sec: localSection, open: (*scope).openLocal},

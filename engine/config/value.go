@@ -221,6 +221,16 @@ func (s *scope) retryTimeout(n *node, to *time.Duration) {
 	*to = d
 }
 
+func (s *scope) retryLimit(n *node, to *time.Duration) {
+	d := *to
+	s.duration(n, &d)
+	if d != 0 && d < 100*time.Millisecond {
+		s.problem(n.at, `use "100ms" or more, or 0`, "%s %q is out of range", n.name, n.text)
+		return
+	}
+	*to = d
+}
+
 func (s *scope) level(n *node, to *log.Level) {
 	v, err := log.ParseLevel(n.text)
 	if err != nil {

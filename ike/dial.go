@@ -1,0 +1,189 @@
+package ike
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// The way to a peer: which of its addresses is called when, how often a request is
+// repeated, and how long we wait between attempts.
+//
+// The addresses of a connection are called in rounds. A round calls each of them once, the
+// one that worked last before the others, and goes on to the next as soon as one fails.
+// While there are others, an address that does not answer gets firstPatience in the first
+// round, and twice as long in each later one up to the whole time of the retransmissions:
+// a dead address at the head of the list costs seconds, and one that answers slowly is
+// reached all the same. Only the time between rounds backs off.
+
+const (
+	// firstPatience is how long an address may leave a request unanswered in the first round
+	// when there are others. It has room for three transmissions.
+	firstPatience = 3 * time.Second
+	// hurry is the longest first retransmission when there are others.
+	hurry = time.Second
+	// nextAddress is the time between an attempt that failed and the one at the next
+	// address of the round: as good as none, and yet no loop.
+	nextAddress = 10 * time.Millisecond
+	// jitterMax bounds RetryJitter, as charon does.
+	jitterMax = 20
+)
+
+// dialing is the part of a connState that knows the ways to the peer.
+type dialing struct {
+	addrs  []netip.Addr // of this round, in the order in which they are called
+	failed int          // how many of them have failed in this round
+	rounds int          // rounds since the last success
+	worked netip.Addr   // the last one by which the peer was reached
+	lost   bool         // it was found dead since
+}
+
+// singles returns the peer's single addresses in the order of the configuration.
+func (m *Machine) singles(c *Conn) []netip.Addr {
+	var list []netip.Addr
+	for _, p := range c.RemoteAddrs {
+		if a := p.Addr(); p.IsSingleIP() && !slices.Contains(list, a) {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// newRound takes the peer's addresses as they are now.
+func (m *Machine) newRound(s *connState) {
+	d := &s.dial
+	d.addrs, d.failed = m.singles(s.conn), 0
+	i := slices.Index(d.addrs, d.worked)
+	if i < 0 {
+		return
+	}
+	if d.lost {
+		i = (i + 1) % len(d.addrs)
+	}
+	d.addrs = append(d.addrs[i:len(d.addrs):len(d.addrs)], d.addrs[:i]...)
+}
+
+// busy tells whether an attempt of the connection is under way.
+func (m *Machine) busy(s *connState) bool { return m.attempt(s) != nil }
+
+// hurried tells whether another address waits for this attempt to fail.
+func (sa *ikeSA) hurried() bool {
+	return sa.state == StateConnecting && sa.conns != nil && len(sa.conns.dial.addrs) > 1
+}
+
+// reached notes that an attempt of ours has led to the peer.
+func (s *connState) reached(sa *ikeSA) {
+	s.dial.failed, s.dial.rounds, s.dial.lost = 0, 0, false
+	if sa.conns == s {
+		s.dial.worked = sa.dialled
+	}
+}
+
+// unanswered returns how long to wait for the response to transmission n of a request (0
+// is the first), and whether another one may follow.
+func (m *Machine) unanswered(sa *ikeSA, n int) (time.Duration, bool) {
+	c := sa.conn
+	d, more := c.retryDelay(n, sa.hurried())
+	if c != nil && c.RetryJitter > 0 {
+		d -= m.random(d / 100 * time.Duration(min(c.RetryJitter, jitterMax)))
+	}
+	return d, more
+}
+
+// armPatience bounds the time that an exchange of an attempt may take when there is
+// another address to call.
+func (m *Machine) armPatience(sa *ikeSA) {
+	if sa.hurried() {
+		m.arm(sa, tPatience, firstPatience<<min(sa.conns.dial.rounds, 6))
+	}
+}
+
+// outOfPatience goes on to the next address, unless the peer has answered meanwhile.
+func (m *Machine) outOfPatience(sa *ikeSA) {
+	if sa.hurried() && sa.timers[tRetransmit] != never {
+		m.destroy(sa, ErrTimeout)
+	}
+}
+
+// unreachable takes the system's word that nothing can be sent along p. Where that is the
+// only address, the retransmissions go on: the way may come back before the next attempt.
+func (m *Machine) unreachable(p Path) {
+	for i := range m.sas {
+		if sa := &m.sas[i]; sa.hurried() && sa.path == p && sa.timers[tRetransmit] != never {
+			m.destroy(sa, ErrNoRoute)
+		}
+	}
+}
+
+// networkChanged acts on news of this host's addresses, routes or links: what waits for a
+// next attempt starts it, and an attempt under way is repeated at once, from the address
+// that leads to the peer now.
+func (m *Machine) networkChanged() {
+	for _, s := range m.conns {
+		if sa := m.attempt(s); sa != nil {
+			m.hastened(s, sa)
+			continue
+		}
+		if s.retryAt == never || m.established(s.conn) != nil {
+			continue // nothing waits, or it waits for the peer's mind to change
+		}
+		s.dial.failed, s.dial.rounds = 0, 0
+		m.armRetry(s, 0)
+	}
+}
+
+// hastened repeats an attempt at once.
+func (m *Machine) hastened(s *connState, sa *ikeSA) {
+	p, err := m.pathTo(s.conn, sa.dialled)
+	if err == nil && p.Local.Addr() != sa.path.Local.Addr() {
+		sa.conns = nil // it has not failed
+		m.destroy(sa, nil)
+		m.call(s)
+		return
+	}
+	if sa.timers[tRetransmit] != never {
+		sa.req.tries = 0
+		m.arm(sa, tRetransmit, 0)
+		m.armPatience(sa)
+	}
+}
+
+// attemptFailed ends an attempt of a connection. Another address of the round is called at
+// once; otherwise commands learn why, and if the peer is to be tried again, the time for
+// that is set.
+func (m *Machine) attemptFailed(s *connState, err error) {
+	if m.stateOf(s.conn) != s {
+		return
+	}
+	s.tries++
+	d := &s.dial
+	d.failed++
+	more := d.failed < len(d.addrs)
+	if !more {
+		d.failed = 0
+		d.rounds++
+	}
+	again := more || s.conn.KeyingTries == 0 || d.rounds < s.conn.KeyingTries
+	var delay time.Duration
+	if len(s.wanted) > 0 && again {
+		delay = nextAddress
+		if !more {
+			delay = m.backoff(d.rounds)
+		}
+		m.armRetry(s, delay)
+	}
+	if err == nil {
+		return
+	}
+	m.event(Event{Kind: EvFailed, Conn: s.conn.Name, Count: s.tries, Delay: delay, Err: err})
+	if more {
+		return
+	}
+	for i := range s.wanted {
+		m.settle(s.wanted[i].waiters, err)
+		s.wanted[i].waiters = nil
+	}
+	if !again {
+		s.wanted, s.tries, d.rounds = nil, 0, 0
+	}
+}
