@@ -41,6 +41,7 @@ var eventLines = [...]eventLine{
 	ike.EvTrace:        {log.Debug, "message", false},
 	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
 	ike.EvMoved:        {log.Info, "the peer's address has changed", false},
+	ike.EvResolved:     {log.Info, "the peer's name resolves to", false},
 }
 
 // retransmitsToTell is how many requests in a row the peer leaves unanswered before the
@@ -80,6 +81,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Warn, line.msg
 	case e.Kind == ike.EvCookies && e.Count == 0:
 		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
+	case e.Kind == ike.EvFailed && e.Delay != 0 && stillNameless(e.Err):
+		return log.Debug, line.msg // it has been told, and goes on every two seconds
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
@@ -90,6 +93,13 @@ func eventText(e *ike.Event) (log.Level, string) {
 // every network.
 func late(err error) bool {
 	return errors.Is(err, ike.ErrMessageID) || errors.Is(err, ike.ErrUnexpected) || errors.Is(err, ike.ErrRepeated)
+}
+
+// stillNameless tells whether an attempt failed because a name could not be resolved, as
+// it could not before.
+func stillNameless(err error) bool {
+	r, ok := errors.AsType[*ike.ResolveError](err)
+	return ok && r.Times > 1
 }
 
 // expected tells whether an SA's end is part of ordinary life.

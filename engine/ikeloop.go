@@ -20,6 +20,7 @@ type machine interface {
 	Command(now ike.Time, c ike.Command)
 	Timeout(now ike.Time)
 	Done(now ike.Time, r ike.Result)
+	Resolved(now ike.Time, name string, addrs []netip.Addr, err error)
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
@@ -81,6 +82,7 @@ type ikeLoop struct {
 	sendOne  [1]esp.Datagram
 	nextTick time.Duration
 	nat      map[uint32]*natState
+	lookups  lookups
 	noWay    []ike.Path // along which the system could not send, to be told to the machine
 	pacer    addressPacer
 }
@@ -104,6 +106,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		limit:     log.NewLimiter(eventInterval, eventKeys),
 		dgram:     ikeDatagram{buf: make([]byte, d.udp.size)},
 		nat:       make(map[uint32]*natState),
+		lookups:   newLookups(),
 	}
 	return l
 }
@@ -168,6 +171,7 @@ func (l *ikeLoop) work(stop <-chan struct{}) {
 // bounded time, and returns.
 func (l *ikeLoop) run(stop <-chan struct{}) {
 	defer close(l.stopped)
+	defer l.lookups.cancel()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var end <-chan time.Time
@@ -203,6 +207,10 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.pacer.changed(l.now().Mono)
 		case r := <-l.results:
 			l.m.Done(l.now(), r)
+			l.drain()
+		case a := <-l.lookups.answers:
+			l.lookups.answered()
+			l.m.Resolved(l.now(), a.name, a.addrs, a.err)
 			l.drain()
 		case feed <- job:
 			l.jobs[0] = nil
@@ -289,6 +297,8 @@ func (l *ikeLoop) drainOnce() {
 			l.jobs = append(l.jobs, o.Work)
 		case ike.OutEvent:
 			l.event(&o.Event)
+		case ike.OutResolve:
+			l.lookups.ask(o.Name)
 		}
 	}
 }

@@ -2,11 +2,13 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,6 +51,9 @@ func (m *scriptedMachine) Command(now ike.Time, c ike.Command) {
 }
 func (m *scriptedMachine) Timeout(now ike.Time)            { m.input("timeout") }
 func (m *scriptedMachine) Done(now ike.Time, r ike.Result) { m.input("done") }
+func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, err error) {
+	m.input("resolved %s %v %v", name, addrs, err)
+}
 func (m *scriptedMachine) Next() (ike.Output, bool) {
 	if len(m.next) == 0 {
 		return ike.Output{}, false
@@ -392,5 +397,49 @@ func TestMachineLearnsThatThereIsNoWay(t *testing.T) {
 		if told != c.want {
 			t.Errorf("%v: the machine was told %v (%q), want %v", c.err, told, tl.m.inputs, c.want)
 		}
+	}
+}
+
+// Lookups run beside the loop, at most maxLookups at once, and end with it.
+func TestLookupsAreBoundedAndEndWithTheLoop(t *testing.T) {
+	tl := newTestLoop(t)
+	var now, most atomic.Int32
+	release := make(chan struct{})
+	tl.lookups.resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		select {
+		case <-release:
+			return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	const names = 3 * maxLookups
+	for i := range names {
+		tl.outputs(ike.Output{Kind: ike.OutResolve, Name: fmt.Sprintf("n%d.example", i)})
+	}
+	for now.Load() < maxLookups {
+		time.Sleep(time.Millisecond)
+	}
+	for range names - 1 {
+		release <- struct{}{}
+		a := <-tl.lookups.answers
+		tl.lookups.answered()
+		if a.err != nil || len(a.addrs) != 1 {
+			t.Fatalf("answer %+v", a)
+		}
+	}
+	if most.Load() != maxLookups {
+		t.Errorf("%d lookups at once, want %d", most.Load(), maxLookups)
+	}
+	tl.lookups.cancel()
+	for now.Load() > 0 {
+		time.Sleep(time.Millisecond)
 	}
 }

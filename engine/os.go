@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"net/netip"
 
 	"postern/esp"
@@ -65,6 +66,9 @@ type OS struct {
 	// WatchAddresses subscribes to changes of the host's addresses; nil if the system
 	// cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)
+	// Resolve returns the addresses of a name of the DNS, as it is now, trying until ctx
+	// ends; its queries pass by the tunnel. nil: names of peers are refused.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

@@ -91,7 +91,8 @@ const (
 type Conn struct {
 	Name        string
 	LocalAddrs  []netip.Addr   // addresses of ours to use; empty: whatever the route says
-	RemoteAddrs []netip.Prefix // the peer's; empty: any, which only a responder can use
+	RemoteAddrs []netip.Prefix // the peer's; empty, without names: any, which only a responder can use
+	RemoteNames []PeerName     // names whose addresses count like RemoteAddrs
 	RemotePort  uint16         // 0: 500, or 4500 where NAT traversal asks for it
 	LocalID     ID             // zero: our address
 	RemoteID    ID             // zero: any identity with a secret
@@ -110,6 +111,13 @@ type Conn struct {
 	RetryJitter  int           // percent, up to 20, by which one may come earlier, by chance
 
 	Children []*Child
+}
+
+// PeerName is a name of the peer in the DNS. At is how many of RemoteAddrs come before it
+// in the order in which the peer's addresses are called.
+type PeerName struct {
+	Name string
+	At   int
 }
 
 // Child is one CHILD SA of a connection.
@@ -168,13 +176,14 @@ type OutputKind uint8
 
 // The outputs.
 const (
-	OutSend   OutputKind = iota // send Data along Path
-	OutAddSA                    // put SA into the SAD and bind it to its policy
-	OutDelSA                    // take the SA with SPI and Dir out of the SAD
-	OutUseSA                    // from now on protect with the outbound SA of SPI
-	OutMoveSA                   // from now on send what the pair of Inbound protects along Path
-	OutWork                     // run Work and hand its result to Done
-	OutEvent                    // Event happened
+	OutSend    OutputKind = iota // send Data along Path
+	OutAddSA                     // put SA into the SAD and bind it to its policy
+	OutDelSA                     // take the SA with SPI and Dir out of the SAD
+	OutUseSA                     // from now on protect with the outbound SA of SPI
+	OutMoveSA                    // from now on send what the pair of Inbound protects along Path
+	OutWork                      // run Work and hand its result to Done
+	OutEvent                     // Event happened
+	OutResolve                   // look up the addresses of Name and hand them to Resolved
 )
 
 // Output is one thing the caller has to do. Outputs come in an order that must be
@@ -189,6 +198,7 @@ type Output struct {
 	Dir   esp.Direction
 	Work  *Work
 	Event Event
+	Name  string
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.
@@ -231,6 +241,7 @@ const (
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where
 	EvMoved                         // the peer's address changed; Path is the new one
+	EvResolved                      // a peer's name resolves again, or differently: Text
 )
 
 // Event is something that a log, a control client or a metric wants to know. It never

@@ -161,7 +161,7 @@ func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
 		if local == (ID{}) {
 			local = own
 		}
-		if !c.matches(sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
+		if !m.matches(c, sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
 			continue
 		}
 		if _, ok := chooseProposal(c.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
@@ -189,7 +189,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.state = StateEstablished
 	sa.established = m.now.Mono
 	sa.lastIn = m.now.Mono
-	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
+	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono, sa.dialled}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -36,16 +37,38 @@ type dialing struct {
 	rounds int          // rounds since the last success
 	worked netip.Addr   // the last one by which the peer was reached
 	lost   bool         // it was found dead since
+
+	waiting  bool // for the addresses of the peer's names
+	nameless bool // the last attempt failed for want of one
+	moving   bool // a new IKE SA is being made beside the one that there is
+	replaced bool // it is there, and the old one is to be closed
 }
 
-// singles returns the peer's single addresses in the order of the configuration.
+// singles returns the peer's single addresses, as far as they are known, in the order of
+// the configuration.
 func (m *Machine) singles(c *Conn) []netip.Addr {
 	var list []netip.Addr
-	for _, p := range c.RemoteAddrs {
-		if a := p.Addr(); p.IsSingleIP() && !slices.Contains(list, a) {
-			list = append(list, a)
+	add := func(addrs ...netip.Addr) {
+		for _, a := range addrs {
+			if !slices.Contains(list, a) {
+				list = append(list, a)
+			}
 		}
 	}
+	names := func(at int) {
+		for _, r := range c.RemoteNames {
+			if n := m.nameOf(r.Name); r.At == at && n != nil {
+				add(n.addrs...)
+			}
+		}
+	}
+	for i, p := range c.RemoteAddrs {
+		names(i)
+		if p.IsSingleIP() {
+			add(p.Addr())
+		}
+	}
+	names(len(c.RemoteAddrs))
 	return list
 }
 
@@ -64,7 +87,7 @@ func (m *Machine) newRound(s *connState) {
 }
 
 // busy tells whether an attempt of the connection is under way.
-func (m *Machine) busy(s *connState) bool { return m.attempt(s) != nil }
+func (m *Machine) busy(s *connState) bool { return s.dial.waiting || m.attempt(s) != nil }
 
 // hurried tells whether another address waits for this attempt to fail.
 func (sa *ikeSA) hurried() bool {
@@ -73,9 +96,11 @@ func (sa *ikeSA) hurried() bool {
 
 // reached notes that an attempt of ours has led to the peer.
 func (s *connState) reached(sa *ikeSA) {
-	s.dial.failed, s.dial.rounds, s.dial.lost = 0, 0, false
+	d := &s.dial
+	d.failed, d.rounds, d.lost, d.nameless, d.waiting = 0, 0, false, false, false
 	if sa.conns == s {
-		s.dial.worked = sa.dialled
+		d.worked = sa.dialled
+		d.replaced, d.moving = d.replaced || d.moving, false
 	}
 }
 
@@ -167,7 +192,15 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 	var delay time.Duration
 	if len(s.wanted) > 0 && again {
 		delay = nextAddress
-		if !more {
+		var r *ResolveError
+		d.nameless = errors.As(err, &r)
+		switch {
+		case d.nameless:
+			delay = nameLast
+			if r.Times <= 1 {
+				delay = nameFirst
+			}
+		case !more:
 			delay = m.backoff(d.rounds)
 		}
 		m.armRetry(s, delay)
@@ -178,6 +211,13 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 	m.event(Event{Kind: EvFailed, Conn: s.conn.Name, Count: s.tries, Delay: delay, Err: err})
 	if more {
 		return
+	}
+	if d.moving {
+		// The old one is still there; the names tell whether it is tried again.
+		d.moving = false
+		for _, n := range m.namesOf(s.conn) {
+			n.next = m.now.Mono + delay
+		}
 	}
 	for i := range s.wanted {
 		m.settle(s.wanted[i].waiters, err)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 )
 
 // IKE_SA_INIT (RFC 7296 section 1.2): key exchange, nonces and NAT detection, in clear.
@@ -51,16 +52,29 @@ func (m *Machine) pathTo(c *Conn, remote netip.Addr) (Path, error) {
 // one at hand.
 func (m *Machine) connect(s *connState) {
 	s.retryAt = never
-	if s.dial.failed == 0 {
-		m.newRound(s)
+	if s.dial.failed > 0 {
+		m.call(s)
+		return
 	}
+	m.askAll(s.conn, nameFresh)
+	if s.dial.waiting = m.awaits(s.conn); !s.dial.waiting {
+		m.startRound(s)
+	}
+}
+
+// startRound calls the first address of a new round.
+func (m *Machine) startRound(s *connState) {
+	if len(s.wanted) == 0 {
+		return // nobody wants it any more
+	}
+	m.newRound(s)
 	m.call(s)
 }
 
 // call calls the address whose turn it is.
 func (m *Machine) call(s *connState) {
 	if len(s.dial.addrs) == 0 {
-		m.attemptFailed(s, ErrNoRemote)
+		m.attemptFailed(s, m.unresolved(s.conn))
 		return
 	}
 	addr := s.dial.addrs[s.dial.failed]
@@ -147,8 +161,9 @@ func numbered(ps []Proposal, proto Protocol, spi []byte) []Proposal {
 	return out
 }
 
-// matches tells whether a connection is for this pair of addresses.
-func (c *Conn) matches(p Path) bool {
+// matches tells whether a connection is for this pair of addresses. Names count with the
+// addresses of their last good answer.
+func (m *Machine) matches(c *Conn, p Path) bool {
 	if len(c.LocalAddrs) > 0 {
 		found := false
 		for _, a := range c.LocalAddrs {
@@ -163,7 +178,12 @@ func (c *Conn) matches(p Path) bool {
 			return true
 		}
 	}
-	return len(c.RemoteAddrs) == 0
+	for _, n := range m.namesOf(c) {
+		if slices.Contains(n.addrs, p.Remote.Addr()) {
+			return true
+		}
+	}
+	return len(c.RemoteAddrs) == 0 && len(c.RemoteNames) == 0
 }
 
 // Half-open IKE SAs of one source address: a few, so that one host cannot take all
@@ -232,7 +252,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	var chosen Proposal
 	ok, force := false, false
 	for _, s := range m.conns {
-		if s.conn.matches(p) {
+		if m.matches(s.conn, p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
 				force = s.conn.Encap
 				break
@@ -240,6 +260,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		}
 	}
 	if !ok {
+		m.strangers()
 		m.refuseInit(p, h, NotifyNoProposalChosen, nil, ErrNoProposal)
 		return
 	}

@@ -28,6 +28,7 @@ type Machine struct {
 	sas      []ikeSA
 	children []childSA
 	conns    []*connState
+	names    []*peerName
 	secrets  []Secret
 	encap    bool    // for every connection
 	msg      Message // the datagram at hand
@@ -86,6 +87,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 			m.closeConn(s)
 		}
 	}
+	m.configureNames()
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
 			if c.StartAction == StartStart {
@@ -111,7 +113,7 @@ func (m *Machine) closeConn(s *connState) {
 	for _, w := range s.wanted {
 		m.settle(w.waiters, ErrTerminated)
 	}
-	s.wanted, s.retryAt = nil, never
+	s.wanted, s.retryAt, s.dial.waiting = nil, never, false
 	for i := range m.sas {
 		sa := &m.sas[i]
 		switch {
@@ -137,7 +139,14 @@ func (m *Machine) Next() (Output, bool) {
 }
 
 // finish ends every input: tasks that became possible start.
-func (m *Machine) finish() { m.runTasks() }
+func (m *Machine) finish() {
+	for _, s := range m.conns {
+		if s.dial.replaced {
+			m.closeReplaced(s)
+		}
+	}
+	m.runTasks()
+}
 
 func (m *Machine) event(e Event) {
 	m.out = append(m.out, Output{Kind: OutEvent, Event: e})
@@ -443,7 +452,7 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			return true
 		})
 		if len(s.wanted) == 0 {
-			s.retryAt = never
+			s.retryAt, s.dial.waiting, s.dial.moving = never, false, false
 		}
 	}
 	if !found {
@@ -511,7 +520,7 @@ func (m *Machine) want(s *connState, w wish) {
 
 // retry is the next attempt after a failed one.
 func (m *Machine) retry(s *connState) {
-	if m.established(s.conn) != nil {
+	if m.established(s.conn) != nil && !s.dial.moving {
 		wanted := s.wanted
 		s.wanted = nil
 		for _, w := range wanted {

@@ -135,6 +135,9 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.arm(sa, tRetransmit, d)
+	if sa.req.tries == 1 && sa.state == StateEstablished && sa.conn != nil {
+		m.askAll(sa.conn, nameFresh) // it may have moved
+	}
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.tries,
 		Text: sa.req.exchange.String()})
 	m.send(sa.path, sa.req.data)

@@ -61,6 +61,8 @@ type origin struct {
 	ours bool          // we connected
 	spiI uint64        // the first initiator's SPI
 	at   time.Duration // when it was authenticated
+
+	dialled netip.Addr // the peer's address that we called; zero if it called
 }
 
 // initState is what IKE_SA_INIT leaves for IKE_AUTH.

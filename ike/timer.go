@@ -104,7 +104,13 @@ func (m *Machine) Timeout(now Time) {
 			m.retry(s)
 		}
 	}
-	m.runTasks()
+	for _, n := range m.names {
+		if n.next <= now.Mono {
+			n.next = never
+			m.ask(n, nameFresh)
+		}
+	}
+	m.finish()
 	m.wake = never
 	for i := range m.sas {
 		if m.sas[i].state != StateFree {
@@ -122,6 +128,9 @@ func (m *Machine) Timeout(now Time) {
 	}
 	for _, s := range m.conns {
 		m.wake = min(m.wake, s.retryAt)
+	}
+	for _, n := range m.names {
+		m.wake = min(m.wake, n.next)
 	}
 }
 

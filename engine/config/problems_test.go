@@ -144,7 +144,11 @@ remote_addrs = ["10.0.0.1/8",      #! has bits of a host set; write "10.0.0.0/8"
 ]
 [connections.b]
 local_addrs = ["%any", "::1"]      #! local_addrs has "%any" beside addresses
-remote_addrs = ["gw.example"]      #! "gw.example" is not an address
+remote_addrs = ["gw..example",     #! "gw..example" is not an address
+  "192.0.2.256",                   #! "192.0.2.256" is not an address
+  "-gw.example",                   #! "-gw.example" is not an address
+  "gw.example", "GW.example",      #! "GW.example" is twice in remote_addrs
+]
 [connections.e]
 remote_addrs = []                  #! remote_addrs is empty; leave the key out to get the default
 [connections.c]

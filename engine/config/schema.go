@@ -121,7 +121,7 @@ var connSection = &section{
 	keys: []key{
 		{"local_addrs", aList, `addresses of ours to use; whatever the route to the peer says`,
 			func(s *scope, n *node) { s.localAddrs(n, s.conn) }},
-		{"remote_addrs", aList, `addresses of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
+		{"remote_addrs", aList, `addresses or names of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
 			func(s *scope, n *node) { s.remoteAddrs(n, s.conn) }},
 		{"remote_port", aNumber, `the peer's UDP port; 500, or 4500 behind a NAT`,
 			func(s *scope, n *node) { s.port(n, &s.conn.RemotePort) }},

@@ -12,6 +12,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"postern/ike"
@@ -21,6 +22,9 @@ import (
 type Sim struct {
 	Seed uint64
 	Rand *rand.Rand // for whoever writes a scenario
+
+	// Names is the DNS; a name without addresses is one that cannot be resolved.
+	Names map[string][]netip.Addr
 
 	// IgnoreEvents leaves it unchecked whether the machines' events agree with their tables.
 	IgnoreEvents bool
