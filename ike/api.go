@@ -54,8 +54,9 @@ type Ports struct {
 	IKE, NATT uint16
 }
 
-// Config is all that the machine is configured with. The machine keeps the pointers;
-// the caller must not change what they point to afterwards.
+// Config is all that the machine is configured with. The machine copies connections and
+// children and keeps what their fields point to, which the caller must not change
+// afterwards.
 type Config struct {
 	Conns   []*Conn
 	Secrets []Secret

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"postern/esp"
@@ -253,7 +254,7 @@ func (m *Machine) childLost(c *childSA, err error) {
 // wishAgain has a CHILD SA negotiated again soon.
 func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	s := m.stateOf(conn)
-	if s == nil || s.held[cfg] {
+	if s == nil || s.held[cfg] || !slices.Contains(conn.Children, cfg) {
 		return
 	}
 	for _, w := range s.wanted {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -30,8 +29,10 @@ type Machine struct {
 	conns    []*connState
 	names    []*peerName
 	secrets  []Secret
-	encap    bool    // for every connection
-	msg      Message // the datagram at hand
+	encap    bool // for every connection
+
+	lateUntil time.Duration // until then exchanges may end for children that have gone
+	msg       Message       // the datagram at hand
 
 	halfOpenMax int
 	cookieFrom  int
@@ -56,9 +57,8 @@ func New(env Env, lim Limits) *Machine {
 	}
 }
 
-// Configure takes a configuration in place of the one before. Connections that are the
-// same keep their SAs; those that have gone or changed are closed. It starts what is
-// to be started.
+// Configure takes a configuration in place of the one before; what has not changed goes on
+// undisturbed (reload.go). It starts what is to be started.
 func (m *Machine) Configure(now Time, cfg Config) error {
 	m.now = now
 	m.ports = Ports{500, 4500}
@@ -69,28 +69,12 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 		m.ports.NATT = cfg.Ports.NATT
 	}
 	m.encap = cfg.Encap
-	old, oldSecrets := m.conns, m.secrets
-	m.conns, m.secrets = nil, cfg.Secrets
-	for _, c := range cfg.Conns {
-		i := slices.IndexFunc(old, func(s *connState) bool {
-			return s != nil && reflect.DeepEqual(s.conn, c) && sameKey(oldSecrets, cfg.Secrets, c)
-		})
-		if i >= 0 {
-			m.conns = append(m.conns, old[i])
-			old[i] = nil
-			continue
-		}
-		m.conns = append(m.conns, &connState{conn: c, retryAt: never})
-	}
-	for _, s := range old {
-		if s != nil {
-			m.closeConn(s)
-		}
-	}
-	m.configureNames()
+	oldSecrets := m.secrets
+	m.secrets = cfg.Secrets
+	m.configureConns(cfg.Conns, oldSecrets)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
-			if c.StartAction == StartStart {
+			if c.StartAction == StartStart && !s.held[c] {
 				m.want(s, wish{cfg: c})
 			}
 		}
@@ -144,6 +128,9 @@ func (m *Machine) finish() {
 		if s.dial.replaced {
 			m.closeReplaced(s)
 		}
+	}
+	if m.now.Mono < m.lateUntil {
+		m.dropLate()
 	}
 	m.runTasks()
 }
@@ -494,6 +481,10 @@ func (m *Machine) cmdRekey(c *Command, w *waiter) error {
 // want brings a CHILD SA up: at once where there is an IKE SA or none is being tried,
 // otherwise when the next attempt is due.
 func (m *Machine) want(s *connState, w wish) {
+	if !slices.Contains(s.conn.Children, w.cfg) {
+		m.settle(w.waiters, ErrTerminated) // it is configured no more
+		return
+	}
 	delete(s.held, w.cfg)
 	if sa := m.established(s.conn); sa != nil {
 		for i := range m.children {

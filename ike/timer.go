@@ -148,7 +148,11 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		}
 	case tExpire:
 		if sa.state == StateEstablished {
-			m.closeIKE(sa, ErrLifetime, nil)
+			err := ErrLifetime
+			if m.stateOf(sa.conn) == nil {
+				err = ErrTerminated // it has outlived its configuration
+			}
+			m.closeIKE(sa, err, nil)
 		} else {
 			m.destroy(sa, ErrLifetime)
 		}
