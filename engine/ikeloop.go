@@ -236,6 +236,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.command(ike.Command{Kind: ike.CmdTerminate}, func(error) { over = true })
 		case <-end:
 			l.log.Log(log.IKE, log.Warn, "not every peer has confirmed the end of its SAs; they will find out by their liveness checks")
+			l.m.Command(l.now(), ike.Command{Kind: ike.CmdTerminate, Force: true}) // whoever has not been told yet
+			l.drain()
 			over = true
 		}
 	}

@@ -170,6 +170,7 @@ type Command struct {
 	Flow    esp.Flow
 	SPI     uint32
 	Path    Path
+	Force   bool // CmdTerminate of whole IKE SAs: do not wait for the peer
 }
 
 // OutputKind names what an Output asks the caller to do.

@@ -108,7 +108,14 @@ func (s *connState) reached(sa *ikeSA) {
 // is the first), and whether another one may follow.
 func (m *Machine) unanswered(sa *ikeSA, n int) (time.Duration, bool) {
 	c := sa.conn
-	d, more := c.retryDelay(n, sa.hurried())
+	atMost := time.Duration(0)
+	switch {
+	case sa.hurried():
+		atMost = hurry
+	case sa.leaving():
+		atMost = deletePace
+	}
+	d, more := c.retryDelay(n, atMost)
 	if c != nil && c.RetryJitter > 0 {
 		d -= m.random(d / 100 * time.Duration(min(c.RetryJitter, jitterMax)))
 	}

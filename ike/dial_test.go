@@ -267,3 +267,75 @@ func TestKeyingTriesCountRounds(t *testing.T) {
 		t.Errorf("something waits for %v after the last try", at)
 	}
 }
+
+// A user's DELETE is repeated within the time that the daemon has at its end, and given up
+// in seconds.
+func TestDeleteOfTheUserIsRepeatedSoonAndGivenUpSoon(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	start := p.now.Mono
+	var sent []time.Duration
+	p.a.mangle = func(*Output) bool { sent = append(sent, p.now.Mono-start); return false }
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link"})
+	p.run()
+	p.pass(10 * time.Second)
+	p.done(p.a, 2, ErrTimeout) // the peer has not confirmed it
+	if len(sent) != 1+deleteTries || sent[1] != deletePace || sent[2] > 1500*time.Millisecond {
+		t.Errorf("the DELETE left at %v, want one and three repetitions, two of them within 1.5 s", sent)
+	}
+	if n := p.ikes(p.a); n != 0 {
+		t.Errorf("%d IKE SAs are left after ten seconds", n)
+	}
+	// One that reaches the peer at the second try ends both sides.
+	p = newPair(t, nil)
+	p.up()
+	p.a.mangle = func(*Output) bool { p.a.mangle = nil; return false }
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link"})
+	p.run()
+	p.pass(deletePace)
+	p.same(0)
+}
+
+func TestForcedEndDoesNotWaitForThePeer(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		p := newPair(t, withChildren)
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		n := 0
+		p.a.mangle = func(*Output) bool { n++; return !lost }
+		p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link", Force: true})
+		p.a.drain(p.now) // the peer has had no chance yet
+		p.done(p.a, 2, nil)
+		if len(p.a.sas) != 0 || p.ikes(p.a) != 0 || len(p.a.spis) != 0 {
+			t.Errorf("%d simplex SAs and %d IKE SAs are left", len(p.a.sas), p.ikes(p.a))
+		}
+		p.run()
+		if n != 1 {
+			t.Errorf("%d datagrams left, want the one DELETE", n)
+		}
+		if lost != (len(p.b.sas) != 0) {
+			t.Errorf("the peer has %d simplex SAs, and the DELETE was lost: %v", len(p.b.sas), lost)
+		}
+		n = 0
+		p.pass(time.Minute)
+		if n != 0 {
+			t.Errorf("%d datagrams left after the forced end", n)
+		}
+	}
+}
+
+func TestForcedEndRespectsThePeersWindow(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	p.a.mangle = func(*Output) bool { return false }
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Conn: "link", Child: "net"})
+	p.run()
+	n := 0
+	p.a.mangle = func(*Output) bool { n++; return false }
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link", Force: true})
+	p.run()
+	p.done(p.a, 2, nil)
+	if n != 0 || len(p.a.sas) != 0 || len(p.a.spis) != 0 || p.ikes(p.a) != 0 {
+		t.Errorf("%d datagrams left, %d simplex SAs, %d SPIs and %d IKE SAs are there still", n, len(p.a.sas), len(p.a.spis), p.ikes(p.a))
+	}
+}

@@ -405,6 +405,9 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			found = true
 			w.left++
 			m.closeIKE(sa, ErrTerminated, w)
+			if c.Force {
+				m.abandon(sa)
+			}
 			continue
 		}
 		for j := range m.children {

@@ -47,8 +47,8 @@ const (
 )
 
 // retryDelay returns how long to wait after transmission n (0 is the first), without the
-// jitter, and whether another one may follow. In a hurry the first wait is a short one.
-func (c *Conn) retryDelay(n int, inHurry bool) (time.Duration, bool) {
+// jitter, and whether another one may follow. The first wait is atMost, unless that is 0.
+func (c *Conn) retryDelay(n int, atMost time.Duration) (time.Duration, bool) {
 	d, base, tries := retryTimeout, retryBase, retryTries
 	if c != nil {
 		if c.RetryTimeout > 0 {
@@ -61,8 +61,8 @@ func (c *Conn) retryDelay(n int, inHurry bool) (time.Duration, bool) {
 			tries = c.RetryTries
 		}
 	}
-	if inHurry {
-		d = min(d, hurry)
+	if atMost > 0 {
+		d = min(d, atMost)
 	}
 	f := float64(d)
 	for range n {
