@@ -12,7 +12,7 @@ import (
 
 const (
 	// lookupPatience bounds one lookup. Within it the resolver asks once a second.
-	lookupPatience = 5 * time.Second
+	lookupPatience = 4 * time.Second
 	// maxLookups bounds those under way at once. While the DNS is silent the other names
 	// wait for their turn, and as soon as it answers that takes no time.
 	maxLookups = 8
