@@ -27,7 +27,7 @@ $(if $(filter mips64%,$(word 1,$(subst /, ,$(1)))),GOMIPS64,GOMIPS)))=$(word 2,$
 endef
 name = $(subst /,-,$(1))
 
-.PHONY: all build demo test check deps bench icount cross emulate e2e race size lint fuzz clean
+.PHONY: all build demo test check deps bench budget icount cross emulate e2e race size lint fuzz clean
 
 all: build
 
@@ -41,7 +41,7 @@ demo:
 	@$(OUT)/postern-demo demo
 
 # All checks, from lint to the end-to-end tests against strongSwan. Installs what is missing.
-test: deps lint check race fuzz cross emulate icount size e2e
+test: deps lint check budget race fuzz cross emulate icount size e2e
 	@echo "make test: all checks passed"
 
 # Debian's packages; nothing happens where all of them are there.
@@ -54,7 +54,7 @@ check: deps
 	@.ci/gotest -tags demo .
 
 race: deps
-	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/...
+	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/... ./esp/ctaes
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
@@ -78,14 +78,21 @@ emulate: deps
 	@$(call env,arm/7) .ci/gotest -short -exec qemu-arm-static ./esp/chapoly
 	@QEMU_CPU=4Kc $(call env,mipsle/softfloat) .ci/gotest -short -exec qemu-mipsel-static ./esp/chapoly
 	@$(call env,mips/softfloat) .ci/gotest -short -tags purego -exec qemu-mips-static ./esp/chapoly
+	@echo "test ./esp/ctaes on arm64 and riscv64"
+	@$(call env,arm64) .ci/gotest -short -exec qemu-aarch64-static ./esp/ctaes
+	@$(call env,riscv64) .ci/gotest -short -exec qemu-riscv64-static ./esp/ctaes
 
 # Stripped and compressed size for each target, and the budget.
 size: cross
 	@.ci/size $(OUT)
 
-# Throughput and allocations, beside the bare ciphers in the same run.
+# Throughput and allocations, beside the bare ciphers in the same run, and the budget.
 bench:
 	@.ci/bench
+
+# What sealing and opening may cost above the bare cipher; some seconds.
+budget:
+	@.ci/budget
 
 # Side by side with wireguard-go and strongSwan, by turns on this machine, as root; some
 # minutes. BENCH_ONLY=postern,wireguard selects contenders, PEERSFLAGS has what
@@ -96,7 +103,8 @@ bench-peers: deps
 	@$(GO) test -tags peers -c -o $(OUT)/peers.test ./platform/e2e
 	@cd platform/e2e && POSTERN_E2E=require $(abspath $(OUT))/peers.test -test.run '^TestPeers' -test.timeout 2h $(PEERSFLAGS)
 
-# Instructions per octet of ChaCha20-Poly1305 on 32-bit MIPS and ARM, and the budgets.
+# Instructions per octet of ChaCha20-Poly1305 on 32-bit MIPS and ARM, of AES-GCM on processors
+# without AES instructions, and the budgets.
 icount: deps
 	@.ci/icount/run
 

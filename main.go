@@ -6,11 +6,14 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"postern/board"
 	"postern/engine"
+	"postern/engine/bench"
 	"postern/engine/cli"
 	"postern/engine/config"
 	"postern/engine/demo"
@@ -28,6 +31,7 @@ func main() {
 		Version:     version,
 		NewDaemon:   newDaemon,
 		MemoryTotal: platform.MemoryTotal,
+		Ciphers:     cpu().CipherOrder(),
 		// Without CAP_NET_RAW ESP still travels in UDP, and the engine says so.
 		Privileges: func() error { return platform.CheckPrivileges(false) },
 		Harden:     platform.HardenProcess,
@@ -38,8 +42,14 @@ func main() {
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch
 		},
+		Bench:    benchSystem,
 		Commands: commands(),
 	}))
+}
+
+// cpu is what the processor has.
+func cpu() engine.CPU {
+	return engine.CPU{MIPSRelease2: platform.MIPSRelease2(), AES: platform.AES()}
 }
 
 // commands are those that only some builds have.
@@ -71,24 +81,18 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 		return nil, err
 	}
 	system := engine.OS{
-		OpenTUN: func(name string, mtu int) (engine.Device, error) {
-			d, err := platform.OpenTUN(name, mtu)
-			if err != nil {
-				return nil, err // not a nil *TUN inside the interface
-			}
-			return d, nil
+		OpenTUN: func(name string, mtu, queues int) ([]engine.Device, error) {
+			d, err := platform.OpenTUNQueues(name, mtu, queues)
+			return each(d, func(t *platform.TUN) engine.Device { return t }), err
 		},
-		ListenUDP: func(addr netip.AddrPort) (engine.Socket, error) {
-			s, err := platform.ListenUDP(addr)
-			if err != nil {
-				return nil, err
-			}
-			return s, nil
+		ListenUDP: func(addr netip.AddrPort, n int) ([]engine.Socket, error) {
+			s, err := platform.ListenUDPGroup(addr, n)
+			return each(s, func(s *platform.Socket) engine.Socket { return s }), err
 		},
 		ListenESP: func(v6 bool) (engine.Socket, error) {
 			s, err := platform.ListenESP(v6)
 			if err != nil {
-				return nil, err
+				return nil, err // not a nil *Socket inside the interface
 			}
 			return s, nil
 		},
@@ -107,13 +111,22 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 	e, err := engine.New(engine.Options{
 		OS: system, Config: cfg, Path: path, Profile: prof, Log: lg,
 		Version: version, Kernel: strings.TrimSpace(string(release)),
-		CPU: engine.CPU{MIPSRelease2: platform.MIPSRelease2()},
+		CPU: cpu(),
 	})
 	if err != nil {
 		_ = network.Close()
 		return nil, err
 	}
 	return daemon{e, network}, nil
+}
+
+// each returns what f makes of every element.
+func each[T, I any](from []T, f func(T) I) []I {
+	to := make([]I, len(from))
+	for i := range from {
+		to[i] = f(from[i])
+	}
+	return to
 }
 
 // lab and host fit platform's types to the interfaces of the demonstration.
@@ -140,4 +153,36 @@ func (h host) Capture(device string) (demo.Capture, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// benchSystem is what 'postern bench' measures: this device, with the routines that the
+// daemon would take.
+func benchSystem() bench.System {
+	processor, aes := cpu(), bench.AESConstant
+	if engine.ChooseCrypto(processor, log.New(os.Stderr, log.Warn)) {
+		aes = bench.AESHardware
+	}
+	start := time.Now()
+	return bench.System{
+		Model: platform.CPUModel(), Arch: runtime.GOARCH, Cores: runtime.NumCPU(),
+		AES:        aes,
+		Memory:     platform.MemoryTotal(),
+		Now:        func() time.Duration { return time.Since(start) },
+		ThreadTime: platform.ThreadTime,
+		Proposals:  engine.DefaultProposals(processor),
+		OpenPath:   openBenchPath,
+	}
+}
+
+func openBenchPath(mtu int) (*bench.Path, error) {
+	p, err := platform.OpenBenchPath(mtu)
+	if err != nil {
+		return nil, err
+	}
+	return &bench.Path{
+		Device: p.TUN, Near: p.Near, Far: p.Far, To: p.To(),
+		Inject: p.Inject, Close: p.Close,
+		TUNFeatures: p.TUN.Features(), UDPFeatures: p.Far.Features(),
+		Private: p.Private(),
+	}, nil
 }

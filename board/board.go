@@ -5,7 +5,9 @@ package board
 import "fmt"
 
 // Profile is the budget of one class of device. All counts are fixed-size table
-// entries; Buffers is a number of packet buffers of BufferSize octets.
+// entries; Buffers is a number of packet buffers of BufferSize octets. FlowCache and
+// Buffers are what a data path of one worker has; each further worker has its own flow
+// cache and its own share of the buffers.
 type Profile struct {
 	Name       string
 	IKESAs     int // IKE SAs, half-open ones included
@@ -18,6 +20,7 @@ type Profile struct {
 	Buffers    int
 	BufferSize int // octets, headroom and tailroom included
 	Workers    int // goroutines for slow cryptography (DH)
+	Queues     int // workers of the data path at most, one per core; 1 to 8
 	Clients    int // control connections at once
 	MemoryMiB  int // soft limit of the Go heap
 }
@@ -25,9 +28,9 @@ type Profile struct {
 // The profiles, smallest first. Tiny is for 32 MiB of RAM, Small for the 64 MiB
 // router that postern is made for, Large for gateways with 256 MiB and more.
 var (
-	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 4, 6}
-	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 8, 10}
-	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 32, 64}
+	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 1, 4, 6}
+	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 4, 8, 10}
+	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 8, 32, 64}
 )
 
 // All lists the profiles, smallest first.

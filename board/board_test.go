@@ -14,6 +14,9 @@ func TestProfilesGrowAndFitTheTables(t *testing.T) {
 			t.Errorf("%s: cookies are demanded from %d half-open IKE SAs, %d of them fit, and %d IKE SAs and %d CHILD SAs: want each below the next",
 				p.Name, p.Cookies, p.HalfOpen, p.IKESAs, p.ChildSAs)
 		}
+		if p.Queues < 1 || p.Queues > 8 {
+			t.Errorf("%s: %d workers of the data path, want 1 to 8", p.Name, p.Queues)
+		}
 		if i > 0 && (p.IKESAs <= all[i-1].IKESAs || p.MemoryMiB <= all[i-1].MemoryMiB) {
 			t.Errorf("%s affords no more than %s", p.Name, all[i-1].Name)
 		}

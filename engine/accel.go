@@ -1,23 +1,70 @@
 package engine
 
 import (
+	"slices"
+
 	"postern/engine/log"
 	"postern/esp/chapoly"
+	"postern/esp/ctaes"
+	"postern/ike"
 )
 
-// chooseCrypto takes the fastest routines that the processor is said to have, after a test
-// that it has them: where the flags are wrong, the plain code serves.
-func chooseCrypto(cpu chapoly.CPU, lg *log.Logger) {
-	best := chapoly.Best(cpu)
-	err := chapoly.Use(best)
-	if err == nil {
-		err = chapoly.SelfTest()
+// chooseCrypto takes the fastest routines in constant time that the processor is said to
+// have, after a test that it has them: where the flags are wrong, the plain code serves. It
+// tells which ciphers follow from that.
+func chooseCrypto(cpu CPU, conns []*ike.Conn, lg *log.Logger) {
+	choose("ChaCha20-Poly1305", chapoly.Best(chapoly.CPU{Rotate: cpu.MIPSRelease2}), chapoly.Plain, chapoly.Use, chapoly.SelfTest, lg)
+	choose("AES", ctaes.Best(ctaes.CPU{AES: cpu.AES}), ctaes.Sliced, ctaes.Use, ctaes.SelfTest, lg)
+
+	why := "the processor has AES instructions"
+	if !cpu.AES {
+		why = "the processor has no AES instructions"
 	}
-	if err == nil {
-		lg.Log(log.ESP, log.Debug, "ChaCha20-Poly1305 is computed by", log.Str("routine", best.String()))
-		return
+	lg.Log(log.IKE, log.Info, "default proposals prefer", log.Str("ciphers", cpu.CipherOrder().String()), log.Str("why", why))
+	if name := namesAES(conns, cpu.CipherOrder()); !cpu.AES && name != "" {
+		lg.Log(log.IKE, log.Info, "AES is configured by name: without AES instructions it is computed in constant time, and slower than chacha20poly1305",
+			log.Str("connection", name))
 	}
-	lg.Log(log.ESP, log.Warn, "ChaCha20-Poly1305 falls back to plain code: the processor does not compute what its flags promise",
-		log.Str("routine", best.String()), log.Err(err))
-	_ = chapoly.Use(chapoly.Plain) // every program has it
+}
+
+// choose uses the best routine for a cipher, or safe if that fails its test.
+func choose[R interface {
+	comparable
+	String() string
+}](cipher string, best, safe R, use func(R) error, test func() error, lg *log.Logger) {
+	err := use(best)
+	if err == nil {
+		err = test()
+	}
+	switch {
+	case err == nil:
+		lg.Log(log.ESP, log.Debug, cipher+" is computed by", log.Str("routine", best.String()))
+	case best == safe:
+		lg.Log(log.ESP, log.Error, cipher+" is computed wrongly: the processor or this program is broken, packets will be lost", log.Err(err))
+	default:
+		lg.Log(log.ESP, log.Warn, cipher+" falls back to plain code: the processor does not compute what its flags promise",
+			log.Str("routine", best.String()), log.Err(err))
+		_ = use(safe) // every program has it
+	}
+}
+
+// namesAES returns the first connection that has AES in a proposal of its own, "" if only
+// default ones have it.
+func namesAES(conns []*ike.Conn, order ike.CipherOrder) string {
+	var known []string
+	for _, proto := range []ike.Protocol{ike.ProtoIKE, ike.ProtoESP} {
+		for _, p := range ike.DefaultProposals(proto, order) {
+			known = append(known, p.String())
+		}
+	}
+	named := func(p ike.Proposal) bool {
+		return slices.ContainsFunc(p.Transforms, ike.Transform.IsAES) && !slices.Contains(known, p.String())
+	}
+	for _, c := range conns {
+		if slices.ContainsFunc(c.Proposals, named) ||
+			slices.ContainsFunc(c.Children, func(ch *ike.Child) bool { return slices.ContainsFunc(ch.Proposals, named) }) {
+			return c.Name
+		}
+	}
+	return ""
 }

@@ -44,32 +44,31 @@ var sockNames = [numSocks]string{"UDP IKE IPv4", "UDP IKE IPv6", "UDP NAT-T IPv4
 
 func (s sockID) String() string { return sockNames[s] }
 
-// Contexts are the numbers by which package esp tells goroutines apart that use an SA
-// at the same time. Outbound: the reader of the TUN device, and the IKE loop when it
-// flushes what has waited. Inbound: the reader of each socket that carries ESP.
-const (
-	ctxTUN = iota
-	ctxLoop
-	numOutContexts
-)
+// maxQueues bounds the workers of the data path: Profile.Queues is 1 to maxQueues.
+const maxQueues = 8
 
-const numInContexts = int(numSocks - sockNATT4)
-
-func (s sockID) context() int { return int(s - sockNATT4) }
-
-// datapath is what the readers share: the tables, the queues to the IKE loop, and the
-// way out. Its fields are set before the first reader starts and stay as they are.
+// datapath is what the workers share: the tables, the queues to the IKE loop, and the
+// way out. Its fields are set before the first worker starts and stay as they are.
+//
+// Workers are numbered from 0. A worker reads the queue of the TUN device and sends through
+// the NAT-T sockets that have its number, modulo how many there are. By their numbers, package
+// esp tells goroutines apart that use an SA at the same time. Outbound: the workers, and the
+// IKE loop, ctxLoop, when it flushes what has waited. Inbound: the reader of each socket that
+// carries ESP, since a packet of any SA may arrive at any of them.
 type datapath struct {
+	workers int
 	sad     *sad
 	spd     *spd
+	turns   turns
 	counts  *counters
 	pending *pendingQueue
 	ikeq    *ikeQueue
-	tun     Device
-	socks   [numSocks]Socket // nil: this one is not there
+	tuns    []Device           // the queues of the TUN device: 1 to workers
+	socks   [numSocks][]Socket // empty: this one is not there; of NAT-T 1 to workers, else 1
 	ports   ike.Ports
 	log     *log.Logger
 	clock   func() time.Duration
+	seed    uint64 // of the hash that spreads inner flows over queues
 
 	// acquire hands a wish for an SA to the IKE loop, without waiting; false if it
 	// is too busy.
@@ -82,45 +81,74 @@ type datapath struct {
 	noted [numNotes]atomic.Int64
 	pool  *pool
 	udp   *pool
-	out   *outbound
-	in    [numSocks]*inbound
+	out   []*outbound          // of each worker
+	in    [numSocks][]*inbound // of each socket that there may be
 }
 
-// shares of Profile.Buffers: what the TUN reader, each socket with ESP and each socket
-// with IKE alone read at once; the queue to the IKE loop has four times the last.
+// shares of Profile.Buffers: what a worker on the way out, each socket with ESP and each
+// socket with IKE alone read at once; the queue to the IKE loop has four times the last.
 const (
 	shareTUN = 4
 	shareESP = 8
 	shareIKE = 16
 )
 
-// newDatapath makes tables and buffers of the profile's size; none grows afterwards.
-func newDatapath(p board.Profile, random func([]byte)) (*datapath, error) {
+// ctxLoop is the IKE loop's number on the way out.
+func (d *datapath) ctxLoop() int { return d.workers }
+
+// outContexts and inContexts are how many goroutines may use an SA at once.
+func (d *datapath) outContexts() int { return d.workers + 1 }
+
+func (d *datapath) inContexts() int {
+	n := 0
+	for s := sockNATT4; s < numSocks; s++ {
+		n += len(d.in[s])
+	}
+	return n
+}
+
+// newDatapath makes tables and buffers of the profile's size for so many workers; none
+// grows afterwards.
+func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, error) {
 	for _, n := range []int{p.ChildSAs, p.FlowCache} {
 		if n <= 0 || n&(n-1) != 0 {
 			return nil, fmt.Errorf("board profile %q: ChildSAs and FlowCache must be powers of two, not %d", p.Name, n)
 		}
 	}
+	if workers < 1 || workers > maxQueues {
+		return nil, fmt.Errorf("board profile %q: Queues must be 1 to %d, not %d", p.Name, maxQueues, workers)
+	}
 	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), max(p.Buffers/shareIKE, 2)
 	d := &datapath{
-		sad:    newSAD(p.ChildSAs, random),
-		spd:    newSPD(p.Policies),
-		counts: new(counters),
+		workers: workers,
+		sad:     newSAD(p.ChildSAs, random),
+		spd:     newSPD(p.Policies),
+		counts:  new(counters),
+		seed:    rand.Uint64(),
 		// The queue has its own buffers: packets that wait must not take those that move.
-		pool: newPool(nTUN+2*nESP+p.Queue, p.BufferSize),
-		udp:  newPool(2*nESP+6*nIKE, max(p.BufferSize, minUDPBuffer)),
+		pool: newPool(workers*nTUN+2*nESP+p.Queue, p.BufferSize),
+		udp:  newPool(workers*2*nESP+6*nIKE, max(p.BufferSize, minUDPBuffer)),
 	}
+	d.turns.init()
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
 	d.ikeq = newIKEQueue(d.udp.take(4 * nIKE))
-	d.out = newOutbound(d, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64()))
+	for w := range workers {
+		d.out = append(d.out, newOutbound(d, w, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64())))
+	}
+	ctx := 0
 	for s := range numSocks {
+		n, bufs, take := 1, nIKE, d.udp.take
 		switch {
 		case s >= sockESP4:
-			d.in[s] = newInbound(d, s, d.pool.take(nESP))
+			bufs, take = nESP, d.pool.take
 		case s.carriesESP():
-			d.in[s] = newInbound(d, s, d.udp.take(nESP))
-		default:
-			d.in[s] = newInbound(d, s, d.udp.take(nIKE))
+			n, bufs = workers, nESP
+		}
+		for range n {
+			d.in[s] = append(d.in[s], newInbound(d, s, ctx, take(bufs)))
+			if s.carriesESP() {
+				ctx++
+			}
 		}
 	}
 	return d, nil
@@ -155,11 +183,11 @@ func (d *datapath) mayNote(n note, now time.Duration) bool {
 	return d.noted[n].CompareAndSwap(last, int64(max(now, 1)))
 }
 
-// write sends a batch through a socket. A datagram that the socket refuses is counted
-// and left out; the others still go.
-// refused is the last refusal, if there was one.
-func (d *datapath) write(s sockID, batch []esp.Datagram, failed counter) (sent int, refused error) {
-	sock := d.socks[s]
+// write sends a batch through the socket of worker w. A datagram that the socket refuses
+// is counted and left out; the others still go. refused is the last refusal, if there was
+// one.
+func (d *datapath) write(s sockID, w int, batch []esp.Datagram, failed counter) (sent int, refused error) {
+	sock := d.socks[s][w%len(d.socks[s])]
 	for len(batch) > 0 {
 		n, err := sock.WriteBatch(batch)
 		sent += n

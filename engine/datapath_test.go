@@ -57,7 +57,7 @@ func TestPacketPassesOutAndIn(t *testing.T) {
 					tp.want(t, cOutPackets, 2)
 					tp.want(t, cInPackets, 2)
 					tp.want(t, cInBytes, 666)
-					if in, o, last, _ := tp.sad.usage(out.inbound); in.Bytes != 666 || o.Bytes != 666 || last != tp.now {
+					if in, o, last, _ := tp.sad.usage(&tp.turns, out.inbound); in.Bytes != 666 || o.Bytes != 666 || last != tp.now {
 						t.Errorf("usage is in %+v out %+v at %v, want 666 octets each at %v", in, o, last, tp.now)
 					}
 					tp.receive(out.sock, sent[0])
@@ -369,19 +369,32 @@ func TestPacketWhoseSAIsReplacedMeanwhileTakesTheNewOne(t *testing.T) {
 	_, old := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	pkt := udp4(srcHost, dstHost, 1, 1, 100)
 	tp.put(0, pkt)
+	tp.out.parse(1)
+	tp.out.find()
 	old.out.Wipe()
-	if tp.out.seal(old, tp.out.bufs[0], esp.HeadRoom, len(pkt), ctxTUN) {
-		t.Error("a packet was given up although another SA may carry it")
+	tp.out.carry()
+	if len(tp.out.todo) != 1 {
+		t.Fatal("a packet was given up although another SA may carry it")
 	}
 	if !bytes.Equal(tp.out.bufs[0][esp.HeadRoom:esp.HeadRoom+len(pkt)], pkt) {
 		t.Error("the packet was changed by an SA that could not seal it")
 	}
+	if old.issued != 1 || old.served != 1 {
+		t.Errorf("the SA has given out %d tickets and served %d, want 1 and 1: others would wait for ever", old.issued, old.served)
+	}
 	tp.spd.unbind(old)
 	_, fresh := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
-	tp.send(pkt)
+	tp.out.find()
+	tp.out.carry()
 	if d := tp.fakes[sockNATT4].datagrams(); len(d) != 1 || esp.SPIOf(d[0].Buf) != fresh.spi {
 		t.Errorf("%d packets left, want 1 through the new SA", len(d))
 	}
+
+	// One whose SA is gone for good is not looked up for ever.
+	fresh.out.Wipe()
+	tp.send(pkt, pkt)
+	tp.want(t, cOutNoSA, 2)
+	tp.want(t, cOutPackets, 1)
 }
 
 func TestSendErrorsDoNotStopTheBatch(t *testing.T) {

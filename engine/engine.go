@@ -4,8 +4,11 @@
 //
 // The goroutines, whose number does not depend on peers or SAs:
 //
-//   - one reads the TUN device, seals and sends (out.go)
-//   - one per socket reads, opens and writes to the TUN device (in.go)
+//   - the workers of the data path, one per core up to Profile.Queues: each reads its own
+//     queue of the TUN device, seals and sends through its own sockets (out.go); what they
+//     share is the order of each SA's packets (turns.go)
+//   - one per socket reads, opens and writes to the TUN device's queues (in.go); on the
+//     NAT-T port each worker has a socket
 //   - one is the IKE loop: it owns the IKE machine and the writing side of the
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
@@ -21,6 +24,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,7 +35,6 @@ import (
 	"postern/engine/control"
 	"postern/engine/log"
 	"postern/esp"
-	"postern/esp/chapoly"
 	"postern/ike"
 )
 
@@ -49,6 +53,15 @@ type Options struct {
 // CPU is what package platform found out about the processor.
 type CPU struct {
 	MIPSRelease2 bool // it has the instructions of MIPS32 release 2
+	AES          bool // it has instructions for AES and GCM, and the library uses them
+}
+
+// CipherOrder returns what "default" is to stand for among proposals.
+func (c CPU) CipherOrder() ike.CipherOrder {
+	if c.AES {
+		return ike.AESFirst
+	}
+	return ike.ChaChaFirst
 }
 
 // Engine is the daemon. Run it once; Reload may be called from any goroutine while it
@@ -61,9 +74,10 @@ type Engine struct {
 	ctl   *control.Server // nil: none; set before running is closed
 
 	// cfg is the configuration that runs. The IKE loop's, once it runs.
-	cfg     *config.Config
-	mtu     int
-	running chan struct{} // closed when the loop takes calls
+	cfg      *config.Config
+	mtu      int
+	features features      // of the data path; set before running is closed
+	running  chan struct{} // closed when the loop takes calls
 }
 
 // New checks the configuration against the board profile and makes tables and buffers.
@@ -79,7 +93,7 @@ func New(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = log.New(io.Discard, log.Error)
 	}
-	chooseCrypto(chapoly.CPU{Rotate: o.CPU.MIPSRelease2}, o.Log)
+	chooseCrypto(o.CPU, o.Config.IKE.Conns, o.Log)
 	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
 	now := func() ike.Time {
 		t := time.Now()
@@ -87,7 +101,8 @@ func New(o Options) (*Engine, error) {
 		return ike.Time{Mono: t.Sub(e.start) + time.Second, Wall: t}
 	}
 	var l *ikeLoop
-	d, err := newDatapath(o.Profile, func(b []byte) { env{l}.Random(b) })
+	workers := min(runtime.GOMAXPROCS(0), max(o.Profile.Queues, 1))
+	d, err := newDatapath(o.Profile, workers, func(b []byte) { env{l}.Random(b) })
 	if err != nil {
 		return nil, err
 	}
@@ -116,11 +131,18 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if err := e.openSockets(&undo); err != nil {
 		return err
 	}
-	if e.d.tun, err = e.o.OS.OpenTUN(e.cfg.Daemon.Interface, e.mtu); err != nil {
+	tuns, err := e.o.OS.OpenTUN(e.cfg.Daemon.Interface, e.mtu, e.d.workers)
+	if err == nil && len(tuns) == 0 {
+		err = errors.New("it has no queue")
+	}
+	if err != nil {
 		return fmt.Errorf("TUN device %s: %w", e.cfg.Daemon.Interface, err)
 	}
-	undo.add("TUN device", e.d.tun.Close)
-	e.loop.device = e.d.tun.Name()
+	for _, tun := range tuns {
+		undo.add("TUN device", tun.Close)
+	}
+	e.d.tuns = tuns[:min(len(tuns), e.d.workers)]
+	e.loop.device = tuns[0].Name()
 
 	watch := e.watchAddresses(&undo)
 
@@ -141,19 +163,23 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	}
 	e.loop.drain()
 	e.o.Log.Log(log.Net, log.Info, "ready", log.Str("device", e.loop.device), log.Int("mtu", e.mtu))
+	e.features = e.d.features()
+	e.o.Log.Log(log.Net, log.Info, "data path", e.features.fields()...)
 
 	// From here the goroutines own the fields.
 	var readers, workers sync.WaitGroup
-	lost := make(chan error, 1)
+	lost := make(chan error, len(e.d.tuns))
 	stopLoop, stopWorkers := make(chan struct{}), make(chan struct{})
-	readers.Go(func() {
-		if err := e.d.out.run(); err != nil {
-			lost <- fmt.Errorf("the TUN device %s is lost: %w", e.loop.device, err)
-		}
-	})
-	for s, in := range e.d.in {
-		if e.d.socks[s] != nil {
-			readers.Go(in.run)
+	for w, tun := range e.d.tuns {
+		readers.Go(func() {
+			if err := e.d.out[w].run(tun); err != nil {
+				lost <- fmt.Errorf("the TUN device %s is lost: %w", e.loop.device, err)
+			}
+		})
+	}
+	for s := range e.d.socks {
+		for i, sock := range e.d.socks[s] {
+			readers.Go(func() { e.d.in[s][i].run(sock) })
 		}
 	}
 	if watch != nil {
@@ -210,14 +236,11 @@ func (u *undoList) run(e *Engine) {
 // raw sockets lacks is a warning, as long as IKE can be spoken at all; that a port is
 // taken or forbidden is an error.
 func (e *Engine) openSockets(undo *undoList) error {
-	open := func(s sockID, f func() (Socket, error)) error {
-		sock, err := f()
-		if err != nil {
-			return err
+	keep := func(s sockID, socks []Socket) {
+		for _, sock := range socks {
+			undo.add(s.String()+" socket", sock.Close)
 		}
-		e.d.socks[s] = sock
-		undo.add(s.String()+" socket", sock.Close)
-		return nil
+		e.d.socks[s] = socks[:min(len(socks), len(e.d.in[s]))]
 	}
 	var missing error
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
@@ -226,7 +249,10 @@ func (e *Engine) openSockets(undo *undoList) error {
 			port uint16
 		}{{sockIKE4, e.d.ports.IKE}, {sockNATT4, e.d.ports.NATT}} {
 			id, addr := s.id.family(any), netip.AddrPortFrom(any, s.port)
-			if err := open(id, func() (Socket, error) { return e.o.OS.ListenUDP(addr) }); err != nil {
+			socks, err := e.o.OS.ListenUDP(addr, len(e.d.in[id]))
+			if err == nil {
+				keep(id, socks)
+			} else {
 				if !familyMissing(err) {
 					return fmt.Errorf("%s socket, port %d: %w", id, s.port, err)
 				}
@@ -247,7 +273,9 @@ func (e *Engine) openSockets(undo *undoList) error {
 		if !e.d.canIKE(sockIKE4 + id - sockESP4) {
 			continue
 		}
-		if err := open(id, func() (Socket, error) { return e.o.OS.ListenESP(v6) }); err != nil {
+		if sock, err := e.o.OS.ListenESP(v6); err == nil {
+			keep(id, []Socket{sock})
+		} else {
 			e.o.Log.Log(log.Net, log.Warn, "no raw socket for ESP: all connections use UDP encapsulation; give the daemon CAP_NET_RAW for IP protocol 50",
 				log.Str("socket", id.String()), log.Err(err))
 		}
@@ -257,7 +285,7 @@ func (e *Engine) openSockets(undo *undoList) error {
 
 // canIKE tells whether both UDP sockets of the family of s, an IKE socket, are there.
 func (d *datapath) canIKE(s sockID) bool {
-	return d.socks[s] != nil && d.socks[s+sockNATT4-sockIKE4] != nil
+	return len(d.socks[s]) > 0 && len(d.socks[s+sockNATT4-sockIKE4]) > 0
 }
 
 // familyMissing tells whether an error means that the kernel does not have the address family.
@@ -347,7 +375,7 @@ func (e *Engine) ikeConfig(cfg *config.Config) ike.Config {
 	c := cfg.IKE
 	c.Ports = e.d.ports
 	for s := sockESP4; s <= sockESP6; s++ {
-		if e.d.socks[s] == nil && e.d.canIKE(sockIKE4+s-sockESP4) {
+		if len(e.d.socks[s]) == 0 && e.d.canIKE(sockIKE4+s-sockESP4) {
 			c.Encap = true
 		}
 	}
@@ -394,6 +422,42 @@ func (e *Engine) Counters() []CounterValue {
 		out[c] = CounterValue{c.String(), e.d.counts.get(c)}
 	}
 	return out
+}
+
+// features are what the data path of this system has: how many workers on the way out and
+// sockets on the way in, and what device and sockets found by trying.
+type features struct {
+	workers, sockets int
+	tun, udp, esp    string
+}
+
+// features gathers them from the open device and sockets.
+func (d *datapath) features() features {
+	f := features{workers: len(d.tuns), tun: d.tuns[0].Features()}
+	for s, socks := range d.socks {
+		if len(socks) == 0 {
+			continue
+		}
+		switch s := sockID(s); {
+		case s >= sockESP4:
+			f.esp = socks[0].Features()
+		case s.carriesESP():
+			f.sockets = max(f.sockets, len(socks))
+			f.udp = socks[0].Features()
+		}
+	}
+	return f
+}
+
+// fields are the features for the log; what there is none of is left out.
+func (f *features) fields() []log.Field {
+	list := []log.Field{log.Int("workers", f.workers), log.Int("sockets", f.sockets)}
+	for _, e := range [][2]string{{"tun", f.tun}, {"udp", f.udp}, {"esp", f.esp}} {
+		if s := strings.TrimSpace(e[1]); s != "" {
+			list = append(list, log.Str(e[0], s))
+		}
+	}
+	return list
 }
 
 // MTU returns the MTU of the TUN device.

@@ -390,7 +390,7 @@ func TestRunChangesNothingWhenItCannotStart(t *testing.T) {
 		{"port in use", func(h *fakeHost, o *Options) { h.udp = os.NewSyscallError("bind", syscall.EADDRINUSE) }, "UDP IKE IPv4 socket, port 500: bind: address already in use"},
 		{"no address family", func(h *fakeHost, o *Options) { h.udp = os.NewSyscallError("socket", syscall.EAFNOSUPPORT) }, "neither IPv4 nor IPv6"},
 		{"no TUN", func(h *fakeHost, o *Options) {
-			o.OS.OpenTUN = func(string, int) (Device, error) { return nil, os.ErrNotExist }
+			o.OS.OpenTUN = func(string, int, int) ([]Device, error) { return nil, os.ErrNotExist }
 		}, "TUN device postern0: file does not exist"},
 		{"kernel refuses", func(h *fakeHost, o *Options) { h.applyErr = errors.New("no permission") }, "no permission"},
 	} {
@@ -398,7 +398,9 @@ func TestRunChangesNothingWhenItCannotStart(t *testing.T) {
 			h := (&fakeWire{}).host("192.0.2.1")
 			o := Options{OS: h.os(), Config: parse(t, confB), Profile: board.Tiny}
 			c.spoil(h, &o)
-			o.OS.ListenUDP = func(a netip.AddrPort) (Socket, error) { return h.listen(a.Addr().Is4(), a.Port(), h.udp) }
+			o.OS.ListenUDP = func(a netip.AddrPort, n int) ([]Socket, error) {
+				return one(h.listen(a.Addr().Is4(), a.Port(), h.udp))
+			}
 			e, err := New(o)
 			if err != nil {
 				t.Fatal(err)
@@ -455,7 +457,7 @@ func TestLostDeviceEndsTheDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.d.out.pause = time.Millisecond
+	e.d.out[0].pause = time.Millisecond
 	done := make(chan error, 1)
 	go func() { done <- e.Run(make(chan struct{})) }()
 	select {

@@ -34,7 +34,8 @@ func newFakeDevice() *fakeDevice {
 	return &fakeDevice{in: make(chan []byte, 1024), closed: make(chan struct{}), keep: true, got: make(chan struct{}, 1)}
 }
 
-func (f *fakeDevice) Name() string { return "fake0" }
+func (f *fakeDevice) Name() string     { return "fake0" }
+func (f *fakeDevice) Features() string { return "fake-tun" }
 
 func (f *fakeDevice) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 	if f.fail != nil {
@@ -102,6 +103,8 @@ func newFakeSocket() *fakeSocket {
 	return &fakeSocket{in: make(chan esp.Datagram, 1024), closed: make(chan struct{}), keep: true}
 }
 
+func (f *fakeSocket) Features() string { return "fake-socket" }
+
 func (f *fakeSocket) ReadBatch(d []esp.Datagram) (int, error) {
 	select {
 	case p := <-f.in:
@@ -157,10 +160,13 @@ func testRandom(seed uint64) func([]byte) {
 	}
 }
 
-// testPath is a datapath over fakes, driven by hand.
+// testPath is a datapath over fakes, driven by hand. What hides a field of the datapath is
+// that of its first worker.
 type testPath struct {
 	*datapath
 	tun      *fakeDevice
+	out      *outbound
+	in       [numSocks]*inbound
 	fakes    [numSocks]*fakeSocket
 	now      time.Duration
 	acquired []string
@@ -170,15 +176,22 @@ type testPath struct {
 
 func newTestPath(t testing.TB, p board.Profile) *testPath {
 	t.Helper()
-	d, err := newDatapath(p, testRandom(7))
+	return newTestPathOf(t, p, 1)
+}
+
+// newTestPathOf has so many workers, all of which share the fakes.
+func newTestPathOf(t testing.TB, p board.Profile, workers int) *testPath {
+	t.Helper()
+	d, err := newDatapath(p, workers, testRandom(7))
 	if err != nil {
 		t.Fatalf("newDatapath: %v", err)
 	}
-	tp := &testPath{datapath: d, tun: newFakeDevice(), now: time.Second}
-	d.tun = tp.tun
+	tp := &testPath{datapath: d, tun: newFakeDevice(), out: d.out[0], now: time.Second}
+	d.tuns = []Device{tp.tun}
 	for s := range d.socks {
+		tp.in[s] = d.in[s][0]
 		tp.fakes[s] = newFakeSocket()
-		d.socks[s] = tp.fakes[s]
+		d.socks[s] = []Socket{tp.fakes[s]}
 	}
 	d.log = log.New(discard{}, log.Error)
 	d.clock = func() time.Duration { return tp.now }
@@ -191,7 +204,7 @@ func newTestPath(t testing.TB, p board.Profile) *testPath {
 		return true
 	}
 	d.moved = func(*inSA, ike.Path) bool { return !tp.busy }
-	tp.flusher = newOutbound(d, make([][]byte, 1), flowCache{})
+	tp.flusher = newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{})
 	return tp
 }
 
@@ -245,12 +258,12 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	}
 	out := testSA(s, esp.Out, spi, "192.0.2.1:4500", "192.0.2.2:4500")
 	out.Encap = encap
-	o, err := esp.NewOutbound(&out, numOutContexts)
+	o, err := esp.NewOutbound(&out, tp.outContexts())
 	if err != nil {
 		t.Fatal(err)
 	}
 	in := testSA(s, esp.In, spi, "192.0.2.2:4500", "192.0.2.1:4500")
-	i, err := esp.NewInbound(&in, numInContexts)
+	i, err := esp.NewInbound(&in, tp.inContexts())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package engine
 import (
 	"encoding/binary"
 	"math/bits"
-	"net/netip"
 
 	"postern/esp"
 )
@@ -15,70 +14,105 @@ import (
 // Each flow has flowWays places: with one place, an eighth of 1,024 flows in a table of
 // 8,192 would push each other out again and again, and pay for the whole SPD each time.
 type flowCache struct {
-	entries []flowEntry
-	mask    uint32 // of a set's first entry
-	seed    uint64 // so that nobody can choose flows that collide
-	turn    uint32 // which way is given up next
+	sets []flowSet
+	seed uint64 // so that nobody can choose flows that collide
+	high uint32 // upper half of the generation for which the sets hold the lower one
+	turn uint32 // which way is given up next
 }
 
 const flowWays = 4
 
+// flowSet are the places of the flows with one hash.
+type flowSet [flowWays]flowEntry
+
+// flowEntry is what is known of a flow: on a 64-bit machine one cache line.
 type flowEntry struct {
-	gen  uint64
-	hash uint32
-	flow esp.Flow
-	pol  *policy
-	sa   *outSA
+	key flowKey
+	gen uint32
+	sa  *outSA
+	pol *policy
+}
+
+// flowKey is a flow in a form that is quick to hash and to compare: the addresses as 16
+// octets, ports, protocol, and what else tells flows apart.
+type flowKey struct {
+	addr [4]uint64
+	rest uint64
+}
+
+// keyOf returns a flow's key.
+func keyOf(f *esp.Flow) (k flowKey) {
+	k.rest = uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto)<<8
+	if f.NoPorts {
+		k.rest |= 1
+	}
+	if f.Local.Is4() {
+		a, b := f.Local.As4(), f.Remote.As4()
+		k.addr[0] = uint64(binary.NativeEndian.Uint32(a[:]))<<32 | uint64(binary.NativeEndian.Uint32(b[:]))
+		k.rest |= 2 // IPv4 has keys that IPv6 has not
+		return k
+	}
+	a, b := f.Local.As16(), f.Remote.As16()
+	k.addr = [4]uint64{
+		binary.NativeEndian.Uint64(a[:]), binary.NativeEndian.Uint64(a[8:]),
+		binary.NativeEndian.Uint64(b[:]), binary.NativeEndian.Uint64(b[8:]),
+	}
+	return k
+}
+
+// hash mixes the key with a seed.
+func (k *flowKey) hash(seed uint64) uint32 {
+	h := mix(seed^k.rest) ^ k.addr[0]
+	if k.rest&2 == 0 {
+		h = mix(h) ^ k.addr[1]
+		h = mix(h) ^ k.addr[2]
+		h = mix(h) ^ k.addr[3]
+	}
+	h = mix(h)
+	return uint32(h ^ h>>32)
 }
 
 // newFlowCache returns a cache of n entries, n a power of two and at least flowWays.
 func newFlowCache(n int, seed uint64) flowCache {
-	n = max(n, flowWays)
-	return flowCache{entries: make([]flowEntry, n), mask: uint32(n-1) &^ (flowWays - 1), seed: seed}
+	return flowCache{sets: make([]flowSet, max(n/flowWays, 1)), seed: seed}
 }
 
-// lookup is spd.lookup through the cache. gen is the generation that the answer holds
-// for. That there is no SA, or no entry, is remembered as well.
-func (c *flowCache) lookup(s *spd, f *esp.Flow) (pol *policy, sa *outSA, gen uint64) {
-	gen = s.gen.Load() // before the table is read: an entry may be older than it says, never newer
-	h := c.hash(f)
-	at := h & c.mask
-	set := c.entries[at : at+flowWays : at+flowWays]
-	victim := -1
+// set returns the places of the flows with that hash.
+func (c *flowCache) set(hash uint32) *flowSet { return &c.sets[int(hash)&(len(c.sets)-1)] }
+
+// begin prepares the cache for look-ups in the SPD of generation gen.
+func (c *flowCache) begin(gen uint64) {
+	if high := uint32(gen >> 32); high != c.high {
+		c.high = high
+		clear(c.sets) // or an entry of 2^32 generations ago would count again
+	}
+}
+
+// lookup is spd.lookup through the cache, for a flow, its key and the key's hash. gen is the
+// SPD's generation, read before the first look-up of a batch: an entry may be older than it
+// says, never newer. That there is no SA, or no entry, is remembered as well.
+func (c *flowCache) lookup(s *spd, f *esp.Flow, k *flowKey, hash uint32, gen uint64) (pol *policy, sa *outSA) {
+	set := c.set(hash)
+	var victim *flowEntry
 	for i := range set {
 		e := &set[i]
-		if e.gen != gen {
-			victim = i
+		if e.gen != uint32(gen) {
+			if victim == nil {
+				victim = e
+			}
 			continue
 		}
-		if e.hash == h && e.flow == *f {
-			return e.pol, e.sa, gen
+		if e.key == *k {
+			return e.pol, e.sa
 		}
 	}
-	if victim < 0 {
+	if victim == nil {
 		c.turn++
-		victim = int(c.turn % flowWays)
+		victim = &set[c.turn%flowWays]
 	}
 	pol, sa = s.lookup(f)
-	set[victim] = flowEntry{gen: gen, hash: h, flow: *f, pol: pol, sa: sa}
-	return pol, sa, gen
-}
-
-// hash mixes the flow's addresses, ports and protocol with the seed.
-func (c *flowCache) hash(f *esp.Flow) uint32 {
-	h := c.seed ^ (uint64(f.LocalPort)<<32 | uint64(f.RemotePort)<<16 | uint64(f.Proto))
-	h = mixAddr(h, f.Local)
-	h = mixAddr(h, f.Remote)
-	return uint32(h ^ h>>32)
-}
-
-func mixAddr(h uint64, a netip.Addr) uint64 {
-	if a.Is4() {
-		b := a.As4()
-		return mix(h ^ uint64(binary.NativeEndian.Uint32(b[:])))
-	}
-	b := a.As16()
-	return mix(mix(h^binary.NativeEndian.Uint64(b[:8])) ^ binary.NativeEndian.Uint64(b[8:]))
+	*victim = flowEntry{key: *k, gen: uint32(gen), sa: sa, pol: pol}
+	return pol, sa
 }
 
 // mix folds the 128-bit product of h and an odd constant.

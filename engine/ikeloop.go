@@ -92,7 +92,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 	l := &ikeLoop{
 		d: d, net: net, log: lg, now: now,
 		// One buffer: what waits leaves it one by one, before the next is sealed.
-		out:     newOutbound(d, make([][]byte, 1), flowCache{}),
+		out:     newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{}),
 		wishes:  make(chan ike.Command, commandQueue),
 		calls:   make(chan func()),
 		feed:    make(chan *ike.Work),
@@ -321,7 +321,7 @@ func (l *ikeLoop) send(p ike.Path, b []byte) {
 
 // transmit sends one datagram along a path.
 func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
-	if l.d.socks[s] == nil {
+	if len(l.d.socks[s]) == 0 {
 		l.d.counts.inc(cIKESendError)
 		if l.d.mayNote(noteSend, l.now().Mono) {
 			l.log.Log(log.Net, log.Warn, "nothing can be sent to the peer: its address family is not available here",
@@ -334,7 +334,7 @@ func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
 		local = netip.Addr{}
 	}
 	l.sendOne[0] = esp.Datagram{Buf: b, N: len(b), Local: local, Remote: p.Remote}
-	sent, err := l.d.write(s, l.sendOne[:], cIKESendError)
+	sent, err := l.d.write(s, 0, l.sendOne[:], cIKESendError)
 	if errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) {
 		l.noWay = append(l.noWay, p)
 	}
@@ -369,7 +369,7 @@ func (e env) FreeSPI(spi uint32) {
 }
 
 func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	in, out, lastIn, _ = e.l.d.sad.usage(spi)
+	in, out, lastIn, _ = e.l.d.sad.usage(&e.l.d.turns, spi)
 	return in, out, lastIn
 }
 

@@ -171,7 +171,7 @@ func TestStandbySAWaitsForUse(t *testing.T) {
 		return ike.Output{Kind: ike.OutDelSA, SPI: spi, Inbound: inbound, Dir: dir}
 	}
 	tl.outputs(del(out1.Add.SPI, in1.Add.SPI, esp.Out))
-	if _, out, _, last := tl.sad.usage(in1.Add.SPI); out.Packets != 1 || last == 0 {
+	if _, out, _, last := tl.sad.usage(&tl.datapath.turns, in1.Add.SPI); out.Packets != 1 || last == 0 {
 		t.Errorf("once its outbound SA is deleted the pair has sent %d packets, last at %v; want the 1 that it did", out.Packets, last)
 	}
 	tl.outputs(del(in1.Add.SPI, in1.Add.SPI, esp.In))

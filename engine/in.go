@@ -9,7 +9,15 @@ package engine
 //  5. next header and inner length: what it carries must be a whole IP packet
 //  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2)
 //  7. carry over a congestion mark of the outer header (RFC 6040)
-//  8. write what is left of the batch to the TUN device in one go
+//  8. choose a queue of the TUN device by the inner flow
+//  9. write what is left of the batch to each queue in one go
+//
+// Steps 2 and 3 go over the whole batch before the others, for the reason that out.go gives.
+//
+// The packets of an SA arrive at one socket, as long as the system steers by SPI, and those
+// of a flow go to one queue: their order is kept. The kernel then sends the other direction
+// of the flow through that queue, so that the flows of a single peer spread over all
+// workers on the way out. No more than the speed depends on either.
 
 import (
 	"encoding/binary"
@@ -31,26 +39,43 @@ const innerRoom = 16
 type inbound struct {
 	d     *datapath
 	sock  sockID
+	ctx   int // its number in package esp; only where ESP arrives
 	bufs  [][]byte
 	batch []esp.Datagram
-	out   [][]byte // of the TUN device, each innerRoom octets in front of its packet
+	found []inPacket
+	out   [][][]byte // per queue of the TUN device, each packet behind innerRoom octets
 	flow  esp.Flow
 	now   time.Duration
 
 	octets uint64 // of the inner packets in out
 }
 
-func newInbound(d *datapath, sock sockID, bufs [][]byte) *inbound {
-	return &inbound{d: d, sock: sock, bufs: bufs, batch: make([]esp.Datagram, len(bufs)), out: make([][]byte, 0, len(bufs))}
+// inPacket is a packet of the batch that has an SA.
+type inPacket struct {
+	sa *inSA
+	i  int // in the batch
+}
+
+func newInbound(d *datapath, sock sockID, ctx int, bufs [][]byte) *inbound {
+	n := len(bufs)
+	in := &inbound{d: d, sock: sock, ctx: ctx, bufs: bufs, batch: make([]esp.Datagram, n)}
+	if sock.carriesESP() {
+		in.found = make([]inPacket, 0, n)
+		in.out = make([][][]byte, d.workers)
+		for q := range in.out {
+			in.out[q] = make([][]byte, 0, n)
+		}
+	}
+	return in
 }
 
 // run reads until the socket is closed.
-func (in *inbound) run() {
+func (in *inbound) run(sock Socket) {
 	for {
 		for i := range in.batch {
 			in.batch[i] = esp.Datagram{Buf: in.bufs[i]}
 		}
-		n, err := in.d.socks[in.sock].ReadBatch(in.batch)
+		n, err := sock.ReadBatch(in.batch)
 		if n > 0 {
 			in.process(n)
 		}
@@ -68,7 +93,7 @@ func (in *inbound) run() {
 	}
 }
 
-// process takes the first n datagrams of the batch through steps 2 to 8.
+// process takes the first n datagrams of the batch through steps 2 to 9.
 func (in *inbound) process(n int) {
 	d := in.d
 	if !in.sock.carriesESP() {
@@ -78,23 +103,28 @@ func (in *inbound) process(n int) {
 		return
 	}
 	in.now = d.clock()
+	in.found = in.found[:0]
 	for i := range n {
-		in.demux(&in.batch[i])
+		in.demux(i)
 	}
-	if len(in.out) > 0 {
-		in.deliver()
+	for i := range in.found {
+		p := &in.found[i]
+		in.esp(p.sa, &in.batch[p.i])
 	}
+	in.deliver()
 }
 
 // nonESPMarker precedes IKE on the NAT traversal port, where ESP has its SPI (RFC 3948
 // section 2.2).
 const nonESPMarker = 4
 
-// demux does step 2.
-func (in *inbound) demux(g *esp.Datagram) {
-	if in.sock < sockESP4 {
+// demux does steps 2 and 3 for datagram i of the batch.
+func (in *inbound) demux(i int) {
+	d, g := in.d, &in.batch[i]
+	spi := esp.SPIOf(g.Buf[:g.N])
+	if in.sock < sockESP4 && spi == 0 {
 		if g.N == 1 && g.Buf[0] == 0xff {
-			in.d.counts.inc(cInKeepalive)
+			d.counts.inc(cInKeepalive)
 			return
 		}
 		if g.N >= nonESPMarker && binary.BigEndian.Uint32(g.Buf) == 0 {
@@ -102,7 +132,20 @@ func (in *inbound) demux(g *esp.Datagram) {
 			return
 		}
 	}
-	in.esp(g)
+	if spi == 0 {
+		d.counts.inc(cInShort)
+		return
+	}
+	sa := d.sad.lookup(spi)
+	if sa == nil {
+		d.counts.inc(cInUnknownSPI)
+		if d.mayNote(noteUnknownSPI, in.now) {
+			d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
+				log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
+		}
+		return
+	}
+	in.found = append(in.found, inPacket{sa, i})
 }
 
 // ikeHeader is the length of an IKE header (RFC 7296 section 3.1): nothing shorter is
@@ -128,25 +171,11 @@ func (in *inbound) ike(g *esp.Datagram, off int) {
 	}
 }
 
-// esp does steps 3 to 7.
-func (in *inbound) esp(g *esp.Datagram) {
+// esp does steps 4 to 8.
+func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 	d := in.d
 	pkt := g.Buf[:g.N]
-	spi := esp.SPIOf(pkt)
-	if spi == 0 {
-		d.counts.inc(cInShort)
-		return
-	}
-	sa := d.sad.lookup(spi)
-	if sa == nil {
-		d.counts.inc(cInUnknownSPI)
-		if d.mayNote(noteUnknownSPI, in.now) {
-			d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
-				log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
-		}
-		return
-	}
-	inner, next, err := sa.in.Open(in.sock.context(), pkt)
+	inner, next, err := sa.in.Open(in.ctx, pkt)
 	if err != nil {
 		in.refused(sa, g, err)
 		return
@@ -179,7 +208,12 @@ func (in *inbound) esp(g *esp.Datagram) {
 		return
 	}
 	in.octets += uint64(len(inner))
-	in.out = append(in.out, pkt[sa.innerOff-innerRoom:sa.innerOff+len(inner)])
+	q, off := 0, int(sa.innerOff)
+	if n := len(d.tuns); n > 1 {
+		k := keyOf(&in.flow)
+		q = int(k.hash(d.seed) % uint32(n))
+	}
+	in.out[q] = append(in.out[q], pkt[off-innerRoom:off+len(inner)])
 }
 
 // refused counts a packet that Open did not accept.
@@ -255,15 +289,29 @@ func carryECN(pkt []byte, outer uint8) (ok bool) {
 	return true
 }
 
-// deliver does step 8. A packet that the device refuses is counted and left out; the
-// others still go.
+// deliver does step 9.
 func (in *inbound) deliver() {
-	d, batch := in.d, in.out
-	d.counts.add(cInPackets, uint64(len(batch)))
-	d.counts.add(cInBytes, in.octets)
-	in.octets = 0
+	n := 0
+	for q := range in.out {
+		if len(in.out[q]) > 0 {
+			n += len(in.out[q])
+			in.write(in.d.tuns[q], in.out[q])
+			in.out[q] = in.out[q][:0]
+		}
+	}
+	if n > 0 {
+		in.d.counts.add(cInPackets, uint64(n))
+		in.d.counts.add(cInBytes, in.octets)
+		in.octets = 0
+	}
+}
+
+// write writes to one queue of the TUN device. A packet that the device refuses is
+// counted and left out; the others still go.
+func (in *inbound) write(tun Device, batch [][]byte) {
+	d := in.d
 	for len(batch) > 0 {
-		n, err := d.tun.WriteBatch(batch, innerRoom)
+		n, err := tun.WriteBatch(batch, innerRoom)
 		batch = batch[min(n, len(batch)):]
 		if err == nil && n > 0 {
 			continue
@@ -277,5 +325,4 @@ func (in *inbound) deliver() {
 		}
 		batch = batch[1:]
 	}
-	in.out = in.out[:0]
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"time"
 
 	"postern/engine/log"
@@ -25,19 +26,21 @@ func (l *ikeLoop) addSA(c *ike.ChildSA) {
 
 func (l *ikeLoop) install(c *ike.ChildSA) error {
 	if c.Dir == esp.In {
-		in, err := esp.NewInbound(&c.SA, numInContexts)
+		in, err := esp.NewInbound(&c.SA, l.d.inContexts())
 		if err != nil {
 			return err
 		}
+		ts := slices.Concat(c.LocalTS, c.RemoteTS) // beside each other in memory
+		n := len(c.LocalTS)
 		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
-			localTS: c.LocalTS, remoteTS: c.RemoteTS, encap: c.Encap,
+			localTS: ts[:n:n], remoteTS: ts[n:], encap: c.Encap,
 			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		}
 		sa.remote.Store(&c.Remote)
 		return l.d.sad.addIn(sa)
 	}
-	o, err := esp.NewOutbound(&c.SA, numOutContexts)
+	o, err := esp.NewOutbound(&c.SA, l.d.outContexts())
 	if err != nil {
 		return err
 	}
@@ -55,7 +58,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		return err
 	}
 	l.retire(nil, old)
-	if l.d.socks[sa.sock] == nil {
+	if len(l.d.socks[sa.sock]) == 0 {
 		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the peer force UDP encapsulation",
 			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock.String()))
 	}

@@ -7,25 +7,32 @@ import (
 	"postern/esp"
 )
 
-// Device is a TUN device. ReadBatch blocks until at least one packet is there and puts
+// Device is a TUN device, or one of its queues. ReadBatch blocks until at least one packet is there and puts
 // packet i at bufs[i][off:off+sizes[i]]; it returns how many packets it read.
 // WriteBatch writes bufs[i][off:]. Both are safe for one reader and several writers
 // at once, allocate nothing, and return an error that wraps os.ErrClosed after Close.
+// The kernel sends a flow to the queue through which the opposite direction of that flow
+// was last written, and else to any. Features names, separated by spaces, what was
+// found by trying to speed the device up; "" if nothing was.
 type Device interface {
 	Name() string
 	ReadBatch(bufs [][]byte, sizes []int, off int) (int, error)
 	WriteBatch(bufs [][]byte, off int) (int, error)
+	Features() string
 	Close() error
 }
 
 // Socket is a UDP socket, or a raw socket for IP protocol 50, of one address family.
 // ReadBatch blocks until at least one datagram is there and fills in N, Local, Remote
-// and TOS; on a raw socket Buf starts with the ESP header. WriteBatch sends from
-// Local where it is valid and returns how many datagrams it sent before the error.
-// One reader and several writers may use it at once; neither allocates.
+// and TOS; on a raw socket Buf starts with the ESP header. It may put memory of its own in
+// the place of Buf, which may be used, and written to, until the next ReadBatch.
+// WriteBatch sends from Local where it is valid and returns how many datagrams it sent
+// before the error. One reader and several writers may use it at once; neither allocates. A
+// write that is blocked ends with an error when the socket is closed. Features is as in Device.
 type Socket interface {
 	ReadBatch(d []esp.Datagram) (int, error)
 	WriteBatch(d []esp.Datagram) (int, error)
+	Features() string
 	Close() error
 }
 
@@ -55,11 +62,14 @@ type AddressWatch interface {
 // platform, tests from fakes. Errors name the operation and its object, and say what
 // to do.
 type OS struct {
-	// OpenTUN makes (or takes over) the TUN device, sets its MTU and brings it up.
-	OpenTUN func(name string, mtu int) (Device, error)
-	// ListenUDP binds to addr, an unspecified address of either family. What it sends is
-	// marked, so that policy routing lets it pass by the tunnel.
-	ListenUDP func(addr netip.AddrPort) (Socket, error)
+	// OpenTUN makes (or takes over) the TUN device, sets its MTU and brings it up. It
+	// returns its queues: at least one, and as many as asked for where the system can.
+	OpenTUN func(name string, mtu, queues int) ([]Device, error)
+	// ListenUDP binds 1 to n sockets to addr, an unspecified address of either family.
+	// What they send is marked, so that policy routing lets it pass by the tunnel. Of
+	// several sockets, ESP arrives at the one that its SPI, modulo their number, says, and
+	// all else at the first; but the system may distribute in another way.
+	ListenUDP func(addr netip.AddrPort, n int) ([]Socket, error)
 	// ListenESP opens a raw socket for IP protocol 50, of IPv6 or of IPv4.
 	ListenESP func(v6 bool) (Socket, error)
 	Network   Network

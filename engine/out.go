@@ -1,15 +1,21 @@
 package engine
 
-// The way out. One goroutine does all of it for a batch of packets:
+// The way out. One worker per queue of the TUN device does all of it for a batch of
+// packets:
 //
-//  1. read a batch from the TUN device, each packet behind headroom
-//  2. parse its flow: addresses, protocol, ports
-//  3. find its SPD entry and SA, in the flow cache or in the SPD
+//  1. read a batch from its queue, each packet behind headroom
+//  2. parse their flows: addresses, protocol, ports
+//  3. find their SPD entries and SAs, in the worker's flow cache or in the SPD
 //  4. no SA: wait in a bounded queue, and ask the IKE loop for one
-//  5. seal it where it is
-//  6. group by socket, and write each group in one go
+//  5. reserve sequence numbers and a turn of each SA in the batch (turns.go)
+//  6. seal them where they are, grouped by socket
+//  7. wait for the turn, write each group in one go, and pass the turn on
 //
-// A packet that waited takes steps 3, 5 and 6 in the IKE loop when its SA is there.
+// Steps 2 to 6 each go over the whole batch: where packets of many SAs follow each other,
+// the processor then fetches the memory of several at once, not of one after the other. To read
+// it ahead of time, pass by pass, cost more than it gained.
+//
+// A packet that waited takes steps 3 and 5 to 7 in the IKE loop when its SA is there.
 
 import (
 	"errors"
@@ -24,22 +30,42 @@ import (
 // outbound is the state of one goroutine that seals packets. Nobody else may use it.
 type outbound struct {
 	d      *datapath
+	ctx    int // its number: of the queue and the sockets that it uses, and in package esp
 	bufs   [][]byte
 	sizes  []int
 	cache  flowCache
-	flow   esp.Flow
 	groups [numSocks][]esp.Datagram
 	now    time.Duration
 	pause  time.Duration // after a read that failed
 
+	pkts  []outPacket // of the batch
+	todo  []int       // those that have to be looked up
+	found []int       // those that have an SA
+	turns []turn      // of the SAs in found
+
 	packets, octets uint64 // sealed, and not yet in the counters
 }
 
-func newOutbound(d *datapath, bufs [][]byte, cache flowCache) *outbound {
-	o := &outbound{d: d, bufs: bufs, sizes: make([]int, len(bufs)), cache: cache, pause: readErrorPause}
+// outPacket is a packet on its way out.
+type outPacket struct {
+	buf    []byte
+	off, n int
+	turn   int // index in turns; -1: dropped
+	sa     *outSA
+	flow   esp.Flow
+	key    flowKey
+	hash   uint32 // of key
+}
+
+func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound {
+	n := len(bufs)
+	o := &outbound{
+		d: d, ctx: ctx, bufs: bufs, sizes: make([]int, n), cache: cache, pause: readErrorPause,
+		pkts: make([]outPacket, n), todo: make([]int, 0, n), found: make([]int, 0, n), turns: make([]turn, 0, n),
+	}
 	for s := range o.groups {
 		if s := sockID(s); s.carriesESP() {
-			o.groups[s] = make([]esp.Datagram, 0, len(bufs))
+			o.groups[s] = make([]esp.Datagram, 0, n)
 		}
 	}
 	return o
@@ -54,10 +80,10 @@ const deviceErrors = 50
 
 // run reads and seals until the TUN device is closed, and returns nil then, or an
 // error when the device is lost.
-func (o *outbound) run() error {
+func (o *outbound) run(tun Device) error {
 	failed := 0
 	for {
-		n, err := o.d.tun.ReadBatch(o.bufs, o.sizes, esp.HeadRoom)
+		n, err := tun.ReadBatch(o.bufs, o.sizes, esp.HeadRoom)
 		if n > 0 {
 			o.batch(n)
 			failed = 0
@@ -75,85 +101,100 @@ func (o *outbound) run() error {
 	}
 }
 
-// batch seals and sends the first n packets of bufs.
+// batch takes the first n packets of bufs through steps 2 to 7.
 func (o *outbound) batch(n int) {
-	d := o.d
-	o.now = d.clock()
-	for i := range n {
-		o.packet(i)
-	}
-	for s := range o.groups {
-		if len(o.groups[s]) > 0 {
-			d.write(sockID(s), o.groups[s], cOutSendError)
-			o.groups[s] = o.groups[s][:0]
-		}
-	}
-	o.account()
-}
-
-// account adds what was sealed to the counters, once per batch.
-func (o *outbound) account() {
-	o.d.counts.add(cOutPackets, o.packets)
-	o.d.counts.add(cOutBytes, o.octets)
-	o.packets, o.octets = 0, 0
-}
-
-// packet takes packet i through steps 2 to 5.
-func (o *outbound) packet(i int) {
-	d, buf, n := o.d, o.bufs[i], o.sizes[i]
-	if n > len(buf)-esp.HeadRoom || esp.ParseFlow(buf[esp.HeadRoom:esp.HeadRoom+n], true, &o.flow) != nil {
-		d.counts.inc(cOutMalformed)
-		return
-	}
-	// More than once only if the SA was replaced between the look-up and its use, or one
+	o.now = o.d.clock()
+	o.parse(n)
+	// More than once only if an SA was replaced between the look-up and its use, or one
 	// came up between the look-up and the queue.
 	for range 3 {
-		pol, sa, gen := o.cache.lookup(d.spd, &o.flow)
-		if sa != nil {
-			if o.seal(sa, buf, esp.HeadRoom, n, ctxTUN) {
-				return
-			}
-			continue
-		}
-		if !o.permitted(pol) {
+		if len(o.todo) == 0 {
 			return
 		}
-		if !pol.wait {
-			d.counts.inc(cOutNoSA)
-			return
-		}
-		spare, dropped, ok := d.pending.push(buf, esp.HeadRoom, n, o.now, gen)
-		if !ok {
-			continue
-		}
-		o.bufs[i] = spare
-		d.counts.inc(cOutQueued)
-		if dropped {
-			d.counts.inc(cOutQueueFull)
-		}
-		if pol.mayAcquire(o.now) {
-			d.counts.inc(cAcquire)
-			if !d.acquire(pol, &o.flow) {
-				d.counts.inc(cAcquireLost)
-				pol.acquired.Store(0)
-			}
-		}
-		return
+		o.find()
+		o.carry()
 	}
-	d.counts.inc(cOutNoSA)
+	o.d.counts.add(cOutNoSA, uint64(len(o.todo)))
+}
+
+// parse does step 2, for the first n packets of bufs.
+func (o *outbound) parse(n int) {
+	o.todo = o.todo[:0]
+	for i := range n {
+		p, buf, n := &o.pkts[i], o.bufs[i], o.sizes[i]
+		if n > len(buf)-esp.HeadRoom || esp.ParseFlow(buf[esp.HeadRoom:esp.HeadRoom+n], true, &p.flow) != nil {
+			o.d.counts.inc(cOutMalformed)
+			continue
+		}
+		p.buf, p.off, p.n = buf, esp.HeadRoom, n
+		p.key = keyOf(&p.flow)
+		p.hash = p.key.hash(o.cache.seed)
+		o.todo = append(o.todo, i)
+	}
+}
+
+// find does steps 3 and 4 for the packets in todo: those with an SA go to found, those
+// that have to be looked up again stay. All are looked up in the SPD of one generation,
+// so that the packets of a flow do not part.
+func (o *outbound) find() {
+	gen := o.d.spd.gen.Load()
+	o.cache.begin(gen)
+	again := o.todo[:0]
+	for _, i := range o.todo {
+		p := &o.pkts[i]
+		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
+		switch {
+		case sa != nil:
+			p.sa = sa
+			o.found = append(o.found, i)
+		case !o.unprotected(i, pol, gen):
+			again = append(again, i)
+		}
+	}
+	o.todo = again
+}
+
+// unprotected does step 4 for packet i, which has no SA. It returns false if one may have
+// come up meanwhile: the packet has to be looked up again.
+func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
+	d, p := o.d, &o.pkts[i]
+	if !o.permitted(pol, &p.flow) {
+		return true
+	}
+	if !pol.wait {
+		d.counts.inc(cOutNoSA)
+		return true
+	}
+	spare, dropped, ok := d.pending.push(p.buf, p.off, p.n, o.now, gen)
+	if !ok {
+		return false
+	}
+	o.bufs[i] = spare
+	d.counts.inc(cOutQueued)
+	if dropped {
+		d.counts.inc(cOutQueueFull)
+	}
+	if pol.mayAcquire(o.now) {
+		d.counts.inc(cAcquire)
+		if !d.acquire(pol, &p.flow) {
+			d.counts.inc(cAcquireLost)
+			pol.acquired.Store(0)
+		}
+	}
+	return true
 }
 
 // permitted tells whether the policy protects; if not, the packet is dropped and
 // counted under what the policy says.
-func (o *outbound) permitted(pol *policy) bool {
+func (o *outbound) permitted(pol *policy, f *esp.Flow) bool {
 	d := o.d
 	switch {
 	case pol == nil:
 		d.counts.inc(cOutNoPolicy)
 		// The kernel greets the neighbours of every device.
-		if !o.flow.Remote.IsLinkLocalMulticast() && d.mayNote(noteNoPolicy, o.now) {
+		if !f.Remote.IsLinkLocalMulticast() && d.mayNote(noteNoPolicy, o.now) {
 			d.log.Log(log.ESP, log.Info, "packet dropped: no policy covers it; check local_ts and remote_ts, or what else is routed into the tunnel",
-				log.Addr("src", o.flow.Local), log.Addr("dst", o.flow.Remote), log.Int("proto", int(o.flow.Proto)))
+				log.Addr("src", f.Local), log.Addr("dst", f.Remote), log.Int("proto", int(f.Proto)))
 		}
 		return false
 	case pol.Action == esp.Discard:
@@ -166,40 +207,96 @@ func (o *outbound) permitted(pol *policy) bool {
 	return true
 }
 
-// seal protects the packet at buf[off:off+n] where it is and adds it to its socket's
-// group. It returns false if the SA was deleted meanwhile: the packet is unchanged, and
-// another SA may have taken over.
-func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
+// carry does steps 5 to 7 for the packets in found. Those whose SA was deleted meanwhile
+// come back to todo unchanged: another SA may have taken over.
+func (o *outbound) carry() {
+	if len(o.found) == 0 {
+		return
+	}
 	d := o.d
-	if d.socks[sa.sock] == nil {
-		d.counts.inc(cOutNoSocket)
-		return true
+	for _, i := range o.found {
+		o.join(&o.pkts[i])
 	}
-	next, tos := outerFields(buf[off:])
-	start, end, err := sa.out.Seal(ctx, buf, off, n, next)
-	if err != nil {
-		if errors.Is(err, esp.ErrWiped) {
-			return false
+	now := d.turns.reserve(o.turns)
+	for _, i := range o.found {
+		if p := &o.pkts[i]; p.turn >= 0 && !o.seal(p) {
+			o.todo = append(o.todo, i)
 		}
-		o.sealFailed(sa, err)
+	}
+	if !now {
+		d.turns.wait(o.turns)
+	}
+	for s := range o.groups {
+		if len(o.groups[s]) > 0 {
+			d.write(sockID(s), o.ctx, o.groups[s], cOutSendError)
+			o.groups[s] = o.groups[s][:0]
+		}
+	}
+	d.turns.serve(o.turns, o.now)
+	o.turns, o.found = o.turns[:0], o.found[:0]
+	o.account()
+}
+
+// account adds what was sealed to the counters, once per batch.
+func (o *outbound) account() {
+	o.d.counts.add(cOutPackets, o.packets)
+	o.d.counts.add(cOutBytes, o.octets)
+	o.packets, o.octets = 0, 0
+}
+
+// join counts a packet in its SA's turn, unless it is clear that it cannot be sent.
+func (o *outbound) join(p *outPacket) {
+	d, sa := o.d, p.sa
+	p.turn = -1
+	if len(d.socks[sa.sock]) == 0 {
+		d.counts.inc(cOutNoSocket)
+		return
+	}
+	if !sa.out.Fits(p.buf, p.off, p.n) {
+		d.counts.inc(cOutTooBig)
+		return
+	}
+	// The mark is right if the turn there is this SA's, and is left from another batch if not.
+	i := int(sa.mark[o.ctx])
+	if i >= len(o.turns) || o.turns[i].sa != sa {
+		i = len(o.turns)
+		o.turns = append(o.turns, turn{sa: sa})
+		sa.mark[o.ctx] = uint16(i)
+	}
+	o.turns[i].n++
+	p.turn = i
+}
+
+// seal protects a packet where it is and adds it to its socket's group. It returns false
+// if the SA was deleted meanwhile: the packet is unchanged.
+func (o *outbound) seal(p *outPacket) (done bool) {
+	t := &o.turns[p.turn]
+	if t.n == 0 {
+		o.exhausted(t.sa)
 		return true
 	}
-	sa.lastOut.Store(int64(o.now))
+	next, tos := outerFields(p.buf[p.off:])
+	start, end, err := t.sa.out.SealAt(o.ctx, t.seq, p.buf, p.off, p.n, next)
+	if err != nil {
+		// join has seen that there is room. The number becomes a gap, of an SA that sends
+		// nothing more.
+		return false
+	}
+	t.seq++
+	t.n--
+	t.octets += p.n
 	o.packets++
-	o.octets += uint64(n)
-	path := sa.path.Load()
-	o.groups[sa.sock] = append(o.groups[sa.sock], esp.Datagram{
-		Buf: buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,
+	o.octets += uint64(p.n)
+	path := t.sa.path.Load()
+	o.groups[t.sa.sock] = append(o.groups[t.sa.sock], esp.Datagram{
+		Buf: p.buf[start:end], N: end - start, Local: path.local, Remote: path.remote, TOS: tos,
 	})
 	return true
 }
 
-func (o *outbound) sealFailed(sa *outSA, err error) {
+// exhausted counts a packet for which its SA had no sequence number.
+func (o *outbound) exhausted(sa *outSA) {
 	d := o.d
-	if !errors.Is(err, esp.ErrSeqExhausted) {
-		d.counts.inc(cOutTooBig)
-		return
-	}
 	d.counts.inc(cOutSequence)
 	if d.mayNote(noteSequence, o.now) {
 		d.log.Log(log.ESP, log.Error, "CHILD SA has used up its sequence numbers and carries nothing more until it is rekeyed: shorten rekey_time or use esn",
@@ -222,27 +319,27 @@ func outerFields(pkt []byte) (next, tos uint8) {
 func (o *outbound) flush() {
 	d := o.d
 	o.now = d.clock()
+	p := &o.pkts[0]
 	d.pending.flush(d.spd.gen.Load(), func(w *waiting) bool {
 		if o.now-w.since > pendingMax {
 			d.counts.inc(cOutExpired)
 			return false
 		}
-		if esp.ParseFlow(w.buf[w.off:w.off+w.n], true, &o.flow) != nil {
+		if esp.ParseFlow(w.buf[w.off:w.off+w.n], true, &p.flow) != nil {
 			d.counts.inc(cOutMalformed)
 			return false
 		}
-		pol, sa := d.spd.lookup(&o.flow)
+		pol, sa := d.spd.lookup(&p.flow)
 		if sa == nil {
-			return o.permitted(pol) && pol.wait
+			return o.permitted(pol, &p.flow) && pol.wait
 		}
-		o.seal(sa, w.buf, w.off, w.n, ctxLoop) // only this goroutine deletes SAs
-		if g := o.groups[sa.sock]; len(g) > 0 {
-			d.write(sa.sock, g, cOutSendError) // before its buffer is the queue's again
-			o.groups[sa.sock] = g[:0]
-		}
+		// One by one: its buffer is the queue's again when this returns.
+		p.buf, p.off, p.n, p.sa = w.buf, w.off, w.n, sa
+		o.found = append(o.found, 0)
+		o.carry()
+		o.todo = o.todo[:0] // empty: only this goroutine deletes SAs
 		return false
 	})
-	o.account()
 }
 
 // outerPathOf returns the socket that carries an SA, and the path of its packets.

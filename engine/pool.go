@@ -13,14 +13,21 @@ const minUDPBuffer = 3072
 // the readers' batches and the queues, so that nothing is allocated, nothing is
 // returned, and nothing can run out.
 type pool struct {
-	size int
+	size int // of a buffer
+	step int // from one to the next
 	rest []byte
 }
+
+// poolStagger is what lies between buffers. Their sizes are powers of two, more or less: side
+// by side, the same part of each would go to the same few places of the processor's
+// cache, and a batch would push itself out of it.
+const poolStagger = 64
 
 // newPool returns a pool of n buffers of size octets.
 func newPool(n, size int) *pool {
 	size = (size + bufferAlign - 1) &^ (bufferAlign - 1)
-	return &pool{size: size, rest: make([]byte, n*size)}
+	step := size + poolStagger
+	return &pool{size: size, step: step, rest: make([]byte, n*step)}
 }
 
 // take returns the next n buffers. It is called at start alone; to take more than there
@@ -29,10 +36,10 @@ func (p *pool) take(n int) [][]byte {
 	bufs := make([][]byte, n)
 	for i := range bufs {
 		bufs[i] = p.rest[:p.size:p.size]
-		p.rest = p.rest[p.size:]
+		p.rest = p.rest[p.step:]
 	}
 	return bufs
 }
 
 // left returns how many buffers nobody has taken.
-func (p *pool) left() int { return len(p.rest) / p.size }
+func (p *pool) left() int { return len(p.rest) / p.step }

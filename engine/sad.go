@@ -13,28 +13,39 @@ import (
 // inSA is an inbound SA as the data path sees it. What a reader finds in the SAD stays
 // as it is but for the atomics.
 type inSA struct {
-	spi      uint32
+	// What every packet reads comes first, in one cache line.
 	in       *esp.Inbound
-	innerOff int // where the inner packet starts in the ESP packet
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
-	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
+	spi      uint32
+	innerOff uint8 // where the inner packet starts in the ESP packet
 	encap    bool
-	conn     string
-	child    string
-	ike, id  uint32
-	lastIn   atomic.Int64 // when the last packet passed; 0: none did
-	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+
+	remote  atomic.Pointer[netip.AddrPort] // where the peer was last
+	lastIn  atomic.Int64                   // when the last packet passed; 0: none did
+	movedAt atomic.Int64                   // when a packet came from another address; 0: none did
+
+	conn    string
+	child   string
+	ike, id uint32
 }
 
-// outSA is an outbound SA as the data path sees it: immutable but for the atomics and
-// standby, which is the IKE loop's alone.
+// outSA is an outbound SA as the data path sees it: immutable but for the atomics, what
+// turns and workers keep in it, and standby, which is the IKE loop's alone.
 type outSA struct {
+	// What every packet needs comes first, in one cache line.
+	out  *esp.Outbound
+	path atomic.Pointer[outerPath]
+	sock sockID
+	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
+
+	// Under the data path's turns.mu:
+	issued, served uint32        // tickets, modulo 2^32: there are never more than workers open
+	octets         uint64        // of inner packets that have left
+	lastOut        time.Duration // when the last one did; 0: none did
+
 	spi      uint32
 	inbound  uint32 // SPI of the pair's inbound SA: its slot
-	out      *esp.Outbound
-	sock     sockID
-	path     atomic.Pointer[outerPath]
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	conn     string
@@ -42,8 +53,9 @@ type outSA struct {
 	ike, id  uint32
 	esn      bool
 	standby  bool
-	rekeying bool         // asked for because the sequence numbers run out; the IKE loop's
-	lastOut  atomic.Int64 // when the last packet passed; 0: none did
+	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
+
+	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // outerPath is where the packets of an SA go, and from which address; port 0 without
@@ -201,7 +213,7 @@ func (s *sad) findOut(spi, inbound uint32) *sadSlot {
 
 // usage returns what passed through the pair of the inbound spi, and when the last
 // packets did (0: none).
-func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+func (s *sad) usage(q *turns, spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
 	slot := s.slot(spi)
 	if slot == nil {
 		return
@@ -214,14 +226,14 @@ func (s *sad) usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duratio
 		o = slot.spent
 	}
 	if o != nil {
-		out, lastOut = o.out.Usage(), time.Duration(o.lastOut.Load())
+		out, lastOut = q.usage(o)
 	}
 	return
 }
 
 // innerOffset returns where the payload starts in an ESP packet of that suite: behind
 // SPI, sequence number and IV (RFC 4303 section 2).
-func innerOffset(s esp.Suite) int {
+func innerOffset(s esp.Suite) uint8 {
 	if s.Encr == esp.EncrAESCBC {
 		return 8 + 16
 	}

@@ -120,7 +120,12 @@ func (h viciHandler) stats() (*control.Message, error) {
 	m.Section(control.KeyMallinfo).
 		SetUint(control.KeySbrk, mem.Sys-mem.HeapReleased).SetUint(control.KeyMmap, 0).
 		SetUint(control.KeyUsed, mem.HeapInuse).SetUint(control.KeyFree, mem.HeapIdle-mem.HeapReleased)
-	c := m.Section("counters") // ours: charon has none of the data path
+	// Ours: charon has none of the data path.
+	f := &h.e.features
+	m.Section(control.KeyDataPath).
+		SetInt(control.KeyWorkers, int64(f.workers)).SetInt(control.KeySockets, int64(f.sockets)).
+		Set(control.KeyTUN, f.tun).Set(control.KeyUDP, f.udp).Set(control.KeyESP, f.esp)
+	c := m.Section("counters")
 	for _, v := range h.e.Counters() {
 		c.SetUint(v.Name, v.Value)
 	}
@@ -157,7 +162,7 @@ func (h viciHandler) reload() error {
 	if e.o.Path == "" {
 		return errors.New("the daemon does not know its configuration file: restart it instead")
 	}
-	cfg, err := config.Load(e.o.Path)
+	cfg, err := config.Load(e.o.Path, e.o.CPU.CipherOrder())
 	if err != nil {
 		return err
 	}

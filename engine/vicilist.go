@@ -29,7 +29,7 @@ func (l *ikeLoop) view(sa *ike.SAInfo) saView {
 	v := saView{SAInfo: *sa, children: make([]childView, len(sa.Children))}
 	for i := range sa.Children {
 		c := childView{ChildInfo: sa.Children[i], reqid: l.reqid(sa.Conn, sa.Children[i].Name)}
-		c.in, c.out, c.lastIn, c.lastOut = l.d.sad.usage(c.SPIIn)
+		c.in, c.out, c.lastIn, c.lastOut = l.d.sad.usage(&l.d.turns, c.SPIIn)
 		v.children[i] = c
 	}
 	return v

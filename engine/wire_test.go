@@ -11,6 +11,7 @@ import (
 	"postern/engine/config"
 	"postern/engine/log"
 	"postern/esp"
+	"postern/ike"
 )
 
 // fakeWire connects the sockets of several hosts. It loses nothing unless told to.
@@ -83,14 +84,22 @@ func (w *fakeWire) host(addr string) *fakeHost {
 
 func (h *fakeHost) os() OS {
 	return OS{
-		OpenTUN:     func(name string, mtu int) (Device, error) { h.mtu = mtu; return h.tun, nil },
-		ListenUDP:   func(a netip.AddrPort) (Socket, error) { return h.listen(a.Addr().Is4(), a.Port(), h.udp) },
+		OpenTUN:     func(name string, mtu, queues int) ([]Device, error) { h.mtu = mtu; return []Device{h.tun}, nil },
+		ListenUDP:   func(a netip.AddrPort, n int) ([]Socket, error) { return one(h.listen(a.Addr().Is4(), a.Port(), h.udp)) },
 		ListenESP:   func(v6 bool) (Socket, error) { return h.listen(!v6, 0, h.noESP) },
 		Network:     (*fakeNetwork)(h),
 		MemoryTotal: func() uint64 { return 0 },
 
 		WatchAddresses: h.watch,
 	}
+}
+
+// one is a list of one socket.
+func one(s Socket, err error) ([]Socket, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []Socket{s}, nil
 }
 
 func (h *fakeHost) listen(v4 bool, port uint16, err error) (Socket, error) {
@@ -167,7 +176,7 @@ func (n *fakeNetwork) Source(remote netip.Addr) (netip.Addr, error) {
 // parse reads a configuration and leaves out the control socket.
 func parse(t testing.TB, text string) *config.Config {
 	t.Helper()
-	cfg, err := config.Parse("test.toml", []byte(text))
+	cfg, err := config.Parse("test.toml", []byte(text), ike.AESFirst)
 	if err != nil {
 		t.Fatalf("configuration: %v", err)
 	}
@@ -215,7 +224,7 @@ func startEngine(t testing.TB, h *fakeHost, cfg *config.Config, prof board.Profi
 func startEngineOn(t testing.TB, h *fakeHost, system OS, cfg *config.Config, prof board.Profile) *running {
 	t.Helper()
 	lines := &logLines{}
-	e, err := New(Options{OS: system, Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3"})
+	e, err := New(Options{OS: system, Config: cfg, Profile: prof, Log: log.New(lines, log.Debug), Version: "1.2.3", CPU: CPU{AES: true}})
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}

@@ -70,8 +70,8 @@ func TestConcurrentSealNeverRepeatsANumberOrIV(t *testing.T) {
 				}
 			}
 		}
-		if want := (Usage{uint64(workers * count), uint64(workers * count * 8)}); o.Usage() != want || o.Seq() != want.Packets || len(seqs) != workers*count {
-			t.Errorf("%v: usage %+v, number %d, want %+v", s, o.Usage(), o.Seq(), want)
+		if want := workers * count; o.Seq() != uint64(want) || len(seqs) != want {
+			t.Errorf("%v: %d packets up to number %d, want %d", s, len(seqs), o.Seq(), want)
 		}
 	}
 }
@@ -83,7 +83,7 @@ func TestConcurrentSealStopsExactlyAtTheLastNumber(t *testing.T) {
 			t.Fatal(err)
 		}
 		const left = 25
-		o.seq.Store(o.limit - left)
+		o.seq.Store(o.limit() - left)
 		var sealed [workers]int
 		each(func(ctx int) {
 			for range 100 {
@@ -100,8 +100,8 @@ func TestConcurrentSealStopsExactlyAtTheLastNumber(t *testing.T) {
 		for _, n := range sealed {
 			total += n
 		}
-		if total != left || o.Seq() != o.limit {
-			t.Errorf("%v: %d packets were sealed and the counter is %#x, want %d and %#x", s, total, o.Seq(), left, o.limit)
+		if total != left || o.Seq() != o.limit() {
+			t.Errorf("%v: %d packets were sealed and the counter is %#x, want %d and %#x", s, total, o.Seq(), left, o.limit())
 		}
 	}
 }
@@ -214,6 +214,59 @@ func TestIdleWorkersHaveNoState(t *testing.T) {
 			if made := o.keys.slots[ctx].Load() != nil; made != (ctx == 2 || ctx == 5) {
 				t.Errorf("%v: worker %d has state: %v", s, ctx, made)
 			}
+		}
+	}
+}
+
+// Several workers reserve blocks of numbers and seal them in any order: each number is used
+// once, the last one too, and the packets open.
+func TestReservedBlocksNeverOverlapAndEndAtTheLastNumber(t *testing.T) {
+	for _, s := range someSuites {
+		o, err := NewOutbound(testSA(s, Out), workers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const left = 1000
+		o.seq.Store(o.limit() - left)
+		got := make([][]uint64, workers)
+		each(func(ctx int) {
+			for n := 1; ; n = n%17 + 1 {
+				first, granted := o.Reserve(n)
+				if granted < 0 || granted > n {
+					t.Errorf("%v: %d numbers were granted of %d", s, granted, n)
+				}
+				for i := range granted {
+					seq := first + uint64(granted-1-i) // the order does not matter to the SA
+					buf := make([]byte, 100)
+					start, end, err := o.SealAt(ctx, seq, buf, HeadRoom, 8, 4)
+					if err != nil {
+						t.Errorf("%v: number %#x: %v", s, seq, err)
+						return
+					}
+					if _, _, _, err := refOpen(testSA(s, Out), seq, buf[start:end]); err != nil {
+						t.Errorf("%v: number %#x does not open: %v", s, seq, err)
+					}
+					got[ctx] = append(got[ctx], seq)
+				}
+				if granted < n {
+					return
+				}
+			}
+		})
+		seen := map[uint64]bool{}
+		for _, list := range got {
+			for _, seq := range list {
+				if seen[seq] {
+					t.Fatalf("%v: number %#x was granted twice: its IV repeats under one key", s, seq)
+				}
+				seen[seq] = true
+			}
+		}
+		if len(seen) != left || !seen[o.limit()] {
+			t.Errorf("%v: %d numbers were granted, want the last %d", s, len(seen), left)
+		}
+		if _, granted := o.Reserve(1); granted != 0 || o.Seq() != o.limit() {
+			t.Errorf("%v: a number was granted after the last, %#x", s, o.Seq())
 		}
 	}
 }

@@ -30,8 +30,9 @@
 // Out, with the inner packet in a buffer that has HeadRoom before and TailRoom after it:
 //
 //  1. ParseFlow reads the 5-tuple, MatchFlow finds the policy, the caller its SA
-//  2. Outbound.Seal takes the next sequence number, writes header, IV, padding and trailer
-//     around the packet, encrypts it in place and adds the ICV
+//  2. Outbound.Reserve takes sequence numbers for a batch, SealAt writes header, IV, padding
+//     and trailer around a packet, encrypts it in place and adds the ICV; Seal is both for
+//     one packet
 //  3. the caller adds the outer header and sends
 //
 // In, with the packet's first octet being the SPI's:

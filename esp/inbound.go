@@ -23,14 +23,18 @@ import (
 // same time as there are contexts, each with its own; every other method by any goroutine
 // at any time.
 type Inbound struct {
+	// What every packet reads is in the first cache line, and what it writes in two of
+	// their own: of many SAs, each line is one that has to be fetched. The lengths are
+	// right for 64-bit machines.
 	esn   bool
 	shape shape
 	keys  keyring
+	_     [24]byte
 
-	_     [64]byte // what every packet writes is not where every worker reads
 	mu    sync.Mutex
 	win   window
 	usage Usage
+	_     [40]byte
 }
 
 // NewInbound makes the receiving end of sa for workers that have the numbers 0 to

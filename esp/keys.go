@@ -1,7 +1,6 @@
 package esp
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
 	"encoding/binary"
@@ -11,13 +10,14 @@ import (
 	"sync/atomic"
 
 	"postern/esp/chapoly"
+	"postern/esp/ctaes"
 )
 
 // ivLabel is what the SA's HMAC turns into the key of its CBC IVs. See keyring.
 const ivLabel = "\x00\x00\x00\x00CBC IV"
 
-// cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return for AES: a mode that
-// takes a new IV without being made anew.
+// cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return for AES, the library's
+// and ours: a mode that takes a new IV without being made anew.
 type cbcMode interface {
 	cipher.BlockMode
 	SetIV([]byte)
@@ -60,8 +60,8 @@ type cbcScratch struct {
 // for nothing else, a block cipher's outputs for inputs that never repeat cannot be told
 // from random ones before about 2^64 packets, far more than one CBC key may protect.
 type keyring struct {
-	outbound bool
 	slots    []atomic.Pointer[scratch]
+	outbound bool
 
 	mu    sync.Mutex // of all that follows; taken when a scratch is made and by wipe
 	wiped bool
@@ -97,10 +97,7 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 	var err error
 	switch sa.Suite.Encr {
 	case EncrAESGCM16:
-		var block cipher.Block
-		if block, err = aes.NewCipher(sa.EncrKey[:encr-aeadSaltLen]); err == nil {
-			k.aead, err = cipher.NewGCM(block)
-		}
+		k.aead, err = ctaes.NewGCM(sa.EncrKey[:encr-aeadSaltLen])
 		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
 	case EncrChaCha20Poly1305:
 		k.aead, err = chapoly.New(sa.EncrKey[:encr-aeadSaltLen])
@@ -109,7 +106,7 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		row, _ := sa.Suite.Integ.row()
 		k.hash = row.hash
 		k.integ = append([]byte(nil), sa.IntegKey...)
-		if k.block, err = aes.NewCipher(sa.EncrKey); err == nil && outbound {
+		if k.block, err = ctaes.NewCipher(sa.EncrKey); err == nil && outbound {
 			k.ivGen, err = ivCipher(row.hash, k.integ)
 		}
 	}
@@ -126,7 +123,7 @@ func ivCipher(h func() hash.Hash, integ []byte) (cipher.Block, error) {
 	mac.Write([]byte(ivLabel))
 	key := mac.Sum(nil)
 	defer clear(key)
-	return aes.NewCipher(key[:aesBlockLen])
+	return ctaes.NewCipher(key[:aesBlockLen])
 }
 
 // get returns worker ctx's scratch: one load, after the first time.
@@ -161,7 +158,7 @@ func (k *keyring) make(ctx int) (*scratch, error) {
 	return c, nil
 }
 
-// wipe forgets the keys: own copies are overwritten; what Go's cipher types hold inside
+// wipe forgets the keys: own copies are overwritten; what the cipher types hold inside
 // cannot be reached, its references are dropped and the collector frees it. A worker that
 // is in the middle of a packet finishes it with the scratch that it has.
 func (k *keyring) wipe() {

@@ -5,39 +5,34 @@ import (
 	"sync/atomic"
 )
 
-// The path of a packet that leaves, in Seal:
+// The path of packets that leave:
 //
-//  1. the worker's scratch state
-//  2. room for header, IV, padding, trailer and ICV is checked
-//  3. the sequence number is taken; from here nothing can fail
-//  4. header and IV are written before the payload, padding and trailer after it
-//  5. encryption and ICV, in place
-//  6. usage
+//  1. Fits: room for header, IV, padding, trailer and ICV
+//  2. Reserve: sequence numbers, for a batch at once
+//  3. SealAt, by several workers at the same time: the worker's scratch state, header and
+//     IV before the payload, padding and trailer after it, encryption and ICV in place
+//
+// Seal is all of it for one packet.
 
-// Outbound is the sending end of an SA. Seal may be called by as many goroutines at
-// the same time as there are contexts, each with its own; every other method by any
+// Outbound is the sending end of an SA. SealAt and Seal may be called by as many goroutines
+// at the same time as there are contexts, each with its own; every other method by any
 // goroutine at any time.
 type Outbound struct {
+	// What every packet needs is in the first cache line, with the number that is written
+	// once per batch: of many SAs, each line is one that has to be fetched.
+	shape shape
+	seq   atomic.Uint64 // the last sequence number that was taken
 	spi   uint32
 	esn   bool
-	shape shape
-	limit uint64 // the last sequence number
 	keys  keyring
-
-	_     [64]byte // what every packet writes is not where every worker reads
-	seq   atomic.Uint64
-	bytes atomic.Uint64
-	_     [48]byte
+	_     [16]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // NewOutbound makes the sending end of sa for workers that have the numbers 0 to
 // contexts-1. It copies what it needs of the keys; sa is the caller's to wipe. The
 // errors name what in sa is wrong.
 func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
-	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN, limit: 1<<32 - 1}
-	if o.esn {
-		o.limit = 1<<64 - 1
-	}
+	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN}
 	if err := o.keys.init(sa, true, contexts); err != nil {
 		return nil, err
 	}
@@ -45,34 +40,85 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 	return o, nil
 }
 
-// Seal turns the payload buf[off:off+n] into an ESP packet in place and returns it as
-// buf[start:end], from the SPI to the ICV. next is the payload's protocol (4 for IPv4, 41
-// for IPv6, 59 for a dummy, RFC 4303 section 2.6). HeadRoom octets before the payload and
-// TailRoom after it, within len(buf), are always enough; ErrNoRoom says that there is too
-// little. ctx is the worker's number, below the contexts of NewOutbound, or Seal panics.
+// Seal turns the payload buf[off:off+n] into an ESP packet in place, under the next
+// sequence number, and returns it as buf[start:end], from the SPI to the ICV. next is the
+// payload's protocol (4 for IPv4, 41 for IPv6, 59 for a dummy, RFC 4303 section 2.6).
+// HeadRoom octets before the payload and TailRoom after it, within len(buf), are always
+// enough; ErrNoRoom says that there is too little. ctx is the worker's number, below the
+// contexts of NewOutbound, or Seal panics.
 //
-// ErrSeqExhausted and ErrWiped are final. No error uses up a sequence number.
+// ErrSeqExhausted and ErrWiped are final. No error but an ErrWiped that meets the call
+// half-way uses up a sequence number.
 func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end int, err error) {
+	if _, err := o.keys.get(ctx); err != nil {
+		return 0, 0, err
+	}
+	if !o.Fits(buf, off, n) {
+		return 0, 0, ErrNoRoom
+	}
+	seq, granted := o.Reserve(1)
+	if granted == 0 {
+		return 0, 0, ErrSeqExhausted
+	}
+	return o.SealAt(ctx, seq, buf, off, n, next)
+}
+
+// Fits tells whether there is room in buf to seal the payload buf[off:off+n].
+func (o *Outbound) Fits(buf []byte, off, n int) bool {
+	_, _, ok := o.place(len(buf), off, n)
+	return ok
+}
+
+// place returns where padding ends and the trailer begins, and where the ICV ends, of a
+// payload in a buffer of size octets.
+func (o *Outbound) place(size, off, n int) (trailer, end int, ok bool) {
+	if uint(n) > uint(size) || uint(off) > uint(size) {
+		return 0, 0, false
+	}
+	trailer = off + n + -(n+trailerLen)&(o.shape.align-1)
+	end = trailer + trailerLen + o.shape.icv
+	return trailer, end, off >= o.shape.front && end <= size
+}
+
+// limit returns the last sequence number that there is.
+func (o *Outbound) limit() uint64 {
+	if o.esn {
+		return 1<<64 - 1
+	}
+	return 1<<32 - 1
+}
+
+// Reserve takes the next n sequence numbers for the caller's packets alone: first to
+// first+granted-1. Fewer than n are granted where the SA's numbers end, and none after
+// that (RFC 4303 section 3.3.3). A number that is not used afterwards is a gap, which
+// harms nobody; none must be used twice.
+func (o *Outbound) Reserve(n int) (first uint64, granted int) {
+	for {
+		last := o.seq.Load()
+		granted = int(min(uint64(n), o.limit()-last))
+		if granted == 0 {
+			return 0, 0
+		}
+		if o.seq.CompareAndSwap(last, last+uint64(granted)) {
+			return last + 1, granted
+		}
+	}
+}
+
+// SealAt is Seal with a sequence number that Reserve has granted.
+// The errors are ErrNoRoom, where Fits says no, and ErrWiped; both leave buf as it is.
+func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint8) (start, end int, err error) {
 	c, err := o.keys.get(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
-
-	if uint(n) > uint(len(buf)) || uint(off) > uint(len(buf)) {
-		return 0, 0, ErrNoRoom
-	}
-	padLen := -(n + trailerLen) & (o.shape.align - 1)
-	trailer := off + n + padLen
-	tail := trailer + trailerLen
-	start, end = off-o.shape.front, tail+o.shape.icv
-	if start < 0 || end > len(buf) {
-		return 0, 0, ErrNoRoom
-	}
-
-	seq, ok := o.nextSeq()
+	trailer, end, ok := o.place(len(buf), off, n)
 	if !ok {
-		return 0, 0, ErrSeqExhausted
+		return 0, 0, ErrNoRoom
 	}
+	start = off - o.shape.front
+	tail := trailer + trailerLen
+	padLen := trailer - (off + n)
 
 	pkt := buf[start:end]
 	binary.BigEndian.PutUint64(pkt, uint64(o.spi)<<32|seq&(1<<32-1))
@@ -87,10 +133,8 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		// that GCM and ChaCha20 ask for (RFC 4106 section 3.1, RFC 7634 section 2).
 		binary.BigEndian.PutUint64(pkt[espHeaderLen:], seq)
 		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], seq)
-		o.bytes.Add(uint64(n))
 		c.aead.Seal(buf[off:off], c.nonce[:], buf[off:tail], c.additional(pkt, o.esn, seq))
 	} else {
-		o.bytes.Add(uint64(n))
 		m := c.cbc
 		iv := pkt[espHeaderLen : espHeaderLen+aesBlockLen]
 		binary.BigEndian.PutUint64(m.ivIn[:], seq)
@@ -100,20 +144,6 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		copy(buf[tail:end], m.icv(buf[start:tail], o.esn, uint32(seq>>32)))
 	}
 	return start, end, nil
-}
-
-// nextSeq takes the next sequence number. It never passes the limit, however many workers
-// ask at once: a number is taken only from the value that was compared with the limit.
-func (o *Outbound) nextSeq() (seq uint64, ok bool) {
-	for {
-		last := o.seq.Load()
-		if last == o.limit {
-			return 0, false
-		}
-		if o.seq.CompareAndSwap(last, last+1) {
-			return last + 1, true
-		}
-	}
 }
 
 // additional returns what an AEAD authenticates beside the payload: SPI and sequence
@@ -128,15 +158,11 @@ func (c *scratch) additional(pkt []byte, esn bool, seq uint64) []byte {
 	return c.aad[:]
 }
 
-// Seq returns the sequence number of the last packet that was sealed; 0: none yet.
+// Seq returns the last sequence number that was taken; 0: none yet. What is sealed is
+// not counted otherwise: who seals a batch counts its octets with less effort.
 func (o *Outbound) Seq() uint64 { return o.seq.Load() }
 
-// Usage returns what has been sealed. A packet is counted a moment before its octets.
-func (o *Outbound) Usage() Usage {
-	return Usage{Packets: o.seq.Load(), Bytes: o.bytes.Load()}
-}
-
-// Wipe forgets the keys; Seal answers ErrWiped from then on, a packet that is being sealed
+// Wipe forgets the keys; Seal and SealAt answer ErrWiped from then on, a packet that is being sealed
 // at this moment is finished. Own copies of keys are overwritten. The key schedules
 // inside Go's cipher types cannot be: they are dropped and left to the collector.
 func (o *Outbound) Wipe() { o.keys.wipe() }

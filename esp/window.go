@@ -36,6 +36,7 @@ type window struct {
 	size uint64
 	mask uint32 // len(ring)-1
 	ring []uint32
+	own  [4]uint32 // the ring of a MinWindow, beside the rest in memory
 }
 
 // init makes an empty window of size packets: 0, or MinWindow to MaxWindow.
@@ -45,7 +46,11 @@ func (w *window) init(size int) {
 	}
 	words := (size+wordBits-1)/wordBits + 1
 	n := 1 << bits.Len(uint(words-1))
-	w.size, w.mask, w.ring = uint64(size), uint32(n-1), make([]uint32, n)
+	w.size, w.mask, w.ring = uint64(size), uint32(n-1), w.own[:]
+	if n > len(w.own) {
+		w.ring = make([]uint32, n)
+	}
+	w.ring = w.ring[:n]
 }
 
 // infer returns the whole sequence number of a packet that carries its low 32 bits (RFC

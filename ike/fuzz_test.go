@@ -141,10 +141,10 @@ func FuzzMessage(f *testing.F) {
 }
 
 func FuzzSA(f *testing.F) {
-	f.Add(saBody(f, DefaultProposals(ProtoIKE)))
+	f.Add(saBody(f, DefaultProposals(ProtoIKE, AESFirst)))
 	f.Add(saBody(f, proposals(f, ProtoESP, "aes128gcm16-x25519-esn-noesn", "aes256-sha256", "default")))
 	f.Add(octets(f, "00000017"+"01010001"+"0000000f"+"0100000c"+"00100003aabbcc"))
-	ike, child := DefaultProposals(ProtoIKE), DefaultProposals(ProtoESP)
+	ike, child := DefaultProposals(ProtoIKE, AESFirst), DefaultProposals(ProtoESP, AESFirst)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ps, err := ParseSA(data)
 		if err != nil {
@@ -255,17 +255,17 @@ func FuzzID(f *testing.F) {
 }
 
 func FuzzProposalString(f *testing.F) {
-	for _, s := range append(append([]string{"aes128gcm16-sha256-x25519", "aes-sha-modp2048"}, defaultIKE[:]...), defaultESP[:]...) {
+	for _, s := range slices.Concat([]string{"aes128gcm16-sha256-x25519", "aes-sha-modp2048"}, defaultIKE[AESFirst], defaultIKE[ChaChaFirst], defaultESP[AESFirst]) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, proto := range []Protocol{ProtoIKE, ProtoESP} {
-			ps, err := ParseProposal(proto, s)
+			ps, err := ParseProposal(proto, s, AESFirst)
 			if err != nil {
 				continue
 			}
 			for _, p := range ps {
-				back, err := ParseProposal(proto, p.String())
+				back, err := ParseProposal(proto, p.String(), AESFirst)
 				if err != nil || len(back) != 1 || !sameProposal(back[0], p) {
 					t.Fatalf("%q is printed as %q, which is %v, %v", s, p, back, err)
 				}

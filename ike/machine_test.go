@@ -150,7 +150,7 @@ func (h *host) count(k EventKind) (n int) {
 func sel(s string) TS { return TS{Selector: esp.SelectorFromPrefix(netip.MustParsePrefix(s))} }
 
 func mustProposals(t testing.TB, proto Protocol, s string) []Proposal {
-	p, err := ParseProposal(proto, s)
+	p, err := ParseProposal(proto, s, AESFirst)
 	if err != nil {
 		t.Fatal(err)
 	}

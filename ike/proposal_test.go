@@ -27,7 +27,7 @@ func proposals(t testing.TB, proto Protocol, words ...string) []Proposal {
 	t.Helper()
 	var ps []Proposal
 	for _, w := range words {
-		p, err := ParseProposal(proto, w)
+		p, err := ParseProposal(proto, w, AESFirst)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"postern/esp"
 	"postern/esp/chapoly"
+	"postern/esp/ctaes"
 )
 
 // The Encrypted payload (RFC 7296 section 3.14). With an AEAD the ICV is part of the
@@ -80,10 +81,7 @@ func newSKCipher(s IKESuite, ek, ak []byte) (*skCipher, error) {
 		if esp.EncrID(s.Encr) == esp.EncrChaCha20Poly1305 {
 			c.aead, err = chapoly.New(key)
 		} else {
-			var block cipher.Block
-			if block, err = aes.NewCipher(key); err == nil {
-				c.aead, err = cipher.NewGCM(block)
-			}
+			c.aead, err = ctaes.NewGCM(key)
 		}
 		if err != nil {
 			return nil, err
@@ -106,7 +104,7 @@ func newSKCipher(s IKESuite, ek, ak []byte) (*skCipher, error) {
 		return nil, fmt.Errorf("%w: integrity algorithm %d", errSuite, s.Integ)
 	}
 	var err error
-	if c.block, err = aes.NewCipher(ek); err != nil {
+	if c.block, err = ctaes.NewCipher(ek); err != nil {
 		return nil, err
 	}
 	c.mac = hmac.New(h, ak)
@@ -207,6 +205,6 @@ func (c *skCipher) icv(b []byte) []byte {
 	return c.mac.Sum(c.tag[:0])[:c.icvLen]
 }
 
-// wipe forgets the keys. The key schedules inside Go's ciphers cannot be overwritten:
+// wipe forgets the keys. The key schedules inside the ciphers cannot be overwritten:
 // they are let go of. The cipher must not be used afterwards.
 func (c *skCipher) wipe() { *c = skCipher{} }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"postern/esp"
+	"postern/esp/ctaes"
 )
 
 // skKeys are SK_e and SK_a of a suite in these tests.
@@ -156,7 +157,20 @@ func TestSKChaCha20Poly1305Vector(t *testing.T) {
 	}
 }
 
+// With the library's AES and with ours, whatever this processor has.
 func TestSKSealMatchesDefinition(t *testing.T) {
+	defer ctaes.Use(ctaes.Current())
+	for _, r := range []ctaes.Routine{ctaes.Sliced, ctaes.Library} {
+		t.Run(r.String(), func(t *testing.T) {
+			if err := ctaes.Use(r); err != nil {
+				t.Fatal(err)
+			}
+			sealMatchesDefinition(t)
+		})
+	}
+}
+
+func sealMatchesDefinition(t *testing.T) {
 	for _, s := range ciphers() {
 		c := mustCipher(t, s)
 		for n := range 50 {

@@ -8,10 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of the kernel's headers if_link.h and veth.h; x/sys has no names for them.
+// Of the kernel's headers if_link.h, if_tun.h, veth.h and pkt_sched.h; x/sys has no names for them.
 const (
-	addrGenNone  = 1 // IN6_ADDR_GEN_MODE_NONE
-	vethInfoPeer = 1 // VETH_INFO_PEER
+	addrGenNone  = 1          // IN6_ADDR_GEN_MODE_NONE
+	vethInfoPeer = 1          // VETH_INFO_PEER
+	tcRoot       = 0xffffffff // TC_H_ROOT
+	tunNumQueues = 8          // IFLA_TUN_NUM_QUEUES (Linux 4.17)
 )
 
 // Link is a network interface.
@@ -21,6 +23,9 @@ type Link struct {
 	Kind  string // "tun", "veth"; "" for hardware and loopback
 	MTU   int
 	Flags uint32 // IFF_*
+
+	carrier bool // something is at the other end; of a TUN device: somebody holds it
+	queues  int  // of a TUN device: those that are attached; 0 if the kernel does not tell
 }
 
 // Up tells whether the interface is switched on.
@@ -69,11 +74,18 @@ func parseLink(b []byte) (Link, error) {
 			l.Name = a.str()
 		case unix.IFLA_MTU:
 			l.MTU = int(a.u32())
+		case unix.IFLA_CARRIER:
+			l.carrier = a.u8() != 0
 		case unix.IFLA_LINKINFO:
 			in := a.nested()
 			for in.next() {
-				if in.typ == unix.IFLA_INFO_KIND {
+				switch in.typ {
+				case unix.IFLA_INFO_KIND:
 					l.Kind = in.str()
+				case unix.IFLA_INFO_DATA:
+					if l.Kind == "tun" {
+						l.queues = tunQueues(in.nested())
+					}
 				}
 			}
 			if in.err != nil {
@@ -82,6 +94,15 @@ func parseLink(b []byte) (Link, error) {
 		}
 	}
 	return l, a.err
+}
+
+func tunQueues(a attrs) int {
+	for a.next() {
+		if a.typ == tunNumQueues {
+			return int(a.u32())
+		}
+	}
+	return 0
 }
 
 // SetLinkUp switches an interface on or off.
@@ -109,6 +130,15 @@ func (c *Netlink) SetAddrGenNone(index int) error {
 	r.end(inet6)
 	r.end(spec)
 	return c.do(r, "silence IPv6 on interface", fmt.Sprint(index))
+}
+
+// SetNoQueue makes an interface pass packets to its driver at once, without a queueing
+// discipline before it (tc-qdisc's noqueue).
+func (c *Netlink) SetNoQueue(index int) error {
+	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE).raw(unix.AF_UNSPEC, 0, 0, 0)
+	r.u32(uint32(index)).u32(0).u32(tcRoot).u32(0) // struct tcmsg: interface, handle, parent, info
+	r.attrString(unix.TCA_KIND, "noqueue")
+	return c.do(r, "set queueing discipline of interface", fmt.Sprint(index))
 }
 
 // AddVeth makes a pair of virtual Ethernet interfaces, each in the network namespace

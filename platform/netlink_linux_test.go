@@ -215,17 +215,50 @@ func TestAddressWatchSeesChanges(t *testing.T) {
 		}
 	}()
 	addAddr(t, ns, "lo", "192.0.2.1/32")
-	for i, want := range []error{nil, os.ErrClosed} {
+	// The address and the device coming up are several changes.
+	for i, closed := 0, false; !closed; i++ {
 		select {
 		case err := <-changed:
-			if !errors.Is(err, want) {
-				t.Fatalf("wait %d: %v, want %v", i, err, want)
+			if closed = errors.Is(err, os.ErrClosed) && i > 0; !closed && err != nil {
+				t.Fatalf("wait %d: %v, want changes, and os.ErrClosed after Close", i, err)
 			}
 		case <-time.After(5 * time.Second):
 			t.Fatalf("wait %d: nothing", i)
 		}
 		if i == 0 {
 			w.Close()
+		}
+	}
+}
+
+// Setting a device down takes its routes away, and setting it up does not bring them back.
+func TestAddressWatchSeesALinkGoDownAndUp(t *testing.T) {
+	ns := newNS(t)
+	tun := openTUN(t, ns, "pt0", 1400)
+	var w *AddressWatch
+	in(t, ns, func() (err error) { w, err = WatchAddresses(); return err })
+	defer w.Close()
+	heard := func() bool {
+		w.f.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		return w.Wait() == nil
+	}
+	for heard() { // of the device's making
+	}
+	for _, up := range []bool{false, true} {
+		if err := ns.Netlink(func(nl *Netlink) error {
+			l, err := nl.LinkByName(tun.Name())
+			if err != nil {
+				return err
+			}
+			return nl.SetLinkUp(l.Index, up)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w.f.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if err := w.Wait(); err != nil {
+			t.Fatalf("nothing is heard of the device being set up=%v: %v", up, err)
+		}
+		for heard() {
 		}
 	}
 }

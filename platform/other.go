@@ -28,11 +28,16 @@ type TUN struct{}
 // OpenTUN returns an error that wraps [ErrUnsupported].
 func OpenTUN(name string, mtu int) (*TUN, error) { return nil, unsupported("open TUN device", name) }
 
+// OpenTUNQueues returns an error that wraps [ErrUnsupported].
+func OpenTUNQueues(name string, mtu, n int) ([]*TUN, error) {
+	return nil, unsupported("open TUN device", name)
+}
+
 // Name returns "".
 func (t *TUN) Name() string { return "" }
 
-// Features returns none.
-func (t *TUN) Features() TUNFeatures { return TUNFeatures{} }
+// Features returns "".
+func (t *TUN) Features() string { return "" }
 
 // Dropped returns 0.
 func (t *TUN) Dropped() uint64 { return 0 }
@@ -54,8 +59,16 @@ func ListenUDP(addr netip.AddrPort) (*Socket, error) {
 	return nil, unsupported("listen on UDP", addr.String())
 }
 
+// ListenUDPGroup returns an error that wraps [ErrUnsupported].
+func ListenUDPGroup(addr netip.AddrPort, n int) ([]*Socket, error) {
+	return nil, unsupported("listen on UDP", addr.String())
+}
+
 // ListenESP returns an error that wraps [ErrUnsupported].
 func ListenESP(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "ESP") }
+
+// Features returns "".
+func (s *Socket) Features() string { return "" }
 
 // LocalPort returns 0.
 func (s *Socket) LocalPort() uint16 { return 0 }

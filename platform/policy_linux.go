@@ -39,7 +39,8 @@ import (
 //     a policy protects what goes from this host's outer address to the peer's own.
 //     Loose filtering (2), or none, lets it pass.
 //   - Addresses that the host gets later become sources of protected packets only with
-//     the next Apply; [WatchAddresses] tells when it is due.
+//     the next Apply, and the routes of a device that was set down come back with it;
+//     [WatchAddresses] tells when it is due.
 type Network struct {
 	mu sync.Mutex
 	nl *Netlink

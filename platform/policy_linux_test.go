@@ -290,7 +290,8 @@ func TestApplyRoutesWhatThePoliciesSayAndNothingElse(t *testing.T) {
 	}
 }
 
-// changes counts the kernel's announcements about rules and routes while f runs.
+// changes counts the kernel's announcements about rules, and about routes of ours, while f
+// runs. Its own routes, such as those of link-local addresses, come when they come.
 func (g *gateway) changes(f func()) (n int) {
 	g.t.Helper()
 	var fd int
@@ -306,10 +307,17 @@ func (g *gateway) changes(f func()) (n int) {
 	f()
 	var b [8192]byte
 	for {
-		if _, _, err := unix.Recvfrom(fd, b[:], 0); err != nil {
+		size, _, err := unix.Recvfrom(fd, b[:], 0)
+		if err != nil {
 			return n
 		}
-		n++
+		if size < unix.SizeofNlMsghdr+unix.SizeofRtMsg {
+			g.t.Fatalf("an announcement has %d octets", size)
+		}
+		switch typ := native.Uint16(b[4:]); {
+		case typ != unix.RTM_NEWROUTE && typ != unix.RTM_DELROUTE, b[unix.SizeofNlMsghdr+5] == routeProtocol:
+			n++
+		}
 	}
 }
 

@@ -227,17 +227,18 @@ func ignoringEINTR(f func() error) error {
 	}
 }
 
-// AddressWatch tells when the host's addresses change, since the route that the host's
-// own traffic takes into the tunnel depends on them (see [Network.Apply]).
+// AddressWatch tells when the host's addresses or links change: the route that the host's
+// own traffic takes into the tunnel depends on the addresses (see [Network.Apply]), and
+// the kernel forgets the routes of a device that was set down.
 type AddressWatch struct{ f *os.File }
 
-// WatchAddresses subscribes to changes of IPv4 and IPv6 addresses.
+// WatchAddresses subscribes to changes of IPv4 and IPv6 addresses and of links.
 func WatchAddresses() (*AddressWatch, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, &OpError{Op: "open", Object: "rtnetlink socket", Err: err}
 	}
-	groups := uint32(unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR)
+	groups := uint32(unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_LINK)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return nil, &OpError{Op: "watch", Object: "addresses", Err: err}
@@ -245,7 +246,7 @@ func WatchAddresses() (*AddressWatch, error) {
 	return &AddressWatch{os.NewFile(uintptr(fd), "rtnetlink")}, nil
 }
 
-// Wait blocks until an address may have come or gone. After Close its error wraps
+// Wait blocks until an address or a link may have come, gone or changed. After Close its error wraps
 // os.ErrClosed. One goroutine may wait.
 func (w *AddressWatch) Wait() error {
 	var b [4096]byte

@@ -57,6 +57,10 @@ type Socket struct {
 	rc     syscall.RawConn
 	closed atomic.Bool
 	zones  zones
+	paths  *os.File // see learnPaths; nil: not needed
+
+	member  bool // of a group, see ListenUDPGroup: it joins when it is bound
+	steered bool // the SPI decides which socket of the group gets a datagram
 
 	rx  msgBatch
 	gro gro
@@ -88,7 +92,11 @@ func ListenUDP(addr netip.AddrPort) (*Socket, error) {
 			Hint: "one socket serves all addresses of a family, and answers from the one that was asked",
 		}
 	}
-	s := &Socket{v6: addr.Addr().Is6(), object: fmt.Sprintf("UDP port %d", addr.Port())}
+	return listenPort(addr, false)
+}
+
+func listenPort(addr netip.AddrPort, member bool) (*Socket, error) {
+	s := &Socket{v6: addr.Addr().Is6(), object: fmt.Sprintf("UDP port %d", addr.Port()), member: member}
 	if s.v6 {
 		s.object += " (IPv6)"
 	}
@@ -128,6 +136,9 @@ func (s *Socket) open(typ, proto int, port uint16) error {
 	s.patience = sendPatience
 	s.full = &OpError{Op: "send on", Object: s.object, Err: unix.EAGAIN,
 		Hint: "its send buffer is full: the link is down or slower than what it is asked to carry"}
+	if s.raw && s.v6 {
+		s.paths = learnPaths()
+	}
 	if !s.raw {
 		s.gso.probe(fd)
 		if port != ikePort {
@@ -181,6 +192,11 @@ func (s *Socket) configure(fd int, port uint16) error {
 	if s.raw {
 		return nil
 	}
+	if s.member {
+		if err := joinGroup(fd); err != nil {
+			return s.openError("share", err)
+		}
+	}
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	if s.v6 {
 		sa = &unix.SockaddrInet6{Port: int(port)}
@@ -223,7 +239,8 @@ func (s *Socket) LocalPort() uint16 { return s.port }
 
 // ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
 // at most 64. It fills in N, Local, Remote and TOS; on a raw socket Buf starts with the
-// ESP header. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
+// ESP header. Buf may be replaced by memory of the socket, which is the caller's until the
+// next call: set it anew before that. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
 // messages from anybody put on the socket are passed over. After Close the error wraps
 // os.ErrClosed.
 func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
@@ -321,5 +338,34 @@ func (s *Socket) Close() error {
 	if s.closed.Swap(true) {
 		return &OpError{Op: "close", Object: s.object, Err: os.ErrClosed}
 	}
+	if s.paths != nil {
+		_ = s.paths.Close()
+	}
 	return s.file.Close()
+}
+
+// learnPaths opens a socket that makes the kernel take notice of ICMPv6 messages "packet
+// too big" about ESP. IPv6 fragments at the sender alone, so without them whatever is
+// larger than the path is lost; but for a raw socket that is not connected the kernel heeds
+// them only if the socket wants to be told of errors. A socket that sends must not want that,
+// or errors that anybody can cause stop its calls. This one neither sends nor is read: a
+// filter keeps packets from it, and what errors its small buffer has no room for have been
+// heeded before. Without it, on whatever fails, paths smaller than the link lose packets.
+func learnPaths() *os.File {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ESP)
+	if err != nil {
+		return nil
+	}
+	refuse := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	err = errors.Join(
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &refuse}),
+		// The mark decides which route, and so which path, is meant.
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, Mark),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
+	if err != nil {
+		unix.Close(fd)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "ESP path MTU socket")
 }

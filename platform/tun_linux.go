@@ -18,15 +18,16 @@ import (
 //	3 WriteBatch hands opened packets to the kernel, one write for each, or one for
 //	  those that belong together (tungro_linux.go)
 
-// TUN is a TUN device: a network interface whose packets this process reads and writes.
-// It vanishes with the process, however that ends. One goroutine may read and several
-// may write at once; neither allocates.
+// TUN is a TUN device, or one of its queues: a network interface whose packets this
+// process reads and writes. It vanishes with the process, however that ends. One goroutine
+// may read and several may write at once; neither allocates. The queues of a device share
+// nothing here.
 type TUN struct {
 	name     string
 	file     *os.File
 	rc       syscall.RawConn
 	closed   atomic.Bool
-	features TUNFeatures
+	features tunFeatures
 	dropped  atomic.Uint64
 
 	// The reader's and the writers' call in flight. The closures are made once, since a
@@ -51,8 +52,9 @@ type tunCall struct {
 // Name returns the interface's name.
 func (t *TUN) Name() string { return t.name }
 
-// Features tells what was found to work when the device was opened.
-func (t *TUN) Features() TUNFeatures { return t.features }
+// Features names what was found to work when the device was opened, separated by spaces:
+// virtio-headers, checksums, TSO4, TSO6, USO, multi-queue. It is "" if nothing was.
+func (t *TUN) Features() string { return t.features.String() }
 
 // Dropped returns how many reads of the kernel's packets were thrown away: a packet (or
 // a segment of a super-packet, with all that follow it) did not fit the caller's buffer,
@@ -148,6 +150,11 @@ func (t *TUN) callError(op string, err error) error {
 	if t.closed.Load() {
 		return &OpError{Op: op, Object: t.name, Err: os.ErrClosed}
 	}
+	var errno syscall.Errno
+	if !errors.As(err, &errno) && control(t.file, attached) == unix.EBADFD {
+		// The poller noticed first, and says of this descriptor that it cannot be waited for.
+		err = unix.EBADFD
+	}
 	hint := ""
 	switch {
 	case errors.Is(err, unix.EBADFD):
@@ -158,7 +165,17 @@ func (t *TUN) callError(op string, err error) error {
 	return &OpError{Op: op, Object: t.name, Err: err, Hint: hint}
 }
 
-// Close removes the device. A ReadBatch that waits returns.
+// attached fails with EBADFD if the descriptor's interface is gone.
+func attached(fd int) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	return unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr)
+}
+
+// Close removes the device, or gives back the queue; with the last queue the device goes.
+// A ReadBatch that waits returns.
 func (t *TUN) Close() error {
 	if t.closed.Swap(true) {
 		return &OpError{Op: "close", Object: t.name, Err: os.ErrClosed}

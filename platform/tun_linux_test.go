@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,19 +16,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const holderEnv = "POSTERN_TEST_HOLD_TUN"
+const (
+	holderEnv       = "POSTERN_TEST_HOLD_TUN"
+	holderQueuesEnv = "POSTERN_TEST_HOLD_QUEUES"
+)
 
 // TestMain is also the child process that holds a TUN device until it is killed.
 func TestMain(m *testing.M) {
 	if name := os.Getenv(holderEnv); name != "" {
-		tun, err := OpenTUN(name, 1400)
+		queues, _ := strconv.Atoi(os.Getenv(holderQueuesEnv))
+		tun, err := OpenTUNQueues(name, 1400, queues)
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
 		n, err := OpenNetwork()
 		if err == nil {
-			err = n.Apply(tun.Name(), testPolicies())
+			err = n.Apply(tun[0].Name(), testPolicies())
 		}
 		fmt.Println("holding", err)
 		time.Sleep(time.Minute)
@@ -39,8 +44,13 @@ func TestMain(m *testing.M) {
 // holdTUN starts a child that opens the device and routes testPolicies into it.
 func holdTUN(t *testing.T, ns *Namespace, name string) *exec.Cmd {
 	t.Helper()
+	return holdTUNQueues(t, ns, name, 1)
+}
+
+func holdTUNQueues(t *testing.T, ns *Namespace, name string, n int) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), holderEnv+"="+name)
+	cmd.Env = append(os.Environ(), holderEnv+"="+name, fmt.Sprintf("%s=%d", holderQueuesEnv, n))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -23,18 +23,35 @@ const tunBusyWait = 2 * time.Second
 // its MTU (octets, 68 to 65535) and brings it up without any address. A name such as
 // "tun%d" lets the kernel choose the number. The errors name what is missing: the kernel
 // module, the privilege, or the interface that has the name already. What a kernel does
-// not have of [TUNFeatures] is done without.
+// not have of what [TUN.Features] names is done without.
 func OpenTUN(name string, mtu int) (*TUN, error) {
-	return openTUNWith(name, mtu, true, allOffloads)
+	queues, err := openTUNWith(name, mtu, 1, true, allOffloads)
+	if err != nil {
+		return nil, err
+	}
+	return queues[0], nil
 }
 
-// openTUNWith is OpenTUN that tries only some of what a kernel may have.
-func openTUNWith(name string, mtu int, vnet bool, offloads int) (*TUN, error) {
+// OpenTUNQueues is [OpenTUN] with n queues: each result reads and writes through a queue of
+// its own, and the device is gone when the last of them is closed. Packets of a flow come
+// out of the queue through which the opposite direction of it was last written; until
+// something was, a hash of the flow decides. Fewer than n queues come back where the kernel
+// gives no more, and one where it knows no queues or where the device that is taken over
+// was made without. With n of 1 the device has no queues but its one.
+func OpenTUNQueues(name string, mtu, n int) ([]*TUN, error) {
+	return openTUNWith(name, mtu, n, true, allOffloads)
+}
+
+// openTUNWith is OpenTUNQueues that tries only some of what a kernel may have.
+func openTUNWith(name string, mtu, n int, vnet bool, offloads int) ([]*TUN, error) {
 	if err := checkInterfaceName(name); err != nil {
 		return nil, err
 	}
 	if mtu < 68 || mtu > 65535 {
 		return nil, &OpError{Op: "open TUN device", Object: name, Err: fmt.Errorf("mtu %d is outside 68 to 65535", mtu)}
+	}
+	if n < 1 {
+		return nil, &OpError{Op: "open TUN device", Object: name, Err: fmt.Errorf("%d queues were asked for", n)}
 	}
 	if err := checkTUNDevice(name); err != nil {
 		return nil, err
@@ -50,56 +67,120 @@ func openTUNWith(name string, mtu int, vnet bool, offloads int) (*TUN, error) {
 			Hint: "an interface of another kind has this name; choose another name for the device",
 		}
 	}
-	t := new(TUN)
-	if err := t.open(name, vnet, offloads); err != nil {
+	d := &tunOpener{nl: nl, multi: n > 1, vnet: vnet, offloads: offloads}
+	if err := d.open(name, n); err != nil {
 		return nil, err
 	}
-	if err := t.setUp(nl, mtu); err != nil {
-		t.file.Close()
+	if err := d.setUp(mtu); err != nil {
+		d.close()
 		return nil, err
 	}
-	return t, nil
+	return d.queues, nil
 }
 
-// open opens the device with virtio headers where that works.
-func (t *TUN) open(name string, vnet bool, offloads int) error {
+// tunOpener is a device that is being opened.
+type tunOpener struct {
+	nl       *Netlink
+	multi    bool // with IFF_MULTI_QUEUE
+	vnet     bool // with virtio headers
+	offloads int
+	queues   []*TUN
+}
+
+func (d *tunOpener) close() {
+	for _, t := range d.queues {
+		t.file.Close()
+	}
+}
+
+// flags are those that every queue of the device is attached with.
+func (d *tunOpener) flags() uint16 {
+	var f uint16
+	if d.multi {
+		f |= unix.IFF_MULTI_QUEUE
+	}
+	if d.vnet {
+		f |= unix.IFF_VNET_HDR
+	}
+	return f
+}
+
+// open opens the device and up to n queues of it, with virtio headers where that works.
+func (d *tunOpener) open(name string, n int) error {
 	waterMu.Lock()
 	defer waterMu.Unlock()
-	var err error
-	if t.file, t.name, err = openWater(name, vnet); err != nil || !vnet {
+	file, name, features, err := d.first(name)
+	if err != nil {
 		return err
+	}
+	return d.fill(file, name, features, n)
+}
+
+// fill makes the queues, of which the first is open.
+func (d *tunOpener) fill(file *os.File, name string, features tunFeatures, n int) error {
+	d.queues = append(d.queues, &TUN{name: name, file: file})
+	for d.multi && len(d.queues) < n {
+		// The kernel has a largest number, and may lack the memory for less.
+		file, err := attach(name, d.flags())
+		if err != nil {
+			break
+		}
+		d.queues = append(d.queues, &TUN{name: name, file: file})
+	}
+	features.MultiQueue = len(d.queues) > 1
+	for _, t := range d.queues {
+		t.features = features
+		if d.vnet {
+			t.vrx, t.vtx = new(vnetReader), new(vnetWriter)
+			t.vtx.plan.tcp, t.vtx.plan.udp = true, features.USO
+		}
+	}
+	// Anybody with the privilege may add queues; of two that do so at once each would get a
+	// part of the packets.
+	if l, err := d.nl.LinkByName(name); err == nil && d.multi && l.queues > len(d.queues) {
+		d.close()
+		return &OpError{Op: "open TUN device", Object: name, Err: unix.EBUSY, Hint: waterHint(unix.EBUSY)}
+	}
+	return nil
+}
+
+// first opens the device's first queue, which determines the headers of all, and makes
+// the device vanish with its last.
+func (d *tunOpener) first(name string) (*os.File, string, tunFeatures, error) {
+	var features tunFeatures
+	file, name, err := d.openWater(name)
+	if err != nil || !d.vnet {
+		return file, name, features, err
 	}
 	// water knows no virtio headers, and what it opened cannot be given them afterwards:
 	// the device outlives its descriptor and is opened again.
-	t.file.Close()
-	if t.file, err = attach(t.name, unix.IFF_VNET_HDR); err == nil {
-		if err = control(t.file, setVNetHdr); err == nil {
-			err = control(t.file, func(fd int) error {
-				t.features = setOffloads(fd, offloads)
+	file.Close()
+	if file, err = attach(name, d.flags()); err == nil {
+		if err = control(file, setVNetHdr); err == nil {
+			err = control(file, func(fd int) error {
+				features = setOffloads(fd, d.offloads)
 				return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
 			})
 			if err == nil {
-				t.features.VNetHdr = true
-				t.vrx, t.vtx = new(vnetReader), new(vnetWriter)
-				t.vtx.plan.tcp, t.vtx.plan.udp = true, t.features.USO
-				return nil
+				features.VNetHdr = true
+				return file, name, features, nil
 			}
 		}
-		t.file.Close()
+		file.Close()
 	}
-	t.features = TUNFeatures{}
-	if t.file, err = attach(t.name, 0); err != nil {
-		return &OpError{Op: "open TUN device", Object: t.name, Err: err, Hint: waterHint(err)}
+	d.vnet = false
+	if file, err = attach(name, d.flags()); err != nil {
+		return nil, name, features, &OpError{Op: "open TUN device", Object: name, Err: err, Hint: waterHint(err)}
 	}
-	err = control(t.file, func(fd int) error {
+	err = control(file, func(fd int) error {
 		setOffloads(fd, 0)
 		return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
 	})
 	if err != nil {
-		t.file.Close()
-		return &OpError{Op: "open TUN device", Object: t.name, Err: err}
+		file.Close()
+		return nil, name, features, &OpError{Op: "open TUN device", Object: name, Err: err}
 	}
-	return nil
+	return file, name, tunFeatures{}, nil
 }
 
 // attach opens the device that is there.
@@ -120,18 +201,28 @@ func attach(name string, flags uint16) (*os.File, error) {
 	return os.NewFile(uintptr(fd), tunPath), nil
 }
 
+// tunFlags returns the flags that the device has: the kernel ignores those that it does
+// not know, and those of a queue that is not the first.
+func tunFlags(fd int) (uint16, error) {
+	ifr, err := unix.NewIfreq("")
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return ifr.Uint16(), nil
+}
+
 // setVNetHdr checks that the kernel puts a header in front of the packets, and makes it
 // the one that is expected, whatever an earlier owner of the device had.
 func setVNetHdr(fd int) error {
-	ifr, err := unix.NewIfreq("")
+	flags, err := tunFlags(fd)
 	if err != nil {
 		return err
 	}
-	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
-		return err
-	}
-	if ifr.Uint16()&unix.IFF_VNET_HDR == 0 {
-		return unix.EOPNOTSUPP // the kernel ignores flags that it does not know
+	if flags&unix.IFF_VNET_HDR == 0 {
+		return unix.EOPNOTSUPP
 	}
 	// The machine's byte order is the default; the calls are newer than the header.
 	_ = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 0)
@@ -145,8 +236,8 @@ const allOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.T
 // setOffloads asks for each of the wanted offloads, and tells which the kernel took. It
 // takes those for segmentation only together with the one for checksums, and the two for
 // UDP only together.
-func setOffloads(fd, wanted int) TUNFeatures {
-	var f TUNFeatures
+func setOffloads(fd, wanted int) tunFeatures {
+	var f tunFeatures
 	_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0) // an earlier owner's
 	on := 0
 	for _, try := range []struct {
@@ -167,18 +258,19 @@ func setOffloads(fd, wanted int) TUNFeatures {
 	return f
 }
 
-func (t *TUN) setUp(nl *Netlink, mtu int) error {
-	var err error
-	if t.rc, err = t.file.SyscallConn(); err != nil {
-		return &OpError{Op: "open TUN device", Object: t.name, Err: err}
+func (d *tunOpener) setUp(mtu int) error {
+	for _, t := range d.queues {
+		var err error
+		if t.rc, err = t.file.SyscallConn(); err != nil {
+			return &OpError{Op: "open TUN device", Object: t.name, Err: err}
+		}
+		t.rx.run, t.tx.run = t.readReady, t.writeReady
+		if t.vrx != nil {
+			t.rx.run, t.tx.run = t.readReadyVNet, t.writeReadyVNet
+		}
 	}
-	t.rx.run = t.readReady
-	t.tx.run = t.writeReady
-	if t.vrx != nil {
-		t.rx.run = t.readReadyVNet
-		t.tx.run = t.writeReadyVNet
-	}
-	l, err := nl.LinkByName(t.name)
+	nl, name := d.nl, d.queues[0].name
+	l, err := nl.LinkByName(name)
 	if err != nil {
 		return err
 	}
@@ -188,6 +280,12 @@ func (t *TUN) setUp(nl *Netlink, mtu int) error {
 	if err := nl.SetLinkMTU(l.Index, mtu); err != nil {
 		return err
 	}
+	if d.multi && !l.Up() {
+		// The kernel's default would be a discipline for each of the 256 queues that the
+		// device could have, 3.5 MB in all, and none of them ever holds a packet: a TUN device
+		// takes all at once. Best effort: a kernel may be built without disciplines.
+		_ = nl.SetNoQueue(l.Index)
+	}
 	if err := nl.SetLinkUp(l.Index, true); err != nil {
 		return err
 	}
@@ -195,7 +293,7 @@ func (t *TUN) setUp(nl *Netlink, mtu int) error {
 	// 5.2); reverse path filtering has nothing to add, and drops in silence where an
 	// answer goes another way. Only 0 will do, for without an address on the interface
 	// the loose kind (2) is as strict. Best effort: /proc/sys may be read-only.
-	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+t.name+"/rp_filter", []byte("0"), 0)
+	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("0"), 0)
 	return nil
 }
 
@@ -229,43 +327,69 @@ var waterMu sync.Mutex
 
 // openWater opens the device and gives it what water leaves out: close-on-exec, and no
 // descriptor left behind by a failure. A device that another process is still giving
-// back is waited for. A device that is not to persist does not, also if it did so before.
-// waterMu is held.
-func openWater(name string, persist bool) (*os.File, string, error) {
-	config := water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: name, Persist: persist}}
+// back is waited for. Where the device that is there was made the other way, with queues
+// or without, it is taken over as it is. If it is not to be opened again for virtio headers
+// the device does not persist, also if it did so before. waterMu is held.
+func (d *tunOpener) openWater(name string) (*os.File, string, error) {
+	other := false
 	for deadline := time.Now().Add(tunBusyWait); ; time.Sleep(20 * time.Millisecond) {
-		before := tunDescriptors()
-		// Nothing may fork between the open and close-on-exec.
-		syscall.ForkLock.RLock()
-		w, err := water.New(config)
-		if err == nil {
-			f := w.ReadWriteCloser.(*os.File)
-			err = control(f, func(fd int) error {
-				unix.CloseOnExec(fd)
-				if persist {
-					return nil
-				}
-				setOffloads(fd, 0)
-				return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
-			})
-			syscall.ForkLock.RUnlock()
-			if err != nil {
-				f.Close()
-				return nil, "", &OpError{Op: "open TUN device", Object: name, Err: err}
-			}
-			return f, w.Name(), nil
+		f, made, err := d.tryWater(name)
+		switch {
+		case err == nil:
+			return f, made, nil
+		case errors.Is(err, unix.EINVAL) && !other:
+			other, d.multi = true, !d.multi
+			continue
+		case errors.Is(err, unix.EBUSY) && time.Now().Before(deadline):
+			continue
 		}
+		return nil, "", &OpError{Op: "open TUN device", Object: name, Err: err, Hint: waterHint(err)}
+	}
+}
+
+// tryWater is one try of openWater.
+func (d *tunOpener) tryWater(name string) (*os.File, string, error) {
+	if d.multi {
+		// The kernel would take us for another queue of whoever holds the device. One that
+		// nobody holds has no carrier.
+		if l, err := d.nl.LinkByName(name); err == nil && l.carrier {
+			return nil, "", unix.EBUSY
+		}
+	}
+	before := tunDescriptors()
+	// Nothing may fork between the open and close-on-exec.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	w, err := water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{
+		Name: name, Persist: d.vnet, MultiQueue: d.multi,
+	}})
+	if err != nil {
 		for fd := range tunDescriptors() {
 			if !before[fd] {
 				unix.Close(fd)
 			}
 		}
-		syscall.ForkLock.RUnlock()
-		if errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
-			continue
-		}
-		return nil, "", &OpError{Op: "open TUN device", Object: name, Err: err, Hint: waterHint(err)}
+		return nil, "", err
 	}
+	f := w.ReadWriteCloser.(*os.File)
+	err = control(f, func(fd int) error {
+		unix.CloseOnExec(fd)
+		flags, err := tunFlags(fd)
+		if err != nil {
+			return err
+		}
+		d.multi = flags&unix.IFF_MULTI_QUEUE != 0
+		if d.vnet {
+			return nil
+		}
+		setOffloads(fd, 0)
+		return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
+	})
+	if err != nil {
+		f.Close()
+		return nil, "", err
+	}
+	return f, w.Name(), nil
 }
 
 func waterHint(err error) string {
@@ -275,7 +399,7 @@ func waterHint(err error) string {
 	case errors.Is(err, unix.EBUSY):
 		return "another process holds this device; stop it (is postern running already?) or choose another name"
 	case errors.Is(err, unix.EINVAL):
-		return "a TAP or multi-queue device has this name; delete it or choose another name"
+		return "a TAP device has this name; delete it or choose another name"
 	}
 	return ""
 }

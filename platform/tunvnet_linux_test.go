@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -303,10 +302,16 @@ func TestTwoHostsTalkOverARelayWithAnyFeatures(t *testing.T) {
 			for i := range ns {
 				ns[i] = newNS(t)
 				needTUN(t)
-				in(t, ns[i], func() (err error) { tun[i], err = openTUNWith("pt0", mtu, c.vnet, c.offloads); return err })
+				in(t, ns[i], func() error {
+					queues, err := openTUNWith("pt0", mtu, 1, c.vnet, c.offloads)
+					if err == nil {
+						tun[i] = queues[0]
+					}
+					return err
+				})
 				addAddr(t, ns[i], "pt0", fmt.Sprintf("10.9.0.%d/24", i+1), fmt.Sprintf("fd09::%d/64", i+1))
 			}
-			f := tun[0].Features()
+			f := tun[0].features
 			t.Log("features: ", f)
 			if f.VNetHdr != c.vnet || f.TSO4 && (!c.vnet || c.offloads&unix.TUN_F_TSO4 == 0) || f.USO && c.offloads != allOffloads {
 				t.Errorf("features are %s", f)
@@ -421,8 +426,9 @@ func TestTUNTakesOverADeviceWithOtherHeaders(t *testing.T) {
 				unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1), unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4),
 				unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 		})
-		var tun *TUN
-		in(t, ns, func() (err error) { tun, err = openTUNWith("pt0", 1400, vnet, 0); return err })
+		var queues []*TUN
+		in(t, ns, func() (err error) { queues, err = openTUNWith("pt0", 1400, 1, vnet, 0); return err })
+		tun := queues[0]
 		addAddr(t, ns, "pt0", "10.9.0.1/24")
 		in(t, ns, func() error {
 			c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.9.0.2:9")))
@@ -447,13 +453,11 @@ func TestTUNTakesOverADeviceWithOtherHeaders(t *testing.T) {
 }
 
 func TestFeaturesAreNamed(t *testing.T) {
-	if s := (TUNFeatures{}).String(); s != "none" {
+	if s := (tunFeatures{}).String(); s != "" {
 		t.Errorf("no features are called %q", s)
 	}
-	s := TUNFeatures{true, true, true, true, true}.String()
-	for _, want := range []string{"virtio headers", "checksums", "TSO4", "TSO6", "USO"} {
-		if !strings.Contains(s, want) {
-			t.Errorf("%q does not name %s", s, want)
-		}
+	s := tunFeatures{true, true, true, true, true, true}.String()
+	if want := "virtio-headers checksums TSO4 TSO6 USO multi-queue"; s != want {
+		t.Errorf("all features are %q, want %q", s, want)
 	}
 }

@@ -19,9 +19,9 @@ import (
 //
 // As long as no message has segments, all are where they belong and no octet is copied.
 // From the first that has some, the first octets move to the end of the head, so
-// that the message is in one piece; then segment after segment is copied to the Buf that is
-// its turn. What the caller has no Buf for stays for the next call, which makes no system
-// call.
+// that the message is in one piece; then segment after segment takes the place of the Buf
+// that is its turn: the caller works on it there, and no octet is copied again. What the caller
+// has no Buf for stays for the next call, which makes no system call.
 //
 // The memory is what bounds the messages of one call. It is not Go's: pages that no
 // message has reached take no memory of the device, and those of a socket without joined
@@ -126,7 +126,8 @@ func (g *gro) push(i int, d *esp.Datagram, size, seg int, cut bool) {
 	}
 }
 
-// take hands out datagrams of the queue, as many as there are or as d has room for.
+// take hands out datagrams of the queue, as many as there are or as d has room for. Their
+// memory is the queue's until the next system call.
 func (g *gro) take(d []esp.Datagram) int {
 	n := 0
 	for n < len(d) && g.next < g.end {
@@ -134,13 +135,11 @@ func (g *gro) take(d []esp.Datagram) int {
 		piece := m.data[:min(m.seg, len(m.data))]
 		m.data = m.data[len(piece):]
 		m.left--
-		buf := d[n].Buf
+		own := d[n].Buf
 		d[n] = m.meta
-		d[n].Buf, d[n].N = buf, len(piece)
-		if len(piece) > len(buf) || m.cut && m.left == 0 {
-			d[n].N = 0
-		} else {
-			copy(buf, piece)
+		d[n].Buf, d[n].N = own, 0
+		if len(piece) <= len(own) && !(m.cut && m.left == 0) {
+			d[n].Buf, d[n].N = piece[:len(piece):len(piece)], len(piece)
 		}
 		n++
 		if m.left == 0 {

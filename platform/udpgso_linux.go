@@ -176,6 +176,9 @@ func (s *Socket) writeReady(fd uintptr) bool {
 				b.next++
 			}
 		}
+		if errno == unix.ENOBUFS && s.raw {
+			errno = unix.EAGAIN // so the kernel calls a full send buffer of raw sockets
+		}
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN:
@@ -227,7 +230,10 @@ func (s *Socket) blame(errno unix.Errno, size int) {
 	s.gso.on.Store(false)
 }
 
-// Features tells what is on at the moment.
-func (s *Socket) Features() Features {
-	return Features{Segment: s.gso.on.Load(), Coalesce: s.gro.on, Batch: !s.oneByOne.Load()}
+// Features names what is on at the moment, separated by spaces: UDP_SEGMENT, UDP_GRO,
+// sendmmsg/recvmmsg, SPI-steering. It is "" if nothing is. Any goroutine may call it.
+func (s *Socket) Features() string { return s.features().String() }
+
+func (s *Socket) features() socketFeatures {
+	return socketFeatures{Segment: s.gso.on.Load(), Coalesce: s.gro.on, Batch: !s.oneByOne.Load(), Steer: s.steered}
 }

@@ -62,6 +62,7 @@ func runCheck(sys *System, cmd *Command, args []string) int {
 		}
 		if err == nil {
 			sys.printf("%s: %s, %s: no problems\n", path, count(len(cfg.IKE.Conns), "connection"), count(children(cfg), "child"))
+			sys.printf("default proposals on this processor: %s\n", sys.Ciphers)
 		}
 	}
 	if err != nil {
@@ -88,7 +89,7 @@ func problemsJSON(j *jsonWriter, key string, list []config.Problem) {
 
 // loadConfig reads a configuration and finds out whether this device has room for it.
 func loadConfig(sys *System, path string) (*config.Config, error) {
-	cfg, err := config.Load(path)
+	cfg, err := config.Load(path, sys.Ciphers)
 	if err != nil {
 		return nil, err
 	}

@@ -12,8 +12,10 @@ import (
 	"strings"
 
 	"postern/board"
+	"postern/engine/bench"
 	"postern/engine/config"
 	"postern/engine/log"
+	"postern/ike"
 )
 
 // Exit statuses. They are part of the interface: scripts and watchdogs depend on them.
@@ -57,6 +59,8 @@ type System struct {
 	NewDaemon func(path string, cfg *config.Config, prof board.Profile, lg *log.Logger) (Daemon, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
+	// Ciphers is what "default" stands for among proposals on this processor.
+	Ciphers ike.CipherOrder
 	// Privileges returns nil if this process may open devices and raw sockets, and
 	// otherwise an error that says what it lacks.
 	Privileges func() error
@@ -65,6 +69,8 @@ type System struct {
 	Harden func() error
 	// Signals starts the delivery of the hang-up, interrupt and termination signals.
 	Signals func() <-chan os.Signal
+	// Bench finds out what bench measures, and makes the choices that the daemon would.
+	Bench func() bench.System
 	// Commands are the commands that a build adds.
 	Commands []Command
 }
@@ -83,7 +89,7 @@ type Command struct {
 func commands() []Command {
 	return []Command{
 		runCommand, checkCommand, statusCommand, upCommand, downCommand, reloadCommand,
-		versionCommand, pskCommand,
+		benchCommand, versionCommand, pskCommand,
 	}
 }
 
@@ -127,6 +133,9 @@ func overview(w io.Writer, sys *System) {
 }
 
 // errorf writes an error for the user. Text that came from elsewhere must already be clean.
+// Not inlined: it is called at many places, where only room counts.
+//
+//go:noinline
 func (s *System) errorf(format string, args ...any) {
 	fmt.Fprintf(s.Stderr, "postern: "+format+"\n", args...)
 }

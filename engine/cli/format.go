@@ -121,11 +121,16 @@ func newLine(b *strings.Builder, indent int) {
 }
 
 // pad fills s up with blanks to n characters.
+// Not inlined, as are others here: it is called at many places, where only room counts.
+//
+//go:noinline
 func pad(s string, n int) string {
 	return s + strings.Repeat(" ", max(0, n-utf8.RuneCountInString(s)))
 }
 
 // padLeft is pad with the blanks ahead.
+//
+//go:noinline
 func padLeft(s string, n int) string {
 	return strings.Repeat(" ", max(0, n-utf8.RuneCountInString(s))) + s
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -28,6 +29,9 @@ func (j *jsonWriter) element(key string) {
 	j.some = true
 }
 
+// Not inlined, as are others here: it is called at many places, where only room counts.
+//
+//go:noinline
 func (j *jsonWriter) newline() {
 	j.b = append(j.b, '\n')
 	for range j.depth {
@@ -36,6 +40,8 @@ func (j *jsonWriter) newline() {
 }
 
 // open starts an object or an array: '{' or '['. key is "" at the top and in arrays.
+//
+//go:noinline
 func (j *jsonWriter) open(key string, bracket byte) {
 	j.element(key)
 	j.b = append(j.b, bracket)
@@ -44,6 +50,8 @@ func (j *jsonWriter) open(key string, bracket byte) {
 }
 
 // close ends it: '}' or ']'.
+//
+//go:noinline
 func (j *jsonWriter) close(bracket byte) {
 	j.depth--
 	if j.some {
@@ -84,6 +92,20 @@ func (j *jsonWriter) strs(key string, list []string) {
 		j.quote(s)
 	}
 	j.b = append(j.b, ']')
+}
+
+// named writes strings under the keys, which stand in one string with blanks between.
+func (j *jsonWriter) named(keys string, values ...string) {
+	for i, k := range strings.Fields(keys) {
+		j.str(k, values[i])
+	}
+}
+
+// ints does the same with numbers.
+func (j *jsonWriter) ints(keys string, values ...int64) {
+	for i, k := range strings.Fields(keys) {
+		j.int(k, values[i])
+	}
 }
 
 // quote writes a string; octets that are no UTF-8 become U+FFFD, as JSON has no other way.

@@ -12,7 +12,14 @@ import (
 type state struct {
 	version string
 	running string // since when, in words
+	path    dataPath
 	conns   []*conn
+}
+
+// dataPath is what the daemon's data path has; workers is 0 where it does not say, as charon.
+type dataPath struct {
+	workers, sockets uint64
+	tun, udp, esp    string // what device and sockets can do
 }
 
 // conn is a connection with its SAs. One that a reload took out of the configuration
@@ -82,6 +89,10 @@ func collect(c *control.Client, name string) (*state, error) {
 		return nil, err
 	}
 	st.running = s.Sub(control.KeyUptime).Get(control.KeyRunning)
+	d := s.Sub(control.KeyDataPath)
+	st.path = dataPath{tun: d.Get(control.KeyTUN), udp: d.Get(control.KeyUDP), esp: d.Get(control.KeyESP)}
+	st.path.workers, _ = d.GetUint(control.KeyWorkers)
+	st.path.sockets, _ = d.GetUint(control.KeySockets)
 
 	req := new(control.Message)
 	if name != "" {

@@ -18,6 +18,16 @@ func (st *state) table() string {
 	}
 	wrap(&b, "", words("postern", clean(st.version)+",", "running for", clean(st.running)+";",
 		count(len(st.conns), "connection")+",", strconv.Itoa(up), "up,", count(tunnels, "tunnel"))...)
+	if p := &st.path; p.workers > 0 {
+		line := []string{"data path:", count64(p.workers, "worker") + ",", count64(p.sockets, "socket")}
+		for _, f := range [][2]string{{"TUN", p.tun}, {"UDP", p.udp}, {"ESP", p.esp}} {
+			if f[1] != "" {
+				line[len(line)-1] += ";"
+				line = append(line, f[0]+":", clean(f[1]))
+			}
+		}
+		wrap(&b, "", words(line...)...)
+	}
 	for _, c := range st.conns {
 		b.WriteByte('\n')
 		c.table(&b)
@@ -198,6 +208,15 @@ func (st *state) json() []byte {
 	j.open("", '{')
 	j.str("version", st.version)
 	j.str("running", st.running)
+	if p := &st.path; p.workers > 0 {
+		j.open("data_path", '{')
+		j.uint("workers", p.workers)
+		j.uint("sockets", p.sockets)
+		j.str("tun", p.tun)
+		j.str("udp", p.udp)
+		j.str("esp", p.esp)
+		j.close('}')
+	}
 	j.open("connections", '[')
 	for _, c := range st.conns {
 		c.json(&j)

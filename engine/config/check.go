@@ -54,7 +54,7 @@ func (l *loader) finishConn(c *conn) {
 		c.RandTime = min(c.OverTime, c.RekeyTime/2)
 	}
 	if c.t.get("proposals") == nil {
-		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoIKE))
+		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoIKE, l.order))
 	}
 }
 
@@ -68,7 +68,7 @@ func (l *loader) finishChild(c *child) {
 		c.RemoteTS = []ike.TS{dynamic}
 	}
 	if c.t.get("esp_proposals") == nil {
-		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoESP))
+		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoESP, l.order))
 	}
 	if c.t.get("life_time") == nil {
 		c.LifeTime = c.RekeyTime + c.RekeyTime/10

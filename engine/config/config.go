@@ -138,8 +138,9 @@ func (ps Problems) sorted() Problems {
 
 // Load reads the configuration file at path. The error is Problems with everything
 // that is wrong in the file, or an error about the file itself. A file that holds a
-// secret must not be open to the group or to others.
-func Load(path string) (*Config, error) {
+// secret must not be open to the group or to others. What "default" stands for among
+// proposals follows order.
+func Load(path string, order ike.CipherOrder) (*Config, error) {
 	f, err := openRegular(path)
 	if err != nil {
 		return nil, fileError(path, err)
@@ -155,14 +156,17 @@ func Load(path string) (*Config, error) {
 	}
 	defer clear(data)
 	l := newLoader(path, readSecretFile)
+	l.order = order
 	l.exposed = st.Mode().Perm()&openToOthers != 0
 	return l.load(data)
 }
 
-// Parse reads a configuration from data; file is its name in problems and the place
+// Parse reads a configuration from data as Load does; file is its name in problems and the place
 // from which the relative names of secret files start. The error is Problems.
-func Parse(file string, data []byte) (*Config, error) {
-	return newLoader(file, readSecretFile).load(data)
+func Parse(file string, data []byte, order ike.CipherOrder) (*Config, error) {
+	l := newLoader(file, readSecretFile)
+	l.order = order
+	return l.load(data)
 }
 
 // Warnings returns what is allowed but unwise, in the order of the file.
@@ -201,8 +205,9 @@ type loader struct {
 	conns      []*conn
 	secrets    []*secret
 	readSecret func(path string) ([]byte, error)
-	exposed    bool // the file itself is open to others
-	broken     bool // TOML's syntax or rules are violated: something may be missing
+	order      ike.CipherOrder // of the default proposals
+	exposed    bool            // the file itself is open to others
+	broken     bool            // TOML's syntax or rules are violated: something may be missing
 }
 
 func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {

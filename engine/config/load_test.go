@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"postern/ike"
 )
 
 // write puts a file into a folder with exactly that mode.
@@ -32,7 +34,7 @@ func TestLoadRefusesASecretThatOthersCanRead(t *testing.T) {
 		ok   bool
 	}{{0o600, true}, {0o400, true}, {0o700, true}, {0o640, false}, {0o604, false}, {0o620, false}, {0o644, false}} {
 		path := write(t, dir, "c.toml", text, c.mode)
-		_, err := Load(path)
+		_, err := Load(path, ike.AESFirst)
 		switch {
 		case c.ok && err != nil:
 			t.Errorf("mode %o was refused: %v", c.mode, err)
@@ -45,7 +47,7 @@ func TestLoadRefusesASecretThatOthersCanRead(t *testing.T) {
 	}
 	path := write(t, dir, "open.toml", baseConn+baseChild+"[secrets.a]\nsecret_file = \"a.key\"\n", 0o644)
 	write(t, dir, "a.key", "an example of 24 octets.", 0o600)
-	if _, err := Load(path); err != nil {
+	if _, err := Load(path, ike.AESFirst); err != nil {
 		t.Errorf("a configuration without secrets may be readable by all, but: %v", err)
 	}
 }
@@ -63,12 +65,12 @@ func TestLoadErrorsSayWhatToDo(t *testing.T) {
 		{"/dev/zero", "it is not a regular file"},
 		{write(t, dir, "big.toml", strings.Repeat("# nothing\n", 30000), 0o600), "is larger than 256 KiB"},
 	} {
-		_, err := Load(c.path)
+		_, err := Load(c.path, ike.AESFirst)
 		if err == nil || !strings.Contains(err.Error(), c.words) || !strings.Contains(err.Error(), c.path) {
 			t.Errorf("Load(%s) gives %v, expected the path and %q", c.path, err, c.words)
 		}
 	}
-	if _, err := Load(filepath.Join(dir, "missing.toml")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Load(filepath.Join(dir, "missing.toml"), ike.AESFirst); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the error of a missing file is %v and does not wrap fs.ErrNotExist", err)
 	}
 }
@@ -111,7 +113,7 @@ func TestSecretFiles(t *testing.T) {
 	} {
 		write(t, dir, "keys/a.key", c.content, 0o600)
 		path := write(t, dir, "c.toml", text+"\"keys/a.key\"\n", 0o644)
-		cfg, err := Load(path)
+		cfg, err := Load(path, ike.AESFirst)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		} else if got := string(cfg.IKE.Secrets[0].Key); got != c.want {
@@ -119,7 +121,7 @@ func TestSecretFiles(t *testing.T) {
 		}
 	}
 	absolute := write(t, t.TempDir(), "b.key", "an example of 24 octets.", 0o400)
-	if _, err := Load(write(t, dir, "c.toml", text+"\""+absolute+"\"\n", 0o600)); err != nil {
+	if _, err := Load(write(t, dir, "c.toml", text+"\""+absolute+"\"\n", 0o600), ike.AESFirst); err != nil {
 		t.Errorf("a secret file with an absolute name and mode 400 was refused: %v", err)
 	}
 	for _, c := range []struct {
@@ -132,12 +134,12 @@ func TestSecretFiles(t *testing.T) {
 		{"large", "l.key", strings.Repeat("x", maxSecretLen+1), "it is too large for a key", 0o600},
 	} {
 		write(t, dir, c.file, c.content, c.mode)
-		_, err := Load(write(t, dir, "c.toml", text+"\""+c.file+"\"\n", 0o600))
+		_, err := Load(write(t, dir, "c.toml", text+"\""+c.file+"\"\n", 0o600), ike.AESFirst)
 		if err == nil || !strings.Contains(err.Error(), c.words) || !strings.Contains(err.Error(), ":8:15: ") {
 			t.Errorf("%s: the error is %v, expected line 8, column 15 and %q", c.name, err, c.words)
 		}
 	}
-	_, err := Load(write(t, dir, "c.toml", text+"\"missing.key\"\n", 0o600))
+	_, err := Load(write(t, dir, "c.toml", text+"\"missing.key\"\n", 0o600), ike.AESFirst)
 	if err == nil || !strings.Contains(err.Error(), "no such file or directory; a relative name starts in the folder of the configuration") {
 		t.Errorf("a missing secret file gives %v", err)
 	}

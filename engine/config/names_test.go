@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"testing"
+
+	"postern/ike"
 )
 
 // Names of peers keep their place among the addresses, make the connection one that can
@@ -17,7 +19,7 @@ remote_addrs = ["192.0.2.1", "gw.example.net", "backup", "10.0.0.0/8", "site-2.e
 start_action = "start"
 local_ts = ["10.1.0.0/24"]
 remote_ts = ["dynamic"]
-`))
+`), ike.AESFirst)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,10 +48,10 @@ remote_addrs = ["gw.example.net"]
 start_action = "trap"
 remote_ts = ["10.2.0.0/24"]
 `
-	if _, err := Parse("x.toml", []byte(text)); err == nil {
+	if _, err := Parse("x.toml", []byte(text), ike.AESFirst); err == nil {
 		t.Error("a trap for packets from an address that nobody knows was accepted")
 	}
-	if _, err := Parse("x.toml", []byte(text+"local_ts = [\"10.1.0.0/24\"]\n")); err != nil {
+	if _, err := Parse("x.toml", []byte(text+"local_ts = [\"10.1.0.0/24\"]\n"), ike.AESFirst); err != nil {
 		t.Errorf("with selectors: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"postern/board"
+	"postern/ike"
 )
 
 // marked takes the expectations out of a text: "#! words" at the end of a line says
@@ -482,7 +483,7 @@ func TestSecretsThatFit(t *testing.T) {
 }
 
 func TestProblemsAreSortedAndHaveOneLineEach(t *testing.T) {
-	_, err := Parse("x.toml", []byte("[connections.a]\n[daemon]\nmtu = 1\nfoo = 1\n"))
+	_, err := Parse("x.toml", []byte("[connections.a]\n[daemon]\nmtu = 1\nfoo = 1\n"), ike.AESFirst)
 	want := `x.toml:1:14: no secret fits connection a; add a section [secrets.a] with an id and the key
 x.toml:3:7: mtu 1 is out of range; use 576 to 1500
 x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, control`
@@ -500,7 +501,7 @@ func TestBoardWithoutRoom(t *testing.T) {
 			fmt.Fprintf(&b, "[connections.c%d.children.d%d]\nremote_ts = [\"10.%d.%d.0/24\"]\n", i, j, i, j)
 		}
 	}
-	_, err := Parse("x.toml", []byte(b.String()))
+	_, err := Parse("x.toml", []byte(b.String()), ike.AESFirst)
 	want := []string{
 		`x.toml:101:14: 17 connections are more than the board "tiny" has room for (16); `,
 		`x.toml:103:27: 34 children are more than the board "tiny" has room for (32); `,

@@ -37,7 +37,7 @@ func samples(t testing.TB) map[string]string {
 // loadSample loads a sample as a user would have it: his own file with mode 600.
 func loadSample(t *testing.T, name, text string) *Config {
 	t.Helper()
-	c, err := Load(write(t, t.TempDir(), name, text, 0o600))
+	c, err := Load(write(t, t.TempDir(), name, text, 0o600), ike.AESFirst)
 	if err != nil {
 		t.Fatalf("the sample %s is refused:\n%v", name, err)
 	}

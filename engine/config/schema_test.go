@@ -190,6 +190,47 @@ func TestReferenceNamesEveryKey(t *testing.T) {
 	})
 }
 
+// The absence of the key and the word "default" mean the same, on either processor; what is
+// named is taken on both.
+func TestDefaultProposalsFollowTheProcessor(t *testing.T) {
+	words := func(ps []ike.Proposal) (out []string) {
+		for i, p := range ps {
+			if p.Num != uint8(i+1) {
+				t.Errorf("proposal %d has the number %d", i+1, p.Num)
+			}
+			out = append(out, p.String())
+		}
+		return out
+	}
+	for _, order := range []ike.CipherOrder{ike.ChaChaFirst, ike.AESFirst} {
+		wantIKE, wantESP := ike.DefaultProposals(ike.ProtoIKE, order), ike.DefaultProposals(ike.ProtoESP, order)
+		const ikeName, espName = "aes256gcm16-prfsha256-x25519", "aes128gcm16"
+		for _, c := range []struct {
+			conn, child string
+			named       bool
+		}{
+			{"", "", false},
+			{`proposals = ["default"]`, `esp_proposals = ["default"]`, false},
+			{`proposals = ["` + ikeName + `", "default"]`, `esp_proposals = ["` + espName + `", "default"]`, true},
+		} {
+			cfg, err := Parse("test.toml", []byte(fmt.Sprintf(minimal, c.conn, c.child)), order)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gotIKE, gotESP := words(cfg.IKE.Conns[0].Proposals), words(firstChild(cfg).Proposals)
+			if c.named {
+				if gotIKE[0] != ikeName || gotESP[0] != espName {
+					t.Errorf("%v: what is named first is %s and %s", order, gotIKE[0], gotESP[0])
+				}
+				gotIKE, gotESP = gotIKE[1:], gotESP[1:]
+			}
+			if fmt.Sprint(gotIKE) != fmt.Sprint(wantIKE) || fmt.Sprint(gotESP) != fmt.Sprint(wantESP) {
+				t.Errorf("%v, %q and %q: %v and %v, expected %v and %v", order, c.conn, c.child, gotIKE, gotESP, wantIKE, wantESP)
+			}
+		}
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, fmt.Sprintf(minimal, "", ""))
 	conn, child := c.IKE.Conns[0], firstChild(c)
@@ -205,7 +246,7 @@ func TestDefaults(t *testing.T) {
 		{"log", c.Log, Log{"stderr", log.Info, log.Info, log.Info}},
 		{"local_addrs", len(conn.LocalAddrs), 0},
 		{"local id", conn.LocalID, ike.ID{}},
-		{"proposals", len(conn.Proposals), len(ike.DefaultProposals(ike.ProtoIKE))},
+		{"proposals", len(conn.Proposals), len(ike.DefaultProposals(ike.ProtoIKE, ike.ChaChaFirst))},
 		{"dpd_delay", conn.DPDDelay, 30 * time.Second},
 		{"keyingtries", conn.KeyingTries, 0},
 		{"IKE rekey_time", conn.RekeyTime, 4 * time.Hour},
@@ -217,7 +258,7 @@ func TestDefaults(t *testing.T) {
 		{"retransmit_limit", conn.RetryLimit, time.Duration(0)},
 		{"retransmit_jitter", conn.RetryJitter, 0},
 		{"local_ts", child.LocalTS[0].Dynamic, true},
-		{"esp_proposals", len(child.Proposals), len(ike.DefaultProposals(ike.ProtoESP))},
+		{"esp_proposals", len(child.Proposals), len(ike.DefaultProposals(ike.ProtoESP, ike.ChaChaFirst))},
 		{"child rekey_time", child.RekeyTime, time.Hour},
 		{"life_time", child.LifeTime, 66 * time.Minute},
 		{"child rand_time", child.RandTime, 6 * time.Minute},

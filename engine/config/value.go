@@ -421,7 +421,7 @@ func (s *scope) proposals(n *node, proto ike.Protocol, to *[]ike.Proposal) {
 			continue
 		}
 		seen[e.text] = true
-		ps, err := ike.ParseProposal(proto, e.text)
+		ps, err := ike.ParseProposal(proto, e.text, s.order)
 		if err != nil {
 			s.problem(e.at, "", "%v", err)
 			continue

@@ -100,6 +100,11 @@ const (
 	KeyMmap      = "mmap"
 	KeyUsed      = "used"
 	KeyFree      = "free"
+	KeyDataPath  = "data-path" // section, ours
+	KeySockets   = "sockets"
+	KeyTUN       = "tun"
+	KeyUDP       = "udp"
+	KeyESP       = "esp"
 )
 
 // Keys of an IKE SA in list-sa and the ike and child events.

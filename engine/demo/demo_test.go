@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"postern/engine/config"
+	"postern/ike"
 )
 
 // ipv4 builds a packet with the payload behind a header of that protocol.
@@ -134,7 +135,7 @@ func TestJudgeRefusesWhatATunnelMustNotDo(t *testing.T) {
 
 func TestConfigurationsOfBothGatewaysAreGood(t *testing.T) {
 	text := configText("/run/a.sock", "0sAAAAAAAAAAAAAAAAAAAAAAAAAAA=", gatewayAWAN, gatewayBWAN, controlNet, plantNet, "a.example", "b.example")
-	cfg, err := config.Parse("a.toml", []byte(text))
+	cfg, err := config.Parse("a.toml", []byte(text), ike.AESFirst)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}

@@ -59,6 +59,7 @@ type slot struct {
 type outSA struct {
 	sa      *ike.ChildSA
 	out     *esp.Outbound
+	octets  uint64 // sealed
 	standby bool
 }
 
@@ -355,7 +356,7 @@ func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
 	}
 	for _, o := range h.outs {
 		if o.sa.Inbound == spi {
-			out = o.out.Usage()
+			out = esp.Usage{Packets: o.out.Seq(), Bytes: o.octets}
 		}
 	}
 	return t.in.Usage(), out, t.lastIn

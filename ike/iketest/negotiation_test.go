@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/esp"
 	"postern/ike"
 )
 
@@ -63,6 +64,45 @@ func TestNATInBetween(t *testing.T) {
 				_ = p.upAndRunning()
 				p.rekeyIKE(p.b)
 				_ = p.upAndRunning()
+			})
+		})
+	}
+}
+
+// Whatever the two processors have, the defaults of both sides lead to a tunnel, and to
+// ChaCha20-Poly1305 as soon as one of them has no AES instructions.
+func TestDefaultsOfUnlikeProcessorsMeet(t *testing.T) {
+	for _, c := range []struct{ a, b, want string }{
+		{"default", "default", "AES_GCM_16"},
+		{"default", withoutAES, "CHACHA20_POLY1305"},
+		{withoutAES, "default", "CHACHA20_POLY1305"},
+		{withoutAES, withoutAES, "CHACHA20_POLY1305"},
+	} {
+		t.Run(c.a+", "+c.b, func(t *testing.T) {
+			seeds(t, 2, options{ike: c.a, ikeB: c.b, esp: c.a, espB: c.b}, func(p *pair) {
+				p.boot()
+				p.initiate(p.a)
+				_ = p.upAndRunning()
+				check := func() {
+					for _, h := range []*Host{p.a, p.b} {
+						h.M.List(func(sa *ike.SAInfo) bool {
+							if got := esp.EncrID(sa.Suite.Encr).String(); got != c.want {
+								p.Fail("%s: the IKE SA has %s, expected %s", h.Name, got, c.want)
+							}
+							for _, child := range sa.Children {
+								if got := child.Suite.Encr.String(); got != c.want {
+									p.Fail("%s: %s has %s, expected %s", h.Name, child.Name, got, c.want)
+								}
+							}
+							return true
+						})
+					}
+				}
+				check()
+				p.rekeyChild(p.b, "net0")
+				p.rekeyIKE(p.b)
+				_ = p.upAndRunning()
+				check()
 			})
 		})
 	}

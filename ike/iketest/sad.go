@@ -152,6 +152,7 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 		s.Fail("%s cannot seal with the SA %08x: %v", h.Name, o.sa.SPI, err)
 		return nil
 	}
+	o.octets += uint64(len(p.content))
 	local, remote := o.sa.Local, o.sa.Remote
 	if !o.sa.Encap {
 		local, remote = netip.AddrPortFrom(local.Addr(), 0), netip.AddrPortFrom(remote.Addr(), 0)

@@ -48,8 +48,14 @@ type pair struct {
 
 const connName = "site"
 
+// withoutAES is the default of a processor without AES instructions.
+const withoutAES = "default without AES"
+
 func proposals(proto ike.Protocol, s string) []ike.Proposal {
-	p, err := ike.ParseProposal(proto, s)
+	if s == withoutAES {
+		return ike.DefaultProposals(proto, ike.ChaChaFirst)
+	}
+	p, err := ike.ParseProposal(proto, s, ike.AESFirst)
 	if err != nil {
 		panic(err)
 	}

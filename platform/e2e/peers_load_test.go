@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strconv"
 	"sync"
@@ -19,14 +20,18 @@ import (
 type measure int
 
 const (
-	tcpOne  measure = iota // Mbit/s of payload
-	tcpFour                // the same, all streams together
-	udpRate                // packets delivered per second, in thousands, at capacity
-	udpOver                // the same under overload
-	udpSent                // packets sent per second under overload, in thousands
-	cpuGB                  // CPU seconds of both gateways for 10^9 octets of one TCP stream
-	rssA                   // MiB, the most in the life of the gateway that sends
-	rssB                   // the same of the one that receives
+	tcpOne    measure = iota // Mbit/s of payload
+	tcpFour                  // the same, all streams together
+	udpRate                  // packets delivered per second, in thousands, at capacity
+	udpOver                  // the same under overload
+	udpSent                  // packets sent per second under overload, in thousands
+	cpuGB                    // CPU seconds of both gateways for 10^9 octets of one TCP stream
+	rssA                     // MiB, the most in the life of the gateway that sends
+	rssB                     // the same of the one that receives
+	callsTCPA                // system calls of the gateway that sends, for 10^6 octets of one TCP stream
+	callsTCPB                // the same of the one that receives
+	callsUDPA                // and for 10^6 octets of UDP payload at capacity
+	callsUDPB
 	measures
 )
 
@@ -135,26 +140,52 @@ const giveUp = 20 * time.Millisecond
 // to the gateways they are as many packets. With a window of more than 0 no more than
 // that many packets are under way: the sender waits for the receiver.
 func (s *site) flood(payload, window int, d time.Duration) (sent, received float64, err error) {
+	r, err := s.floodBetween(payload, window, d, func() {}, func() {})
+	if err != nil {
+		return 0, 0, err
+	}
+	return float64(r.sent) / r.took.Seconds(), float64(r.arrived) / r.took.Seconds(), nil
+}
+
+// flooded is what came of a flood, while it counted.
+type flooded struct {
+	sent, arrived int64
+	took          time.Duration
+}
+
+// floodBetween is flood that calls begin and end where it begins and ends to count.
+func (s *site) floodBetween(payload, window int, d time.Duration, begin, end func()) (flooded, error) {
+	return s.floodAs(floodPlan{bind: hostB4}, payload, window, d, begin, end)
+}
+
+// floodPlan says where a flood goes.
+type floodPlan struct {
+	bind netip.Addr // the receiver's address
+	// aim addresses the next n packets to the port; nil: all go to bind.
+	aim func(m *mmsg, n, port int)
+}
+
+func (s *site) floodAs(plan floodPlan, payload, window int, d time.Duration, begin, end func()) (r flooded, err error) {
 	var in, out int
 	if err = inNamespace(s.lanB, func() (err error) {
-		in, err = udpSocket(hostB4.As4())
+		in, err = udpSocket(plan.bind.As4())
 		return err
 	}); err != nil {
-		return 0, 0, err
+		return r, err
 	}
 	defer unix.Close(in)
 	bound, err := unix.Getsockname(in)
 	if err != nil {
-		return 0, 0, fmt.Errorf("the receiver's port: %w", err)
+		return r, fmt.Errorf("the receiver's port: %w", err)
 	}
 	port := bound.(*unix.SockaddrInet4).Port
 	if err = inNamespace(s.lanA, func() (err error) {
-		if out, err = udpSocket(hostA4.As4()); err == nil {
+		if out, err = udpSocket(hostA4.As4()); err == nil && plan.aim == nil {
 			err = unix.Connect(out, &unix.SockaddrInet4{Port: port, Addr: hostB4.As4()})
 		}
 		return err
 	}); err != nil {
-		return 0, 0, err
+		return r, err
 	}
 	defer unix.Close(out)
 
@@ -167,7 +198,7 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 		receiveTimeout = unix.NsecToTimeval((100 * time.Millisecond).Nanoseconds())
 	)
 	if err = unix.SetsockoptTimeval(in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &receiveTimeout); err != nil {
-		return 0, 0, fmt.Errorf("SO_RCVTIMEO: %w", err)
+		return r, fmt.Errorf("SO_RCVTIMEO: %w", err)
 	}
 	taker.Go(func() {
 		runtime.LockOSThread()
@@ -220,6 +251,9 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 					continue
 				}
 			}
+			if plan.aim != nil {
+				plan.aim(&m, room, port)
+			}
 			switch n, err := m.call(unix.SYS_SENDMMSG, out, room, 0); err {
 			case 0:
 				nOut.Add(int64(n))
@@ -231,22 +265,24 @@ func (s *site) flood(payload, window int, d time.Duration) (sent, received float
 		}
 	})
 	time.Sleep(floodWarmUp)
-	out0, in0, begin := nOut.Load(), nIn.Load(), time.Now()
+	begin()
+	out0, in0, from := nOut.Load(), nIn.Load(), time.Now()
 	time.Sleep(d)
-	out1, in1, took := nOut.Load(), nIn.Load(), time.Since(begin).Seconds()
+	r = flooded{sent: nOut.Load() - out0, arrived: nIn.Load() - in0, took: time.Since(from)}
+	end()
 	stop.Store(true)
 	sender.Wait()
 	quiet.Store(true) // what is still under way must not meet the next run
 	taker.Wait()
 	switch {
 	case outErr != nil:
-		return 0, 0, outErr
+		return r, outErr
 	case inErr != nil:
-		return 0, 0, inErr
-	case in1 == in0:
-		return 0, 0, fmt.Errorf("of %d packets of %d octets none arrived", out1-out0, payload)
+		return r, inErr
+	case r.arrived == 0:
+		return r, fmt.Errorf("of %d packets of %d octets none arrived", r.sent, payload)
 	}
-	return float64(out1-out0) / took, float64(in1-in0) / took, nil
+	return r, nil
 }
 
 // udpSocket opens a blocking UDP socket with large buffers, bound to the address, in the
@@ -275,6 +311,7 @@ type mmsg struct {
 	headers []mmsghdr
 	vectors []unix.Iovec
 	data    [][]byte
+	names   []unix.RawSockaddrInet4
 }
 
 // mmsghdr is struct mmsghdr; Go pads it as C does.
@@ -286,6 +323,7 @@ type mmsghdr struct {
 // init makes room for n packets of that size.
 func (m *mmsg) init(n, size int) {
 	m.headers, m.vectors, m.data = make([]mmsghdr, n), make([]unix.Iovec, n), make([][]byte, n)
+	m.names = make([]unix.RawSockaddrInet4, n)
 	for i := range n {
 		m.data[i] = make([]byte, size)
 		m.vectors[i].Base = &m.data[i][0]
@@ -302,4 +340,12 @@ func (m *mmsg) call(number uintptr, fd, n, flags int) (int, unix.Errno) {
 		return 0, err
 	}
 	return int(r), 0
+}
+
+// name returns where the system call finds the address of packet i.
+func (m *mmsg) name(i int) *byte { return (*byte)(unsafe.Pointer(&m.names[i])) }
+
+// networkOrder returns a port as it stands in a socket address.
+func networkOrder(port int) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, uint16(port)))
 }

@@ -40,6 +40,12 @@ var ratios = []ratio{
 	{"CPU time per GB", cpuGB, posternGCM, wireguardGo, 0, true},
 	{"CPU time per GB", cpuGB, posternChaCha, wireguardGo, 0, true},
 	{"CPU time per GB", cpuGB, posternGCM, strongSwan, 0, true},
+	{"calls, TCP, sender", callsTCPA, posternGCM, wireguardGo, 0, true},
+	{"calls, TCP, recvr", callsTCPB, posternGCM, wireguardGo, 0, true},
+	{"calls, UDP, sender", callsUDPA, posternGCM, wireguardGo, 0, true},
+	{"calls, UDP, recvr", callsUDPB, posternGCM, wireguardGo, 0, true},
+	{"calls, TCP, sender", callsTCPA, posternGCM, strongSwan, 0, true},
+	{"calls, UDP, sender", callsUDPA, posternGCM, strongSwan, 0, true},
 }
 
 // met tells whether a ratio is as it is wanted.
@@ -70,25 +76,21 @@ func median(v []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// report prints the tables and returns how many wanted ratios are not met.
-func report(w io.Writer, all []*contender) (missed int) {
-	columns := []struct {
-		head, unit, format string
-		of                 measure
-	}{
-		{"TCP 1", "Mbit/s", "%.0f", tcpOne}, {"TCP 4", "Mbit/s", "%.0f", tcpFour},
-		{"UDP", "kpps", "%.1f", udpRate}, {"overload", "kpps", "%.1f", udpOver}, {"of sent", "kpps", "%.1f", udpSent},
-		{"CPU", "s/GB", "%.2f", cpuGB}, {"RSS A", "MiB", "%.1f", rssA}, {"RSS B", "MiB", "%.1f", rssB},
-	}
-	head, unit := fmt.Sprintf("%-18s", "medians"), fmt.Sprintf("%-18s", "")
+// column is one measure in a table.
+type column struct {
+	head, unit, format string
+	of                 measure
+}
+
+// table prints the medians of some measures, a line for each contender.
+func table(w io.Writer, all []*contender, title string, columns []column) {
+	head, unit := fmt.Sprintf("%-18s", title), fmt.Sprintf("%-18s", "")
 	for _, c := range columns {
 		head += fmt.Sprintf("  %8s", c.head)
 		unit += fmt.Sprintf("  %8s", c.unit)
 	}
 	fmt.Fprintf(w, "\n%s\n%s\n", head, unit)
-	byName := map[string]*contender{}
 	for _, c := range all {
-		byName[c.name] = c
 		fmt.Fprintf(w, "%-18s", c.name)
 		for _, col := range columns {
 			cell := "-"
@@ -99,14 +101,35 @@ func report(w io.Writer, all []*contender) (missed int) {
 		}
 		fmt.Fprintln(w)
 	}
+}
+
+// report prints the tables and returns how many wanted ratios are not met.
+func report(w io.Writer, all []*contender) (missed int) {
+	table(w, all, "medians", []column{
+		{"TCP 1", "Mbit/s", "%.0f", tcpOne}, {"TCP 4", "Mbit/s", "%.0f", tcpFour},
+		{"UDP", "kpps", "%.1f", udpRate}, {"overload", "kpps", "%.1f", udpOver}, {"of sent", "kpps", "%.1f", udpSent},
+		{"CPU", "s/GB", "%.2f", cpuGB}, {"RSS A", "MiB", "%.1f", rssA}, {"RSS B", "MiB", "%.1f", rssB},
+	})
 	fmt.Fprintf(w, `
 TCP and UDP go from A to B. UDP packets have %d octets: delivered with %d under way at most,
 and delivered of those sent without regard to what passes. CPU is the time of both gateways
 for 10^9 octets of one stream, RSS each gateway's peak over its whole life. bare-link has no
 tunnel: more than that the tools do not do here.
-
 `, udpPayload, *peersWindow)
-	head = fmt.Sprintf("%-18s  %-18s   %-18s  %7s  %15s  %s\n", "ratios", "", "", "median", "rounds", "wanted")
+	table(w, all, "system calls", []column{
+		{"TCP 1, A", "per MB", "%.1f", callsTCPA}, {"TCP 1, B", "per MB", "%.1f", callsTCPB},
+		{"UDP, A", "per MB", "%.1f", callsUDPA}, {"UDP, B", "per MB", "%.1f", callsUDPB},
+	})
+	fmt.Fprint(w, `
+System calls of each gateway's process, all of its threads, for 10^6 octets of payload that
+arrived; UDP as above, at capacity. Counted in runs of their own.
+
+`)
+	head := fmt.Sprintf("%-18s  %-18s   %-18s  %7s  %15s  %s\n", "ratios", "", "", "median", "rounds", "wanted")
+	byName := map[string]*contender{}
+	for _, c := range all {
+		byName[c.name] = c
+	}
 	for _, r := range ratios {
 		one, two := byName[r.one], byName[r.two]
 		if one == nil || two == nil {

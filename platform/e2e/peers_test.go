@@ -128,6 +128,8 @@ func TestPeers(t *testing.T) {
 			{"TCP, 4 streams", (*contender).fourStreams},
 			{"UDP, at capacity", (*contender).atCapacity},
 			{"UDP, overload", (*contender).overload},
+			{"TCP, calls", (*contender).streamCalls},
+			{"UDP, calls", (*contender).packetCalls},
 		} {
 			for i := range all {
 				proceed()

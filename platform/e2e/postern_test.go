@@ -20,6 +20,7 @@ type postern struct {
 	bin  string
 	dir  string
 	p    *process
+	env  []string // added to its environment
 	logs []string // output files of earlier runs in the same place
 }
 
@@ -46,8 +47,11 @@ func newPostern(s *site, side byte, c spec) *postern {
 
 // ns is the namespace of the gateway that the daemon runs on.
 func (d *postern) ns() string {
-	if d.side == 'b' {
+	switch d.side {
+	case 'b':
 		return d.s.gwB
+	case 'w':
+		return d.s.wan
 	}
 	return d.s.gwA
 }
@@ -70,7 +74,7 @@ func (d *postern) launch(wrapper ...string) *process {
 	out := filepath.Join(d.dir, fmt.Sprintf("out.%d", len(d.logs)))
 	d.logs = append(d.logs, out)
 	args := append(wrapper, d.bin, "run", "-c", d.configFile())
-	d.p = startIn(d.t, d.ns(), out, nil, args[0], args[1:]...)
+	d.p = startIn(d.t, d.ns(), out, d.env, args[0], args[1:]...)
 	return d.p
 }
 

@@ -23,7 +23,10 @@ var (
 	gwA6   = netip.MustParseAddr("2001:db8:a::1")
 	gwB4   = netip.MustParseAddr("203.0.113.1")
 	gwB6   = netip.MustParseAddr("2001:db8:b::1")
-	nat4   = netip.MustParseAddr("203.0.113.254") // what gwb sees of gwa behind a NAT
+	wanB4  = netip.MustParseAddr("203.0.113.254") // wan's own on that link
+	// A host behind wan, where wan is a gateway, too.
+	guestA4 = netip.MustParseAddr("10.9.0.10")
+	nat4    = netip.MustParseAddr("203.0.113.254") // what gwb sees of gwa behind a NAT
 )
 
 const (

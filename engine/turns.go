@@ -1,0 +1,97 @@
+package engine
+
+import (
+	"sync"
+	"time"
+
+	"postern/esp"
+)
+
+// turns keeps the packets of an SA in the order of their sequence numbers on the wire,
+// while several workers seal for it at once. A peer's replay window may have 32 packets
+// only: a batch that overtakes another would be lost there.
+//
+// A worker that has a batch reserves, in one step for all SAs in it, a block of sequence
+// numbers and a ticket of each. It seals without any lock, then waits until every one of
+// these SAs serves its ticket, sends, and lets the next ticket be served.
+//
+// No deadlock: since a batch takes all its tickets in one step under mu, all batches are in
+// one order, the same for every SA that two of them share. A batch waits for older ones
+// alone, and the oldest waits for none. While it has tickets a worker waits for nothing
+// else but a socket that takes its packets, and takes no other lock that is held over a
+// wait. (The IKE loop waits while it holds that of the pending queue; workers take that
+// one only while they have no tickets.)
+//
+// No ticket is left behind: whatever becomes of its packets, who called reserve calls serve.
+type turns struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	waiting int // goroutines in changed.Wait
+}
+
+// turn is one SA's part of a batch.
+type turn struct {
+	sa     *outSA
+	ticket uint32
+	seq    uint64 // the next reserved number
+	n      int    // packets in the batch; after reserve, numbers that are left
+
+	octets int // of the packets that were sealed
+}
+
+func (q *turns) init() { q.changed.L = &q.mu }
+
+// reserve takes numbers and a ticket of every SA in the batch. It tells whether it is
+// the batch's turn already.
+func (q *turns) reserve(batch []turn) (now bool) {
+	now = true
+	q.mu.Lock()
+	for i := range batch {
+		t := &batch[i]
+		t.seq, t.n = t.sa.out.Reserve(t.n)
+		t.ticket = t.sa.issued
+		t.sa.issued++
+		now = now && t.sa.served == t.ticket
+	}
+	q.mu.Unlock()
+	return now
+}
+
+// wait returns when it is the batch's turn: all older packets of its SAs are sent.
+func (q *turns) wait(batch []turn) {
+	q.mu.Lock()
+	for i := range batch {
+		for t := &batch[i]; t.sa.served != t.ticket; {
+			q.waiting++
+			q.changed.Wait()
+			q.waiting--
+		}
+	}
+	q.mu.Unlock()
+}
+
+// serve ends the batch's turn, and counts what it has carried.
+func (q *turns) serve(batch []turn, now time.Duration) {
+	q.mu.Lock()
+	for i := range batch {
+		t := &batch[i]
+		t.sa.served++
+		if t.octets > 0 {
+			t.sa.octets += uint64(t.octets)
+			t.sa.lastOut = now
+		}
+	}
+	wake := q.waiting > 0
+	q.mu.Unlock()
+	if wake {
+		q.changed.Broadcast()
+	}
+}
+
+// usage returns what has left through an SA, and when the last packet did (0: none). The
+// packets are the sequence numbers that were taken: none is wasted while the SA lives.
+func (q *turns) usage(sa *outSA) (u esp.Usage, last time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return esp.Usage{Packets: sa.out.Seq(), Bytes: sa.octets}, sa.lastOut
+}

@@ -1,0 +1,189 @@
+package ctaes
+
+import (
+	"crypto/cipher"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"math"
+	"math/bits"
+	"slices"
+	"unsafe"
+)
+
+const (
+	NonceSize = 12 // octets of nonce; one must never seal twice under the same key
+	Overhead  = 16 // octets of tag that follow the ciphertext
+)
+
+// maxLen is the most that one nonce may seal: the counter has 32 bits, and two of its values
+// are not for the text (SP 800-38D section 5.2.1.1).
+const maxLen = (1<<32 - 2) * blockLen
+
+var errOpen = errors.New("ctaes: message authentication failed")
+
+// gcm is AES-GCM (SP 800-38D) over block.
+type gcm struct {
+	block block
+	hash  hashKey
+}
+
+func newGCM(b *block) cipher.AEAD {
+	g := &gcm{block: *b}
+	var h [blockLen]byte
+	b.Encrypt(h[:], h[:])
+	g.hash.of(&h)
+	clear(h[:])
+	return g
+}
+
+// of makes the key of GHASH from H. A product of two numbers of 128 bits has 255, one less than
+// two blocks; H is divided by x beforehand, so that nothing has to be shifted later.
+func (k *hashKey) of(h *[blockLen]byte) {
+	high, low := binary.BigEndian.Uint64(h[:]), binary.BigEndian.Uint64(h[8:])
+	mask := -(high >> 63)
+	high, low = high<<1|low>>63, low<<1
+	k.init(high^mask&(0xc2<<56), low^mask&1)
+}
+
+func (g *gcm) NonceSize() int { return NonceSize }
+func (g *gcm) Overhead() int  { return Overhead }
+
+func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
+	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
+		panic("ctaes: plaintext too large")
+	}
+	ret, out := grow(dst, len(plaintext)+Overhead)
+	if overlapsUnlike(out, plaintext) {
+		panic("ctaes: plaintext and output overlap, but do not begin together")
+	}
+	var st stream
+	st.start(&g.block, nonce, len(plaintext))
+	ciphertext := out[:len(plaintext)]
+	st.xor(&g.block, ciphertext, plaintext)
+	tag := (*[Overhead]byte)(out[len(plaintext):])
+	g.sum(tag, additional, ciphertext)
+	subtle.XORBytes(tag[:], tag[:], st.mask[:])
+	return ret
+}
+
+func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
+	n := len(ciphertext) - Overhead
+	if n < 0 || uint64(n) > maxLen {
+		if len(nonce) != NonceSize {
+			panic("ctaes: the nonce must have 12 octets")
+		}
+		return nil, errOpen
+	}
+	ret, out := grow(dst, n)
+	if overlapsUnlike(out, ciphertext) {
+		panic("ctaes: ciphertext and output overlap, but do not begin together")
+	}
+	var (
+		st   stream
+		want [Overhead]byte
+	)
+	st.start(&g.block, nonce, n)
+	g.sum(&want, additional, ciphertext[:n])
+	subtle.XORBytes(want[:], want[:], st.mask[:])
+	if subtle.ConstantTimeCompare(want[:], ciphertext[n:]) != 1 {
+		return nil, errOpen
+	}
+	st.xor(&g.block, out, ciphertext[:n])
+	return ret, nil
+}
+
+// sum sets out to GHASH over the associated data, the ciphertext and their lengths (SP
+// 800-38D section 6.4).
+func (g *gcm) sum(out *[blockLen]byte, additional, ciphertext []byte) {
+	var y hash
+	y.padded(&g.hash, additional)
+	y.padded(&g.hash, ciphertext)
+	binary.BigEndian.PutUint64(out[:], 8*uint64(len(additional)))
+	binary.BigEndian.PutUint64(out[8:], 8*uint64(len(ciphertext)))
+	y.blocks(&g.hash, out[:])
+	y.put(out)
+}
+
+// padded adds b with zeros up to whole blocks.
+func (y *hash) padded(k *hashKey, b []byte) {
+	y.blocks(k, b)
+	if n := len(b) % blockLen; n > 0 {
+		var last [blockLen]byte
+		copy(last[:], b[len(b)-n:])
+		y.blocks(k, last[:])
+	}
+}
+
+const streamLen = 256 // octets of key stream that are made at once, at most
+
+// stream is the key stream of one nonce. What of it has not been used begins at next.
+type stream struct {
+	col  [4]uint32 // of the counter block (SP 800-38D section 6.5), but for the counter
+	ctr  uint32
+	next int
+	_    [0]uint64 // words are XORed faster at their boundaries
+	buf  [streamLen]byte
+	mask [blockLen]byte // of the tag: the counter block with 1
+}
+
+// start makes mask, and with it the first part of the key stream for n octets.
+func (st *stream) start(b *block, nonce []byte, n int) {
+	if len(nonce) != NonceSize {
+		panic("ctaes: the nonce must have 12 octets")
+	}
+	for i := range 3 {
+		st.col[i] = binary.LittleEndian.Uint32(nonce[4*i:])
+	}
+	st.ctr = 1
+	st.fill(b, min(n, streamLen-blockLen)+blockLen)
+	copy(st.mask[:], st.buf[:blockLen])
+	st.next = blockLen
+}
+
+// xor writes src XOR the key stream to dst, which is as long.
+func (st *stream) xor(b *block, dst, src []byte) {
+	for len(src) > 0 {
+		if st.next == streamLen {
+			st.fill(b, min(len(src), streamLen))
+		}
+		n := subtle.XORBytes(dst, src, st.buf[st.next:])
+		st.next += n
+		dst, src = dst[n:], src[n:]
+	}
+}
+
+// fill makes n octets of key stream, or up to a slice more.
+func (st *stream) fill(b *block, n int) {
+	st.next = 0
+	for at := 0; at < n; at += lanes * blockLen {
+		var s slice
+		for lane := range lanes {
+			c := [4]uint32{st.col[0], st.col[1], st.col[2], bits.ReverseBytes32(st.ctr)}
+			s.put(lane, &c)
+			st.ctr++
+		}
+		b.encrypt(&s)
+		for lane := range lanes {
+			var c [4]uint32
+			s.get(lane, &c)
+			store(st.buf[at+lane*blockLen:], &c)
+		}
+	}
+}
+
+// grow appends n octets to b, of which out is the new part; it allocates only if b lacks
+// the room.
+func grow(b []byte, n int) (all, out []byte) {
+	all = slices.Grow(b, n)[:len(b)+n]
+	return all, all[len(b):]
+}
+
+// overlapsUnlike says whether a and b have an octet in common at different indexes.
+func overlapsUnlike(a, b []byte) bool {
+	if len(a) == 0 || len(b) == 0 || &a[0] == &b[0] {
+		return false
+	}
+	firstA, firstB := uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&b[0]))
+	return firstA <= firstB+uintptr(len(b)-1) && firstB <= firstA+uintptr(len(a)-1)
+}

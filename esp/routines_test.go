@@ -1,0 +1,56 @@
+package esp
+
+import (
+	"bytes"
+	"testing"
+
+	"postern/esp/ctaes"
+)
+
+// What the constant-time AES seals, the library's opens, and the other way round. The vectors
+// and all other tests run with the routine of the processor that they run on.
+func TestAESRoutinesOpenEachOther(t *testing.T) {
+	defer ctaes.Use(ctaes.Current())
+	use := func(r ctaes.Routine) {
+		if err := ctaes.Use(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range allSuites() {
+		for _, r := range []ctaes.Routine{ctaes.Sliced, ctaes.Library} {
+			use(r)
+			out, err := NewOutbound(testSA(s, Out), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			use(ctaes.Sliced + ctaes.Library - r)
+			in, err := NewInbound(testSA(s, In), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range []int{0, 1, 20, 64, 576, 1400} {
+				want := fill(int64(n), n)
+				buf := make([]byte, HeadRoom+n+TailRoom)
+				copy(buf[HeadRoom:], want)
+				start, end, err := out.Seal(0, buf, HeadRoom, n, ProtoIPv4)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, _, err := in.Open(0, buf[start:end])
+				if err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%s: %d octets sealed by the %s do not open with the other routine: %v", s, n, r, err)
+				}
+			}
+			spare := make([]byte, HeadRoom+1300+TailRoom)
+			allocs := testing.AllocsPerRun(20, func() {
+				buf := spare[:]
+				if start, end, err := out.Seal(0, buf, HeadRoom, 1300, ProtoIPv4); err != nil || end <= start {
+					t.Fatal(err)
+				}
+			})
+			if allocs != 0 {
+				t.Errorf("%s: sealing with the %s allocates %v times", s, r, allocs)
+			}
+		}
+	}
+}

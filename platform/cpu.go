@@ -1,0 +1,7 @@
+package platform
+
+import "postern/esp/ctaes"
+
+// AES tells whether the processor has instructions for AES and for GCM's multiplication that
+// Go's library uses.
+func AES() bool { return ctaes.Detect().AES }
