@@ -112,6 +112,7 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			}
 			return s, nil
 		},
+		Resolve:     new(platform.Resolver).Resolve,
 		MemoryTotal: platform.MemoryTotal,
 	}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // only shown, so it may be missing

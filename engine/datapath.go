@@ -193,8 +193,9 @@ func (d *datapath) mayNote(n note, now time.Duration) bool {
 }
 
 // write sends a batch through the socket of worker w. A datagram that the socket refuses
-// is counted and left out; the others still go.
-func (d *datapath) write(s sockID, w int, batch []esp.Datagram, failed counter) (sent int) {
+// is counted and left out; the others still go. refused is the last refusal, if there was
+// one.
+func (d *datapath) write(s sockID, w int, batch []esp.Datagram, failed counter) (sent int, refused error) {
 	sock := d.socks[s][w%len(d.socks[s])]
 	for len(batch) > 0 {
 		n, err := sock.WriteBatch(batch)
@@ -207,11 +208,12 @@ func (d *datapath) write(s sockID, w int, batch []esp.Datagram, failed counter) 
 			break
 		}
 		d.counts.inc(failed)
+		refused = err
 		if now := d.clock(); d.mayNote(noteSend, now) {
 			d.log.Log(log.Net, log.Warn, "a packet could not be sent: check the route to the peer and the firewall",
 				log.AddrPort("to", batch[0].Remote), log.Str("socket", s.String()), log.Err(err))
 		}
 		batch = batch[1:]
 	}
-	return sent
+	return sent, refused
 }

@@ -13,6 +13,7 @@
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
 //   - one waits for changes of the host's addresses (addresses.go)
+//   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - one accepts control clients, and three at most serve each of them (vici.go)
 package engine
 
@@ -114,7 +115,7 @@ func New(o Options) (*Engine, error) {
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
-	l.m, l.readdress, l.addrs.ask = m, e.readdress, o.OS.Addresses
+	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
 	l.keepAlive = o.Config.Daemon.KeepAlive
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports

@@ -45,6 +45,7 @@ var eventLines = [...]eventLine{
 	ike.EvMoved:        {log.Info, "the peer has moved to another address, the tunnels follow", false},
 	ike.EvRoamed:       {log.Info, "moved to another path, the tunnels stay up", false},
 	ike.EvStranded:     {log.Warn, "no address, route or link leads to the peer: the tunnels are kept until one does; look at cable, modem and DHCP", false},
+	ike.EvResolved:     {log.Info, "the peer's name resolves to", false},
 }
 
 // retransmitsToTell is how many requests in a row the peer leaves unanswered before the
@@ -88,6 +89,8 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Warn, "redirect to another gateway is not followed"
 	case e.Kind == ike.EvStranded && e.Count == 0:
 		return log.Info, "there is a way to the peer again"
+	case e.Kind == ike.EvFailed && e.Delay != 0 && stillNameless(e.Err):
+		return log.Debug, line.msg // it has been told, and goes on every two seconds
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
@@ -98,6 +101,13 @@ func eventText(e *ike.Event) (log.Level, string) {
 // every network.
 func late(err error) bool {
 	return errors.Is(err, ike.ErrMessageID) || errors.Is(err, ike.ErrUnexpected) || errors.Is(err, ike.ErrRepeated)
+}
+
+// stillNameless tells whether an attempt failed because a name could not be resolved, as
+// it could not before.
+func stillNameless(err error) bool {
+	r, ok := errors.AsType[*ike.ResolveError](err)
+	return ok && r.Times > 1
 }
 
 // expected tells whether an SA's end is part of ordinary life.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"postern/engine/log"
@@ -19,6 +20,7 @@ type machine interface {
 	Command(now ike.Time, c ike.Command)
 	Timeout(now ike.Time)
 	Done(now ike.Time, r ike.Result)
+	Resolved(now ike.Time, name string, addrs []netip.Addr, err error)
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
@@ -84,6 +86,8 @@ type ikeLoop struct {
 	sendOne  [1]esp.Datagram
 	nextTick time.Duration
 	nat      map[uint32]*natState
+	lookups  lookups
+	noWay    []ike.Path   // along which the system could not send, to be told to the machine
 	pacer    addressPacer // of readdress
 	roamer   addressPacer // of what the machine is told
 	addrs    hostAddrs
@@ -112,6 +116,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		nat:       make(map[uint32]*natState),
 		roamer:    addressPacer{every: roamInterval},
 		keepAlive: keepaliveInterval,
+		lookups:   newLookups(),
 	}
 	return l
 }
@@ -186,6 +191,7 @@ func (l *ikeLoop) work(stop <-chan struct{}) {
 // bounded time, and returns.
 func (l *ikeLoop) run(stop <-chan struct{}) {
 	defer close(l.stopped)
+	defer l.lookups.cancel()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var end <-chan time.Time
@@ -226,6 +232,10 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		case r := <-l.results:
 			l.m.Done(l.now(), r)
 			l.drain()
+		case a := <-l.lookups.answers:
+			l.lookups.answered()
+			l.m.Resolved(l.now(), a.name, a.addrs, a.err)
+			l.drain()
 		case feed <- job:
 			l.jobs[0] = nil
 			l.jobs = l.jobs[1:]
@@ -239,6 +249,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			}
 			if l.pacer.due(now.Mono) {
 				l.readdress()
+				l.m.Command(now, ike.Command{Kind: ike.CmdAddresses})
+				l.drain()
 			}
 			if now.Mono >= l.nextTick {
 				l.tick(now.Mono)
@@ -252,6 +264,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.command(ike.Command{Kind: ike.CmdTerminate}, func(error) { over = true })
 		case <-end:
 			l.log.Log(log.IKE, log.Warn, "not every peer has confirmed the end of its SAs; they will find out by their liveness checks")
+			l.m.Command(l.now(), ike.Command{Kind: ike.CmdTerminate, Force: true}) // whoever has not been told yet
+			l.drain()
 			over = true
 		}
 	}
@@ -291,6 +305,12 @@ func (l *ikeLoop) forget(tag uint64) { delete(l.waiters, tag) }
 
 // drain does what the machine says, in its order.
 func (l *ikeLoop) drain() {
+	for again := true; again; again = l.tellNoWay() {
+		l.drainOnce()
+	}
+}
+
+func (l *ikeLoop) drainOnce() {
 	for o, ok := l.m.Next(); ok; o, ok = l.m.Next() {
 		switch o.Kind {
 		case ike.OutSend:
@@ -307,6 +327,8 @@ func (l *ikeLoop) drain() {
 			l.jobs = append(l.jobs, o.Work)
 		case ike.OutEvent:
 			l.event(&o.Event)
+		case ike.OutResolve:
+			l.lookups.ask(o.Name)
 		}
 	}
 }
@@ -340,7 +362,23 @@ func (l *ikeLoop) transmit(s sockID, p ike.Path, b []byte) bool {
 		local = netip.Addr{}
 	}
 	l.sendOne[0] = esp.Datagram{Buf: b, N: len(b), Local: local, Remote: p.Remote}
-	return l.d.write(s, 0, l.sendOne[:], cIKESendError) == 1
+	sent, err := l.d.write(s, 0, l.sendOne[:], cIKESendError)
+	if errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH) {
+		l.noWay = append(l.noWay, p)
+	}
+	return sent == 1
+}
+
+// tellNoWay tells the machine along which paths its messages could not leave.
+func (l *ikeLoop) tellNoWay() bool {
+	if len(l.noWay) == 0 {
+		return false
+	}
+	for _, p := range l.noWay {
+		l.m.Command(l.now(), ike.Command{Kind: ike.CmdUnreachable, Path: p})
+	}
+	l.noWay = l.noWay[:0]
+	return true
 }
 
 // env is what the machine asks its surroundings for. The machine calls it only from

@@ -2,11 +2,14 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +52,9 @@ func (m *scriptedMachine) Command(now ike.Time, c ike.Command) {
 func (m *scriptedMachine) SetTicketKeys(keys []ike.TicketKey) { m.input("keys %d", len(keys)) }
 func (m *scriptedMachine) Timeout(now ike.Time)               { m.input("timeout") }
 func (m *scriptedMachine) Done(now ike.Time, r ike.Result)    { m.input("done") }
+func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, err error) {
+	m.input("resolved %s %v %v", name, addrs, err)
+}
 func (m *scriptedMachine) Next() (ike.Output, bool) {
 	if len(m.next) == 0 {
 		return ike.Output{}, false
@@ -254,7 +260,7 @@ func TestBrokenSAIsReportedAndHarmless(t *testing.T) {
 }
 
 func TestEveryEventHasALine(t *testing.T) {
-	if n := int(ike.EvStranded) + 1; len(eventLines) != n {
+	if n := int(ike.EvResolved) + 1; len(eventLines) != n {
 		t.Fatalf("%d lines for %d kinds of events", len(eventLines), n)
 	}
 	for k := range eventLines {
@@ -374,5 +380,67 @@ func TestSequenceNumbersRunningOutCauseARekey(t *testing.T) {
 	tl.tick(tl.testPath.now)
 	if want := fmt.Sprintf("command %d c  5", ike.CmdRekey); len(tl.m.inputs) != 1 || tl.m.inputs[0] != want {
 		t.Errorf("an SA near its last sequence number caused %v, want %q once", tl.m.inputs, want)
+	}
+}
+
+// That the system has no way to the peer is told to the machine, which may have another
+// address to call; other refusals (a full buffer, a firewall) are not.
+func TestMachineLearnsThatThereIsNoWay(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{{syscall.ENETUNREACH, true}, {syscall.EHOSTUNREACH, true}, {syscall.EPERM, false}, {syscall.EAGAIN, false}} {
+		tl := newTestLoop(t)
+		tl.fakes[sockIKE4].err = c.err
+		p := ike.Path{Local: netip.MustParseAddrPort("192.0.2.1:500"), Remote: netip.MustParseAddrPort("192.0.2.2:500")}
+		tl.outputs(ike.Output{Kind: ike.OutSend, Path: p, Data: []byte("x")}, ike.Output{Kind: ike.OutSend, Path: p, Data: []byte("y")})
+		told := slices.Contains(tl.m.inputs, fmt.Sprintf("command %d   0", ike.CmdUnreachable))
+		if told != c.want {
+			t.Errorf("%v: the machine was told %v (%q), want %v", c.err, told, tl.m.inputs, c.want)
+		}
+	}
+}
+
+// Lookups run beside the loop, at most maxLookups at once, and end with it.
+func TestLookupsAreBoundedAndEndWithTheLoop(t *testing.T) {
+	tl := newTestLoop(t)
+	var now, most atomic.Int32
+	release := make(chan struct{})
+	tl.lookups.resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		select {
+		case <-release:
+			return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	const names = 3 * maxLookups
+	for i := range names {
+		tl.outputs(ike.Output{Kind: ike.OutResolve, Name: fmt.Sprintf("n%d.example", i)})
+	}
+	for now.Load() < maxLookups {
+		time.Sleep(time.Millisecond)
+	}
+	for range names - 1 {
+		release <- struct{}{}
+		a := <-tl.lookups.answers
+		tl.lookups.answered()
+		if a.err != nil || len(a.addrs) != 1 {
+			t.Fatalf("answer %+v", a)
+		}
+	}
+	if most.Load() != maxLookups {
+		t.Errorf("%d lookups at once, want %d", most.Load(), maxLookups)
+	}
+	tl.lookups.cancel()
+	for now.Load() > 0 {
+		time.Sleep(time.Millisecond)
 	}
 }

@@ -400,6 +400,7 @@ func (h viciHandler) terminate(req *control.Message, stream func(string, *contro
 		matches = len(cmds)
 		done = make(chan error, matches+1)
 		for _, c := range cmds {
+			c.Force = req.GetBool(control.KeyForce)
 			tags = append(tags, l.command(c, func(err error) { done <- err }))
 		}
 		if s.ike == 0 && s.id == 0 {

@@ -255,13 +255,22 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	for _, a := range c.LocalAddrs {
 		local = append(local, a.String())
 	}
-	for _, p := range c.RemoteAddrs {
+	names := func(at int) {
+		for _, n := range c.RemoteNames {
+			if n.At == at {
+				remote = append(remote, n.Name)
+			}
+		}
+	}
+	for i, p := range c.RemoteAddrs {
+		names(i)
 		if p.IsSingleIP() {
 			remote = append(remote, p.Addr().String())
 		} else {
 			remote = append(remote, p.String())
 		}
 	}
+	names(len(c.RemoteAddrs))
 	orAny := func(list []string) []string {
 		if len(list) == 0 {
 			return []string{"%any"}

@@ -58,8 +58,9 @@ type Ports struct {
 	IKE, NATT uint16
 }
 
-// Config is all that the machine is configured with. The machine keeps the pointers;
-// the caller must not change what they point to afterwards.
+// Config is all that the machine is configured with. The machine copies connections and
+// children and keeps what their fields point to, which the caller must not change
+// afterwards.
 type Config struct {
 	Conns   []*Conn
 	Secrets []Secret
@@ -98,7 +99,8 @@ const (
 type Conn struct {
 	Name        string
 	LocalAddrs  []netip.Addr   // addresses of ours to use; empty: whatever the route says
-	RemoteAddrs []netip.Prefix // the peer's; empty: any, which only a responder can use
+	RemoteAddrs []netip.Prefix // the peer's; empty, without names: any, which only a responder can use
+	RemoteNames []PeerName     // names whose addresses count like RemoteAddrs
 	RemotePort  uint16         // 0: 500, or 4500 where NAT traversal asks for it
 	LocalID     ID             // zero: our address
 	RemoteID    ID             // zero: any identity with a secret
@@ -114,6 +116,8 @@ type Conn struct {
 	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
+	RetryLimit   time.Duration // no retransmission waits longer; 0: no limit
+	RetryJitter  int           // percent, up to 20, by which one may come earlier, by chance
 
 	Fragmentation Fragmentation // of large messages (RFC 7383)
 	FragmentSize  int           // octets of the IP datagrams that hold fragments; 0: 1280
@@ -128,6 +132,13 @@ type Conn struct {
 	IgnoreRedirects bool
 
 	Children []*Child
+}
+
+// PeerName is a name of the peer in the DNS. At is how many of RemoteAddrs come before it
+// in the order in which the peer's addresses are called.
+type PeerName struct {
+	Name string
+	At   int
 }
 
 // Child is one CHILD SA of a connection.
@@ -157,14 +168,15 @@ type CommandKind uint8
 
 // The commands.
 const (
-	CmdInitiate   CommandKind = iota // bring up Conn's Child ("" means all of its children)
-	CmdTerminate                     // close the SAs that Conn, Child, IKE and ChildID select
-	CmdAcquire                       // a packet (Flow) wants Conn's Child
-	CmdRekey                         // rekey what Conn, Child, IKE and ChildID select
-	CmdMoved                         // an authentic packet of the CHILD SA with inbound SPI came along Path
-	CmdRedirect                      // send the peers of the IKE SAs that Conn and IKE select to Gateway
-	CmdInvalidSPI                    // a packet for SPI, which is no SA of ours, came along Path
-	CmdAddresses                     // this host's addresses, routes or links have changed
+	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdTerminate                      // close the SAs that Conn, Child, IKE and ChildID select
+	CmdAcquire                        // a packet (Flow) wants Conn's Child
+	CmdRekey                          // rekey what Conn, Child, IKE and ChildID select
+	CmdMoved                          // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdRedirect                       // send the peers of the IKE SAs that Conn and IKE select to Gateway
+	CmdInvalidSPI                     // a packet for SPI, which is no SA of ours, came along Path
+	CmdAddresses                      // this host's addresses, routes or links have changed
+	CmdUnreachable                    // the system knows no way along Path
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind
@@ -181,6 +193,7 @@ type Command struct {
 	SPI     uint32
 	Path    Path
 	Gateway Gateway
+	Force   bool // CmdTerminate of whole IKE SAs: do not wait for the peer
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -188,13 +201,14 @@ type OutputKind uint8
 
 // The outputs.
 const (
-	OutSend   OutputKind = iota // send Data along Path
-	OutAddSA                    // put SA into the SAD and bind it to its policy
-	OutDelSA                    // take the SA with SPI and Dir out of the SAD
-	OutUseSA                    // from now on protect with the outbound SA of SPI
-	OutMoveSA                   // from now on send what the pair of Inbound protects along Path
-	OutWork                     // run Work and hand its result to Done
-	OutEvent                    // Event happened
+	OutSend    OutputKind = iota // send Data along Path
+	OutAddSA                     // put SA into the SAD and bind it to its policy
+	OutDelSA                     // take the SA with SPI and Dir out of the SAD
+	OutUseSA                     // from now on protect with the outbound SA of SPI
+	OutMoveSA                    // from now on send what the pair of Inbound protects along Path
+	OutWork                      // run Work and hand its result to Done
+	OutEvent                     // Event happened
+	OutResolve                   // look up the addresses of Name and hand them to Resolved
 )
 
 // Output is one thing the caller has to do. Outputs come in an order that must be
@@ -210,6 +224,7 @@ type Output struct {
 	Work  *Work
 	Event Event
 	Encap bool // OutMoveSA: ESP goes in UDP
+	Name  string
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.
@@ -256,6 +271,7 @@ const (
 	EvMoved                         // the peer's address changed; Path is the new one
 	EvRoamed                        // we have moved to another path, which is Path
 	EvStranded                      // no way leads to the peer (Count 1), or one does again (0)
+	EvResolved                      // a peer's name resolves again, or differently: Text
 )
 
 // Event is something that a log, a control client or a metric wants to know. It never

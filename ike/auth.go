@@ -193,7 +193,7 @@ func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
 		if local == (ID{}) {
 			local = own
 		}
-		if !c.matches(sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
+		if !m.matches(c, sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
 			continue
 		}
 		if _, ok := chooseProposal(c.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
@@ -223,7 +223,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.lastIn = m.now.Mono
 	sa.mobike.first = sa.path.Remote.Addr()
 	m.noteLocal(sa)
-	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono}
+	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono, sa.dialled}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
@@ -238,6 +238,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	if sa.initiator {
 		m.redirectEnds(s, true)
 	}
+	s.reached(sa)
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}

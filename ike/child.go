@@ -302,6 +302,9 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		m.childRekeyed(sa, c, &req, loses)
 	} else {
 		m.announce(c, nil)
+		if s := m.stateOf(sa.conn); s != nil {
+			s.tries = 0
+		}
 	}
 	m.dropOutdated(sa, c)
 	m.resolveTwins(sa, c)

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"postern/esp"
@@ -122,8 +123,9 @@ func (m *Machine) useChild(c *childSA) {
 
 // resolveTwins looks, when a CHILD SA has come up, for another one that does the same: both
 // sides may have asked for one at the same time, or a rekeying was answered after a new one
-// had been asked for. The pair with the lower SPI goes. Both sides see the same two pairs,
-// so both come to the same result.
+// had been asked for. If each side has made one the pair with the lower SPI goes: both
+// see the same two pairs, so both come to the same result. Of two that one side has made, one
+// after the other, it wants the later one.
 func (m *Machine) resolveTwins(sa *ikeSA, c *childSA) {
 	for i := range m.children {
 		o := &m.children[i]
@@ -134,9 +136,9 @@ func (m *Machine) resolveTwins(sa *ikeSA, c *childSA) {
 			o.state != ChildInstalled && o.state != ChildRekeying || !sameTS(c, o) {
 			continue
 		}
-		winner, loser := o, c
-		if min(o.spiIn, o.spiOut) < min(c.spiIn, c.spiOut) {
-			winner, loser = c, o
+		winner, loser := c, o
+		if o.byPeer != c.byPeer && min(o.spiIn, o.spiOut) > min(c.spiIn, c.spiOut) {
+			winner, loser = o, c
 		}
 		m.childDown(loser, ErrReplaced)
 		loser.heir = winner.unique
@@ -258,7 +260,7 @@ func (m *Machine) childLost(c *childSA, err error) {
 // wishAgain has a CHILD SA negotiated again soon.
 func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	s := m.stateOf(conn)
-	if s == nil || s.held[cfg] {
+	if s == nil || s.held[cfg] || !slices.Contains(conn.Children, cfg) {
 		return
 	}
 	for _, w := range s.wanted {

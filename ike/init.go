@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 )
 
 // IKE_SA_INIT (RFC 7296 section 1.2): key exchange, nonces and NAT detection, in clear.
@@ -22,34 +23,21 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr(), port)
 }
 
-// target returns where the next attempt of a connection goes: its single remote
-// addresses in turn, from the address of ours that fits.
-func (m *Machine) target(s *connState) (Path, error) {
-	var remotes []netip.Addr
-	for _, p := range s.conn.RemoteAddrs {
-		if p.IsSingleIP() {
-			remotes = append(remotes, p.Addr())
-		}
-	}
-	if s.redirect.to.IsValid() {
-		remotes = []netip.Addr{s.redirect.to}
-	}
-	if len(remotes) == 0 {
-		return Path{}, ErrNoRemote
-	}
-	remote := remotes[s.remote%len(remotes)]
+// pathTo returns the path to one of the peer's addresses, from the address of ours that
+// fits.
+func (m *Machine) pathTo(c *Conn, remote netip.Addr) (Path, error) {
 	p := Path{Remote: netip.AddrPortFrom(remote, 500), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.IKE)}
-	if port := s.conn.RemotePort; port != 0 && port != 500 {
+	if port := c.RemotePort; port != 0 && port != 500 {
 		// Only port 500 speaks without the marker.
 		p = Path{Remote: netip.AddrPortFrom(remote, port), Local: netip.AddrPortFrom(netip.Addr{}, m.ports.NATT), NATT: true}
 	}
-	for _, a := range s.conn.LocalAddrs {
+	for _, a := range c.LocalAddrs {
 		if a.Is4() == remote.Is4() {
 			p.Local = netip.AddrPortFrom(a, p.Local.Port())
 			return p, nil
 		}
 	}
-	if len(s.conn.LocalAddrs) > 0 {
+	if len(c.LocalAddrs) > 0 {
 		return Path{}, ErrFamily
 	}
 	local, ok := m.env.Source(remote)
@@ -60,10 +48,37 @@ func (m *Machine) target(s *connState) (Path, error) {
 	return p, nil
 }
 
-// connect starts an attempt to establish an IKE SA.
+// connect starts an attempt to establish an IKE SA: a new round, or the next address of the
+// one at hand.
 func (m *Machine) connect(s *connState) {
 	s.retryAt = never
-	p, err := m.target(s)
+	if s.dial.failed > 0 {
+		m.call(s)
+		return
+	}
+	m.askAll(s.conn, nameFresh)
+	if s.dial.waiting = m.awaits(s.conn); !s.dial.waiting {
+		m.startRound(s)
+	}
+}
+
+// startRound calls the first address of a new round.
+func (m *Machine) startRound(s *connState) {
+	if len(s.wanted) == 0 {
+		return // nobody wants it any more
+	}
+	m.newRound(s)
+	m.call(s)
+}
+
+// call calls the address whose turn it is.
+func (m *Machine) call(s *connState) {
+	if len(s.dial.addrs) == 0 {
+		m.attemptFailed(s, m.unresolved(s.conn))
+		return
+	}
+	addr := s.dial.addrs[s.dial.failed]
+	p, err := m.pathTo(s.conn, addr)
 	if err != nil {
 		s.last = Path{}
 		m.attemptFailed(s, err)
@@ -75,7 +90,7 @@ func (m *Machine) connect(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
-	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
+	sa.conn, sa.conns, sa.path, sa.dialled, sa.force = s.conn, s, p, addr, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)
@@ -155,8 +170,9 @@ func numbered(ps []Proposal, proto Protocol, spi []byte) []Proposal {
 	return out
 }
 
-// matches tells whether a connection is for this pair of addresses.
-func (c *Conn) matches(p Path) bool {
+// matches tells whether a connection is for this pair of addresses. Names count with the
+// addresses of their last good answer.
+func (m *Machine) matches(c *Conn, p Path) bool {
 	if len(c.LocalAddrs) > 0 {
 		found := false
 		for _, a := range c.LocalAddrs {
@@ -171,7 +187,12 @@ func (c *Conn) matches(p Path) bool {
 			return true
 		}
 	}
-	return len(c.RemoteAddrs) == 0
+	for _, n := range m.namesOf(c) {
+		if slices.Contains(n.addrs, p.Remote.Addr()) {
+			return true
+		}
+	}
+	return len(c.RemoteAddrs) == 0 && len(c.RemoteNames) == 0
 }
 
 // Half-open IKE SAs of one source address: a few, so that one host cannot take all
@@ -248,7 +269,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	var chosen Proposal
 	ok, force, fragment := false, false, false
 	for _, s := range m.conns {
-		if s.conn.matches(p) {
+		if m.matches(s.conn, p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
 				force, fragment = s.conn.Encap, s.conn.announces()
 				break
@@ -256,6 +277,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		}
 	}
 	if !ok {
+		m.strangers()
 		m.refuseInit(p, h, NotifyNoProposalChosen, nil, ErrNoProposal)
 		return
 	}

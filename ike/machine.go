@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -28,9 +27,12 @@ type Machine struct {
 	sas      []ikeSA
 	children []childSA
 	conns    []*connState
+	names    []*peerName
 	secrets  []Secret
-	encap    bool    // for every connection
-	msg      Message // the datagram at hand
+	encap    bool // for every connection
+
+	lateUntil time.Duration // until then exchanges may end for children that have gone
+	msg       Message       // the datagram at hand
 
 	halfOpenMax int
 	cookieFrom  int
@@ -57,9 +59,8 @@ func New(env Env, lim Limits) *Machine {
 	}
 }
 
-// Configure takes a configuration in place of the one before. Connections that are the
-// same keep their SAs; those that have gone or changed are closed. It starts what is
-// to be started.
+// Configure takes a configuration in place of the one before; what has not changed goes on
+// undisturbed (reload.go). It starts what is to be started.
 func (m *Machine) Configure(now Time, cfg Config) error {
 	m.now = now
 	m.ports = Ports{500, 4500}
@@ -71,27 +72,12 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	}
 	m.encap = cfg.Encap
 	m.configureQCD(cfg.QCDSecret)
-	old, oldSecrets := m.conns, m.secrets
-	m.conns, m.secrets = nil, cfg.Secrets
-	for _, c := range cfg.Conns {
-		i := slices.IndexFunc(old, func(s *connState) bool {
-			return s != nil && reflect.DeepEqual(s.conn, c) && sameKey(oldSecrets, cfg.Secrets, c)
-		})
-		if i >= 0 {
-			m.conns = append(m.conns, old[i])
-			old[i] = nil
-			continue
-		}
-		m.conns = append(m.conns, &connState{conn: c, retryAt: never})
-	}
-	for _, s := range old {
-		if s != nil {
-			m.closeConn(s)
-		}
-	}
+	oldSecrets := m.secrets
+	m.secrets = cfg.Secrets
+	m.configureConns(cfg.Conns, oldSecrets)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
-			if c.StartAction == StartStart {
+			if c.StartAction == StartStart && !s.held[c] {
 				m.want(s, wish{cfg: c})
 			}
 		}
@@ -114,7 +100,7 @@ func (m *Machine) closeConn(s *connState) {
 	for _, w := range s.wanted {
 		m.settle(w.waiters, ErrTerminated)
 	}
-	s.wanted, s.retryAt = nil, never
+	s.wanted, s.retryAt, s.dial.waiting = nil, never, false
 	s.dropTicket()
 	for i := range m.sas {
 		sa := &m.sas[i]
@@ -141,7 +127,17 @@ func (m *Machine) Next() (Output, bool) {
 }
 
 // finish ends every input: tasks that became possible start.
-func (m *Machine) finish() { m.runTasks() }
+func (m *Machine) finish() {
+	for _, s := range m.conns {
+		if s.dial.replaced {
+			m.closeReplaced(s)
+		}
+	}
+	if m.now.Mono < m.lateUntil {
+		m.dropLate()
+	}
+	m.runTasks()
+}
 
 func (m *Machine) event(e Event) {
 	m.out = append(m.out, Output{Kind: OutEvent, Event: e})
@@ -406,6 +402,8 @@ func (m *Machine) Command(now Time, c Command) {
 		m.cmdInvalidSPI(&c)
 	case CmdAddresses:
 		m.cmdAddresses()
+	case CmdUnreachable:
+		m.unreachable(c.Path)
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()
@@ -427,7 +425,9 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 				continue
 			}
 			w.left++
-			s.retryAt = never // asked for: no back-off
+			if m.established(s.conn) == nil {
+				s.retryAt = never // asked for: no back-off
+			}
 			m.want(s, wish{cfg: cfg, waiters: []*waiter{w}})
 		}
 	}
@@ -452,6 +452,9 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			found = true
 			w.left++
 			m.closeIKE(sa, ErrTerminated, w)
+			if c.Force {
+				m.abandon(sa)
+			}
 			continue
 		}
 		for j := range m.children {
@@ -489,7 +492,7 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			return true
 		})
 		if len(s.wanted) == 0 {
-			s.retryAt = never
+			s.retryAt, s.dial.waiting, s.dial.moving = never, false, false
 		}
 	}
 	if !found {
@@ -531,6 +534,10 @@ func (m *Machine) cmdRekey(c *Command, w *waiter) error {
 // want brings a CHILD SA up: at once where there is an IKE SA or none is being tried,
 // otherwise when the next attempt is due.
 func (m *Machine) want(s *connState, w wish) {
+	if !slices.Contains(s.conn.Children, w.cfg) {
+		m.settle(w.waiters, ErrTerminated) // it is configured no more
+		return
+	}
 	delete(s.held, w.cfg)
 	if sa := m.established(s.conn); sa != nil {
 		for i := range m.children {
@@ -550,14 +557,14 @@ func (m *Machine) want(s *connState, w wish) {
 	} else {
 		s.wanted[i].waiters = append(s.wanted[i].waiters, w.waiters...)
 	}
-	if s.retryAt == never && m.attempt(s) == nil {
+	if s.retryAt == never && !m.busy(s) {
 		m.connect(s)
 	}
 }
 
 // retry is the next attempt after a failed one.
 func (m *Machine) retry(s *connState) {
-	if m.established(s.conn) != nil {
+	if m.established(s.conn) != nil && !s.dial.moving {
 		wanted := s.wanted
 		s.wanted = nil
 		for _, w := range wanted {
@@ -565,7 +572,7 @@ func (m *Machine) retry(s *connState) {
 		}
 		return
 	}
-	if len(s.wanted) > 0 && m.attempt(s) == nil {
+	if len(s.wanted) > 0 && !m.busy(s) {
 		m.connect(s)
 	}
 }
@@ -576,34 +583,6 @@ const (
 	retryFirst = 2 * time.Second
 	retryLast  = time.Minute
 )
-
-// attemptFailed ends an attempt of a connection: its commands learn why, and if it is to
-// be tried again, the time for that is set.
-func (m *Machine) attemptFailed(s *connState, err error) {
-	if m.stateOf(s.conn) != s {
-		return
-	}
-	s.tries++
-	s.remote++
-	m.redirectEnds(s, false)
-	again := s.conn.KeyingTries == 0 || s.tries < s.conn.KeyingTries
-	var delay time.Duration
-	if len(s.wanted) > 0 && again {
-		delay = m.backoff(s.tries)
-		m.armRetry(s, delay)
-	}
-	if err == nil {
-		return
-	}
-	m.event(Event{Kind: EvFailed, Conn: s.conn.Name, Count: s.tries, Delay: delay, Err: err})
-	for i := range s.wanted {
-		m.settle(s.wanted[i].waiters, err)
-		s.wanted[i].waiters = nil
-	}
-	if !again {
-		s.wanted, s.tries = nil, 0
-	}
-}
 
 // backoff returns the delay before the attempt that follows n failed ones, with up to
 // a quarter of jitter so that many peers of a gateway that comes back do not come at once.

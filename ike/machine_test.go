@@ -22,7 +22,9 @@ type host struct {
 	sas    map[uint32]*ChildSA // by SPI and direction: inbound as it is, outbound complemented
 	events []Event
 	out    []Output
-	mangle func(*Output) bool // false drops a datagram
+	mangle func(*Output) bool                      // false drops a datagram
+	dns    func(name string) ([]netip.Addr, error) // nil: lookups are counted and not answered
+	asked  int
 
 	outputs func(*Output) // sees each output, if set
 }
@@ -74,6 +76,13 @@ func (h *host) drain(now Time) {
 			}
 		case OutEvent:
 			h.events = append(h.events, o.Event)
+		case OutResolve:
+			h.asked++
+			if h.dns != nil {
+				h.drain(now)
+				addrs, err := h.dns(o.Name)
+				h.m.Resolved(now, o.Name, addrs, err)
+			}
 		case OutAddSA:
 			h.sas[key(o.Add.SPI, o.Add.Dir)] = o.Add
 		case OutDelSA:

@@ -246,7 +246,7 @@ func (m *Machine) repeat(sa *ikeSA, r *request) {
 	if r.data == nil || r.due == 0 {
 		return
 	}
-	d, _ := sa.conn.retryDelay(0)
+	d, _ := m.unanswered(sa, 0)
 	r.tries, r.due = 0, m.now.Mono+d
 	r.stale = r.stale || r.task.kind.ofAddresses()
 	m.sendParts(sa.path, sa, r.data, r.cut, false)

@@ -57,9 +57,9 @@ const (
 	retryTries   = 5
 )
 
-// retryDelay returns how long to wait after transmission n (0 is the first) and whether
-// another one may follow.
-func (c *Conn) retryDelay(n int) (time.Duration, bool) {
+// retryDelay returns how long to wait after transmission n (0 is the first), without the
+// jitter, and whether another one may follow. The first wait is atMost, unless that is 0.
+func (c *Conn) retryDelay(n int, atMost time.Duration) (time.Duration, bool) {
 	d, base, tries := retryTimeout, retryBase, retryTries
 	if c != nil {
 		if c.RetryTimeout > 0 {
@@ -72,11 +72,18 @@ func (c *Conn) retryDelay(n int) (time.Duration, bool) {
 			tries = c.RetryTries
 		}
 	}
+	if atMost > 0 {
+		d = min(d, atMost)
+	}
 	f := float64(d)
 	for range n {
 		f *= base
 	}
-	return time.Duration(min(f, float64(24*time.Hour))), n <= tries
+	d = time.Duration(min(f, float64(24*time.Hour)))
+	if c != nil && c.RetryLimit > 0 {
+		d = min(d, c.RetryLimit)
+	}
+	return d, n <= tries
 }
 
 // header returns the header of the next message of an exchange.
@@ -118,8 +125,9 @@ func (m *Machine) plain(sa *ikeSA, h Header, fill func(*Builder)) (msg []byte, s
 // transmit sends our request for the first time.
 func (m *Machine) transmit(sa *ikeSA, ex Exchange, data []byte) {
 	sa.req.active, sa.req.exchange, sa.req.id, sa.req.data, sa.req.tries = true, ex, sa.sendID, data, 0
-	d, _ := sa.conn.retryDelay(0)
+	d, _ := m.unanswered(sa, 0)
 	m.armRetransmit(sa, d)
+	m.armPatience(sa)
 	if !m.blocked(sa) {
 		m.dispatch(sa, true)
 	}
@@ -155,7 +163,7 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if sa.req.tries++; sa.req.tries == fragmentTries && m.shrinkRequest(sa) {
 		what += " in smaller fragments"
 	}
-	d, more := sa.conn.retryDelay(sa.req.tries)
+	d, more := m.unanswered(sa, sa.req.tries)
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
 	}
@@ -164,6 +172,9 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.armRetransmit(sa, d)
+	if sa.req.tries == 1 && sa.state == StateEstablished && sa.conn != nil {
+		m.askAll(sa.conn, nameFresh) // it may have moved
+	}
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
 		Text: what})
 	m.dispatch(sa, false)

@@ -104,7 +104,7 @@ func (sa *ikeSA) takeToken(token []byte) {
 // expected tells whether a connection is for this pair of addresses.
 func (m *Machine) expected(p Path) bool {
 	for _, s := range m.conns {
-		if s.conn.matches(p) {
+		if m.matches(s.conn, p) {
 			return true
 		}
 	}

@@ -18,6 +18,7 @@ var (
 
 	ErrTableFull = errors.New("no room in the SA table; choose a larger board profile")
 	ErrNoRemote  = errors.New("no single remote address to connect to; set remote_addrs")
+	ErrNoAddress = errors.New("the name has no addresses")
 	ErrFamily    = errors.New("local_addrs has no address of the remote address's family")
 	ErrNoRoute   = errors.New("no route to the peer")
 	ErrNoSecret  = errors.New("no pre-shared key for this pair of identities; add one under [secrets]")

@@ -179,7 +179,7 @@ func (m *Machine) redirectInit(p Path, h *Header, ni []byte) bool {
 	var g Gateway
 	found := false
 	for _, s := range m.conns {
-		if !s.conn.matches(p) {
+		if !m.matches(s.conn, p) {
 			continue
 		}
 		if found && g != s.conn.RedirectTo {
@@ -279,6 +279,7 @@ func (m *Machine) countRedirect(s *connState, p Path, g Gateway) error {
 
 func (m *Machine) redirectConnect(s *connState, p Path, g Gateway) {
 	s.redirect.to, s.redirect.from = g.Addr, p.Remote.Addr()
+	s.dial.failed = 0 // a round of its own
 	m.connect(s)
 }
 

@@ -76,10 +76,9 @@ func (m *Machine) paths(sa *ikeSA) []Path {
 		first := sa.mobike.first
 		add(first)
 		// If another gateway has sent us here, those that are configured are its addresses.
-		here := slices.Contains(sa.conn.RemoteAddrs, netip.PrefixFrom(first, first.BitLen()))
-		for _, p := range sa.conn.RemoteAddrs {
-			if here && p.IsSingleIP() {
-				add(p.Addr())
+		if singles := m.singles(sa.conn); slices.Contains(singles, first) {
+			for _, a := range singles {
+				add(a)
 			}
 		}
 		for _, a := range sa.mobike.peers {
@@ -162,18 +161,7 @@ func (m *Machine) cmdAddresses() {
 			m.roam(sa)
 		}
 	}
-	for _, s := range m.conns {
-		if len(s.wanted) == 0 || s.retryAt == never || m.attempt(s) != nil {
-			continue
-		}
-		p, err := m.target(s)
-		if err != nil || p == s.last {
-			continue // nothing is different for it
-		}
-		if at := m.now.Mono + m.random(time.Second/4); at < s.retryAt {
-			m.armRetry(s, at-m.now.Mono)
-		}
-	}
+	m.networkChanged()
 }
 
 // roamConnecting takes an attempt to connect along when our address changes.
@@ -181,7 +169,7 @@ func (m *Machine) roamConnecting(sa *ikeSA) {
 	if sa.conns == nil || !sa.initiator {
 		return
 	}
-	p, err := m.target(sa.conns)
+	p, err := m.pathTo(sa.conns.conn, sa.dialled)
 	if err != nil || p.Remote.Addr() != sa.path.Remote.Addr() || p.Local.Addr() == sa.path.Local.Addr() {
 		return
 	}
@@ -352,7 +340,7 @@ func (m *Machine) reestablish(sa *ikeSA, why error) {
 		m.strand(sa)
 		return
 	}
-	if _, err := m.target(s); err != nil {
+	if len(m.singles(s.conn)) == 0 && len(s.conn.RemoteNames) == 0 {
 		if src.Unmap() != sa.path.Local.Addr() {
 			m.destroy(sa, why) // only the peer can connect, and it does not find us here
 		}

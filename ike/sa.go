@@ -18,6 +18,7 @@ type ikeSA struct {
 	spiI      uint64
 	spiR      uint64
 	path      Path
+	dialled   netip.Addr // the peer's address that we have called
 
 	suite   IKESuite
 	keys    ikeKeys
@@ -66,6 +67,8 @@ type origin struct {
 	ours bool          // we connected
 	spiI uint64        // the first initiator's SPI
 	at   time.Duration // when it was authenticated
+
+	dialled netip.Addr // the peer's address that we called; zero if it called
 }
 
 // initState is what IKE_SA_INIT leaves for IKE_AUTH.
@@ -118,9 +121,9 @@ type connState struct {
 	wanted   []wish
 	tries    int           // attempts since the last success
 	retryAt  time.Duration // next attempt
-	remote   int           // index of the remote address to try
-	last     Path          // of the last attempt
-	ticket   *ticket       // of the last session, if that was lost; nil: none
+	dial     dialing
+	last     Path    // of the last attempt
+	ticket   *ticket // of the last session, if that was lost; nil: none
 	redirect redirectState
 	held     map[*Child]bool // the user has closed these: they come up only when asked for
 }
@@ -304,6 +307,9 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 			m.childDown(c, err)
 			m.removeChild(c)
 		}
+	}
+	if s := m.stateOf(sa.conn); s != nil && was == StateEstablished && err == ErrTimeout {
+		s.dial.lost = true
 	}
 	lost := sa.tasks
 	sa.outstanding(func(r *request) bool { lost = append(lost, r.task); return false })

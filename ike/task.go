@@ -156,6 +156,23 @@ func (m *Machine) start(sa *ikeSA, t task) {
 // side need not be waited for as long as a tunnel that should live.
 const deleteTries = 3
 
+// deletePace is the longest wait for the first repetition of the DELETE by which a user ends
+// an IKE SA, so that one lost datagram does not outlast the patience at the daemon's end.
+const deletePace = 500 * time.Millisecond
+
+// leaving tells whether our request is that DELETE.
+func (sa *ikeSA) leaving() bool { return sa.state == StateDeleting && sa.closeErr == ErrTerminated }
+
+// abandon forgets an IKE SA that is being closed, after one DELETE that nobody waits for. If
+// another request of ours is unanswered there is not even that: the peer's window has no
+// room (RFC 7296 section 2.3).
+func (m *Machine) abandon(sa *ikeSA) {
+	if (sa.state == StateEstablished || sa.state == StateRekeyed) && !sa.req.active {
+		m.start(sa, task{kind: taskDeleteIKE})
+	}
+	m.destroy(sa, ErrTerminated)
+}
+
 // closeIKE ends an IKE SA in agreement with the peer. w, if any, learns of the end.
 func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	if w != nil {

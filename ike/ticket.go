@@ -255,7 +255,7 @@ func (m *Machine) redeem(p Path, t []byte) (*sessionState, *Conn, error) {
 		}
 		_, proposed := chooseProposal(c.Proposals, []Proposal{s.suite.proposal()}, s.suite.DH, false)
 		secret := findSecret(m.secrets, s.gateway, s.client)
-		if !c.Resumption || !c.matches(p) || !local.Equal(s.gateway) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(s.client) ||
+		if !c.Resumption || !m.matches(c, p) || !local.Equal(s.gateway) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(s.client) ||
 			!proposed || secret == nil {
 			break
 		}

@@ -20,6 +20,7 @@ const (
 	tTask                      // a task that was put off may run
 	tFragments                 // an incomplete message is forgotten
 	tTicket                    // the ticket will soon be too old
+	tPatience                  // another address of the peer is to be called
 	numSATimers
 )
 
@@ -105,7 +106,13 @@ func (m *Machine) Timeout(now Time) {
 			m.retry(s)
 		}
 	}
-	m.runTasks()
+	for _, n := range m.names {
+		if n.next <= now.Mono {
+			n.next = never
+			m.ask(n, nameFresh)
+		}
+	}
+	m.finish()
 	m.wake = never
 	for i := range m.sas {
 		if m.sas[i].state != StateFree {
@@ -124,6 +131,9 @@ func (m *Machine) Timeout(now Time) {
 	for _, s := range m.conns {
 		m.wake = min(m.wake, s.retryAt)
 	}
+	for _, n := range m.names {
+		m.wake = min(m.wake, n.next)
+	}
 }
 
 func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
@@ -140,7 +150,11 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		}
 	case tExpire:
 		if sa.state == StateEstablished {
-			m.closeIKE(sa, ErrLifetime, nil)
+			err := ErrLifetime
+			if m.stateOf(sa.conn) == nil {
+				err = ErrTerminated // it has outlived its configuration
+			}
+			m.closeIKE(sa, err, nil)
 		} else {
 			m.destroy(sa, ErrLifetime)
 		}
@@ -153,6 +167,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		// runTasks looks at the queue after every input.
 	case tFragments:
 		m.dropFragments(sa)
+	case tPatience:
+		m.outOfPatience(sa)
 	}
 }
 

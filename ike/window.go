@@ -194,14 +194,19 @@ func (k taskKind) alone() bool {
 	return true
 }
 
-// subject returns the child of the configuration that a task is about, or nil.
-func (m *Machine) subject(t *task) *Child {
-	if t.cfg == nil && t.target != 0 {
+// subject returns the name of the child that a task is about, or "": after a change of the
+// configuration there may be two of the name.
+func (m *Machine) subject(t *task) string {
+	cfg := t.cfg
+	if cfg == nil && t.target != 0 {
 		if c := m.findChild(t.target); c != nil {
-			return c.cfg
+			cfg = c.cfg
 		}
 	}
-	return t.cfg
+	if cfg == nil {
+		return ""
+	}
+	return cfg.Name
 }
 
 // admits tells whether a task may start beside the requests that are outstanding.
@@ -222,7 +227,7 @@ func (m *Machine) admits(sa *ikeSA, t *task) bool {
 		} else if r.id-oldest > 1<<31 {
 			oldest = r.id
 		}
-		return r.task.kind.alone() || subject != nil && m.subject(&r.task) == subject
+		return r.task.kind.alone() || subject != "" && m.subject(&r.task) == subject
 	}) != nil {
 		return false
 	}

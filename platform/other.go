@@ -3,6 +3,7 @@
 package platform
 
 import (
+	"context"
 	"net/netip"
 	"os"
 
@@ -11,6 +12,14 @@ import (
 
 func unsupported(op, object string) error {
 	return &OpError{Op: op, Object: object, Err: ErrUnsupported}
+}
+
+// Resolver looks names up; it exists on Linux only.
+type Resolver struct{}
+
+// Resolve returns an error that wraps [ErrUnsupported].
+func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, error) {
+	return nil, unsupported("resolve", name)
 }
 
 // TUN is a TUN device; it exists on Linux only.

@@ -144,7 +144,7 @@ func (l *loader) checkAddrs(c *conn) {
 	for _, p := range c.RemoteAddrs {
 		remote.add(p.Addr())
 	}
-	if local != 0 && remote != 0 && local&remote == 0 {
+	if local != 0 && remote != 0 && local&remote == 0 && len(c.RemoteNames) == 0 {
 		l.problem(where(c.t, "local_addrs"), "give both sides an address of the same family",
 			"local_addrs and remote_addrs of connection %s have no address family in common", c.Name)
 	}
@@ -221,6 +221,9 @@ func (l *loader) checkActions(c *child) {
 		if slices.ContainsFunc(c.RemoteTS, isDynamic) && !known {
 			l.problem(n.at, "write the addresses into remote_ts, or only single addresses into remote_addrs",
 				"start_action \"trap\" cannot tell which packets to wait for: remote_ts is dynamic and the peer's address is not known")
+		} else if slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.LocalAddrs) == 0 && len(c.conn.RemoteNames) > 0 {
+			l.problem(n.at, "write our addresses into local_ts or local_addrs, or only addresses into remote_addrs",
+				"start_action \"trap\" cannot tell which packets to wait for: local_ts is dynamic and remote_addrs has a name")
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 // Policies()[i] belongs to the i-th child.
 //
 // A dynamic selector on the peer's side becomes the addresses in remote_addrs, if these
-// are single ones; on our side, those in local_addrs, or else what source returns as
+// are single ones (a name is none); on our side, those in local_addrs, or else what source returns as
 // the address from which packets to the peer leave. Source may be nil. Where an address
 // is not known until the peer calls, the policy has no selectors and matches nothing;
 // it is the CHILD SA that has them then.
@@ -66,6 +66,9 @@ func resolve(list []ike.TS, addrs []netip.Addr) []esp.Selector {
 // hosts returns the addresses of a peer that can only be at single ones; known is false
 // if it may call from elsewhere.
 func hosts(c *ike.Conn) (addrs []netip.Addr, known bool) {
+	if len(c.RemoteNames) > 0 {
+		return nil, false
+	}
 	for _, p := range c.RemoteAddrs {
 		if !p.IsSingleIP() {
 			return nil, false
@@ -77,6 +80,9 @@ func hosts(c *ike.Conn) (addrs []netip.Addr, known bool) {
 
 // callable tells whether there is an address at which to call the peer.
 func callable(c *ike.Conn) bool {
+	if len(c.RemoteNames) > 0 {
+		return true
+	}
 	for _, p := range c.RemoteAddrs {
 		if p.IsSingleIP() {
 			return true

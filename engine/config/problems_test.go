@@ -146,7 +146,11 @@ remote_addrs = ["10.0.0.1/8",      #! has bits of a host set; write "10.0.0.0/8"
 ]
 [connections.b]
 local_addrs = ["%any", "::1"]      #! local_addrs has "%any" beside addresses
-remote_addrs = ["gw.example"]      #! "gw.example" is not an address
+remote_addrs = ["gw..example",     #! "gw..example" is not an address
+  "192.0.2.256",                   #! "192.0.2.256" is not an address
+  "-gw.example",                   #! "-gw.example" is not an address
+  "gw.example", "GW.example",      #! "GW.example" is twice in remote_addrs
+]
 [connections.e]
 remote_addrs = []                  #! remote_addrs is empty; leave the key out to get the default
 [connections.c]
@@ -171,6 +175,8 @@ retransmit_base = 0.5              #! retransmit_base 0.5 is out of range; use 1
 retransmit_tries = 0               #! retransmit_tries 0 is out of range; use 1 to 30
 fragmentation = "force"            #! fragmentation "force" is for IKEv1: an IKEv2 peer must not be sent fragments before it has said that it takes them; write "yes", which is what it means in IKEv2
 fragment_size = 500                #! fragment_size 500 is out of range; use 576 to 1500
+retransmit_limit = "99ms"          #! retransmit_limit "99ms" is out of range; use "100ms" or more, or 0
+retransmit_jitter = 21             #! retransmit_jitter 21 is out of range; use 0 to 20
 [connections.a.children.c]
 replay_window = 63                 #! replay_window 63 is out of range; use 64 to 4096
 life_time = "2h 30m"               #! life_time "2h 30m" is not a duration

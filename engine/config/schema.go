@@ -127,7 +127,7 @@ var connSection = &section{
 	keys: []key{
 		{"local_addrs", aList, `addresses of ours to use; whatever the route to the peer says`,
 			func(s *scope, n *node) { s.localAddrs(n, s.conn) }},
-		{"remote_addrs", aList, `addresses of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
+		{"remote_addrs", aList, `addresses or names of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
 			func(s *scope, n *node) { s.remoteAddrs(n, s.conn) }},
 		{"remote_port", aNumber, `the peer's UDP port; 500, or 4500 behind a NAT`,
 			func(s *scope, n *node) { s.port(n, &s.conn.RemotePort) }},
@@ -169,6 +169,10 @@ var connSection = &section{
 		// Ethernet's size at most.
 		{"fragment_size", aNumber, `size of those datagrams with their IP header, 576 to 1500; 1280`,
 			func(s *scope, n *node) { s.number(n, 576, 1500, &s.conn.FragmentSize) }},
+		{"retransmit_limit", aDuration, `no retransmission waits longer than that; 0: no limit; 0`,
+			func(s *scope, n *node) { s.retryLimit(n, &s.conn.RetryLimit) }},
+		{"retransmit_jitter", aNumber, `percent by which one may come earlier, by chance, 0 to 20; 0`,
+			func(s *scope, n *node) { s.number(n, 0, 20, &s.conn.RetryJitter) }},
 	},
 	subs: []sub{
 		{name: "local", sec: localSection, open: (*scope).openLocal},

@@ -246,6 +246,16 @@ func (s *scope) retryTimeout(n *node, to *time.Duration) {
 	*to = d
 }
 
+func (s *scope) retryLimit(n *node, to *time.Duration) {
+	d := *to
+	s.duration(n, &d)
+	if d != 0 && d < 100*time.Millisecond {
+		s.problem(n.at, `use "100ms" or more, or 0`, "%s %q is out of range", n.name, n.text)
+		return
+	}
+	*to = d
+}
+
 func (s *scope) level(n *node, to *log.Level) {
 	v, err := log.ParseLevel(n.text)
 	if err != nil {
@@ -386,7 +396,7 @@ func (s *scope) localAddrs(n *node, c *conn) {
 	}
 }
 
-// remoteAddrs reads addresses and prefixes. "%any" alone leaves the list empty, which
+// remoteAddrs reads addresses, names and prefixes. "%any" alone leaves the list empty, which
 // is what the machine takes for any address; beside others it becomes the prefixes of
 // everything.
 func (s *scope) remoteAddrs(n *node, c *conn) {
@@ -404,6 +414,12 @@ func (s *scope) remoteAddrs(n *node, c *conn) {
 				continue
 			}
 			ps = []netip.Prefix{p}
+		case isName(e.text):
+			if slices.ContainsFunc(c.RemoteNames, func(n ike.PeerName) bool { return strings.EqualFold(n.Name, e.text) }) {
+				s.problem(e.at, "take one out", "%q is twice in %s", e.text, n.name)
+				continue
+			}
+			c.RemoteNames = append(c.RemoteNames, ike.PeerName{Name: e.text, At: len(c.RemoteAddrs)})
 		default:
 			a, ok := s.address(e, e.text)
 			if !ok {
@@ -419,6 +435,28 @@ func (s *scope) remoteAddrs(n *node, c *conn) {
 			c.RemoteAddrs = append(c.RemoteAddrs, p)
 		}
 	}
+}
+
+// isName tells whether a text can be a name of a host (RFC 1123 section 2.1): labels of
+// letters, digits and inner hyphens, the last of which is no number, so that a mistyped
+// address is not taken for a name.
+func isName(text string) bool {
+	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
+	if len(text) > 253 {
+		return false
+	}
+	for _, label := range labels {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !isBare(c) {
+				return false
+			}
+		}
+	}
+	last := labels[len(labels)-1]
+	return strings.Trim(last, "0123456789") != ""
 }
 
 // proposals reads a list of proposals in strongSwan's notation.

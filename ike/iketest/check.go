@@ -344,7 +344,9 @@ func (s *Sim) CheckEmpty(h *Host) error {
 	if len(h.outs) > 0 {
 		s.Fail("%s: %d outbound SAs have leaked", h.Name, len(h.outs))
 	}
-	if at, ok := h.M.Deadline(); ok && s.err == nil {
+	// Names are looked up from time to time, whatever else goes on.
+	names := slices.ContainsFunc(h.check.cfg.Conns, func(c *ike.Conn) bool { return len(c.RemoteNames) > 0 })
+	if at, ok := h.M.Deadline(); ok && !names && s.err == nil {
 		s.Fail("%s: a timer is left, due in %v", h.Name, at-h.clock().Mono)
 	}
 	return s.err

@@ -2,6 +2,7 @@ package iketest
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -177,6 +178,8 @@ func (h *Host) step(call func(ike.Time)) {
 			jobs = append(jobs, o.Work)
 		case ike.OutEvent:
 			h.event(&o.Event)
+		case ike.OutResolve:
+			h.lookup(o.Name)
 		default:
 			h.sim.Fail("%s: output of the unknown kind %d", h.Name, o.Kind)
 		}
@@ -272,6 +275,24 @@ func (h *Host) receive(d *datagram) {
 	p := ike.Path{Local: d.dst, Remote: d.src, NATT: d.dst.Port() == portNATT}
 	h.step(func(now ike.Time) { h.M.Datagram(now, p, d.data) })
 }
+
+// lookup answers what the machine asks of the DNS after some time: what the simulation's
+// Names have then, or an error.
+func (h *Host) lookup(name string) {
+	epoch := h.epoch
+	h.sim.After(h.sim.between(50*time.Millisecond), func() {
+		if h.epoch != epoch || !h.up {
+			return
+		}
+		addrs, err := h.sim.Names[name], error(nil)
+		if len(addrs) == 0 {
+			err = errNoDNS
+		}
+		h.step(func(now ike.Time) { h.M.Resolved(now, name, addrs, err) })
+	})
+}
+
+var errNoDNS = errors.New("the simulated DNS does not answer")
 
 // quiet tells whether the host has nothing going on.
 func (h *Host) quiet() bool {

@@ -25,6 +25,8 @@ type Sim struct {
 
 	// Block, if it is set, tells between which addresses nothing passes.
 	Block func(src, dst netip.Addr) bool
+	// Names is the DNS; a name without addresses is one that cannot be resolved.
+	Names map[string][]netip.Addr
 
 	// IgnoreEvents leaves it unchecked whether the machines' events agree with their tables.
 	IgnoreEvents bool

@@ -216,6 +216,7 @@ func live(seed uint64, trace bool) *life {
 
 	// The troubled time.
 	trouble := span(time.Minute, 5*time.Minute)
+	l.dialing(seed, trouble)
 	b.Boot(l.cfgB)
 	s.After(span(0, 2*time.Second), func() { a.Boot(l.cfgA) })
 	for _, f := range l.flows {

@@ -1,0 +1,334 @@
+package ike
+
+import (
+	"reflect"
+	"slices"
+	"time"
+)
+
+// A new configuration touches what it changes, and nothing else:
+//
+//   - what only says when something is done (lifetimes, liveness checks, retransmission,
+//     actions) is taken over in place
+//   - a child that is added, removed or changed otherwise costs its own CHILD SAs; a changed
+//     one is negotiated anew before the old one is deleted
+//   - a connection that is changed otherwise (identities, secret, proposals, addresses that
+//     do not lead to the peer as it is) gets a new IKE SA, and the old one goes when that is
+//     there, or after replaceMax; where we cannot call the peer, at once
+//
+// The machine works on copies of what it is configured with, so that it can change them in
+// place: whatever points to a connection or child that stays goes on being right.
+
+// replaceMax is how long an IKE SA outlives its configuration while its successor is made.
+const replaceMax = 30 * time.Second
+
+// lateMax is how long after a change an exchange that was under way may still bring up a
+// CHILD SA of a child that is configured no more.
+const lateMax = 10 * time.Minute
+
+// lifeMin is the least time that an SA has for its rekeying after a change of lifetimes.
+const lifeMin = 10 * time.Second
+
+// clone returns a copy of a connection that the machine may change.
+func (c *Conn) clone() *Conn {
+	n := *c
+	n.Children = make([]*Child, len(c.Children))
+	for i, ch := range c.Children {
+		k := *ch
+		n.Children[i] = &k
+	}
+	return &n
+}
+
+// essence returns what of a connection its IKE SAs are made of, beside the addresses.
+func (c *Conn) essence() Conn {
+	e := *c
+	e.LocalAddrs, e.RemoteAddrs, e.RemoteNames, e.Children = nil, nil, nil, nil
+	e.DPDDelay, e.KeyingTries = 0, 0
+	e.RekeyTime, e.OverTime, e.RandTime = 0, 0, 0
+	e.RetryTimeout, e.RetryBase, e.RetryTries, e.RetryLimit, e.RetryJitter = 0, 0, 0, 0, 0
+	e.FragmentSize, e.Resumption, e.IgnoreRedirects, e.RedirectTo = 0, false, false, Gateway{}
+	return e
+}
+
+// essence returns what of a child its CHILD SAs are made of.
+func (c *Child) essence() Child {
+	e := *c
+	e.RekeyTime, e.LifeTime, e.RandTime = 0, 0, 0
+	e.StartAction, e.DPDAction, e.CloseAction = 0, 0, 0
+	return e
+}
+
+// keeps tells whether the IKE SAs of s can go on under the configuration c.
+func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
+	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || !sameKey(old, now, c) {
+		return false
+	}
+	if slices.Equal(s.conn.LocalAddrs, c.LocalAddrs) && slices.Equal(s.conn.RemoteAddrs, c.RemoteAddrs) &&
+		slices.Equal(s.conn.RemoteNames, c.RemoteNames) {
+		return true
+	}
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state != StateFree && sa.conn == s.conn && !m.matches(c, sa.path) {
+			return false
+		}
+	}
+	return true
+}
+
+// configureConns takes the connections in place of those before.
+func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret) {
+	type change struct {
+		s    *connState
+		gone []*Child
+	}
+	old := m.conns
+	m.conns = nil
+	var changed []change
+	replaced := map[*connState]*connState{}
+	for _, c := range conns {
+		i := slices.IndexFunc(old, func(s *connState) bool { return s != nil && s.conn.Name == c.Name })
+		if i >= 0 && m.keeps(old[i], c, oldSecrets, m.secrets) {
+			s := old[i]
+			old[i] = nil
+			m.conns = append(m.conns, s)
+			changed = append(changed, change{s, m.adapt(s, c)})
+			continue
+		}
+		n := &connState{conn: c.clone(), retryAt: never}
+		m.conns = append(m.conns, n)
+		if i >= 0 {
+			replaced[old[i]] = n
+		}
+	}
+	m.configureNames()
+	for _, s := range old {
+		if s == nil {
+			continue
+		}
+		if n := replaced[s]; n == nil || !m.supersede(s, n) {
+			m.closeConn(s)
+		}
+	}
+	for _, c := range changed {
+		m.dropChildren(c.s, c.gone)
+	}
+}
+
+// adapt changes the configuration of a connection in place and returns the children that
+// are configured no more.
+func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
+	was, had := *s.conn, s.conn.Children
+	var kids []*Child
+	for _, n := range c.Children {
+		i := slices.IndexFunc(had, func(o *Child) bool { return o.Name == n.Name && reflect.DeepEqual(o.essence(), n.essence()) })
+		if i < 0 {
+			k := *n
+			kids = append(kids, &k)
+			continue
+		}
+		o := had[i]
+		before := *o
+		*o = *n
+		kids = append(kids, o)
+		if before.StartAction != o.StartAction {
+			delete(s.held, o)
+		}
+		if before.RekeyTime != o.RekeyTime || before.LifeTime != o.LifeTime || before.RandTime != o.RandTime {
+			m.childLifeChanged(o)
+		}
+	}
+	*s.conn = *c
+	s.conn.Children = kids
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.conn != s.conn || sa.state != StateEstablished || sa.closeErr != nil {
+			continue
+		}
+		if was.RekeyTime != c.RekeyTime || was.OverTime != c.OverTime || was.RandTime != c.RandTime {
+			m.lifeChanged(sa)
+		}
+		if was.DPDDelay != c.DPDDelay {
+			sa.timers[tLiveness] = never
+			if c.DPDDelay > 0 {
+				m.arm(sa, tLiveness, 0) // which sees how long it is
+			}
+		}
+	}
+	for _, o := range had {
+		if !slices.Contains(kids, o) {
+			gone = append(gone, o)
+		}
+	}
+	return gone
+}
+
+// lifeChanged gives an IKE SA the lifetimes that its connection has now, counted from when
+// it was made.
+func (m *Machine) lifeChanged(sa *ikeSA) {
+	sa.timers[tRekey], sa.timers[tExpire] = never, never
+	sa.rekeyAt, sa.expireAt = 0, 0
+	m.armLife(sa)
+	m.aged(sa.established, &sa.timers[tRekey], &sa.timers[tExpire], &sa.rekeyAt, &sa.expireAt)
+}
+
+// childLifeChanged does the same for the CHILD SAs of a child.
+func (m *Machine) childLifeChanged(cfg *Child) {
+	for i := range m.children {
+		c := &m.children[i]
+		if c.cfg != cfg || c.state != ChildInstalled {
+			continue
+		}
+		c.timers[tcRekey], c.timers[tcExpire] = never, never
+		c.rekeyAt, c.expireAt = 0, 0
+		m.armChildLife(c)
+		m.aged(c.installed, &c.timers[tcRekey], &c.timers[tcExpire], &c.rekeyAt, &c.expireAt)
+	}
+}
+
+// aged moves deadlines that were counted from now to where they are when counted from
+// made. An SA that is too old already is rekeyed soon, and has time for it.
+func (m *Machine) aged(made time.Duration, soft, hard, rekeyAt, expireAt *time.Duration) {
+	age := m.now.Mono - made
+	rest := lifeMin
+	if *soft != never {
+		if *hard != never {
+			rest = max(*hard-*soft, lifeMin)
+		}
+		*soft = max(*soft-age, m.now.Mono+m.random(lifeMin))
+		*rekeyAt = *soft
+		m.wake = min(m.wake, *soft)
+	}
+	if *hard != never {
+		*hard = max(*hard-age, m.now.Mono+lifeMin+rest)
+		*expireAt = *hard
+		m.wake = min(m.wake, *hard)
+	}
+}
+
+// dropChildren ends what belongs to children that are configured no more. Where there is
+// another one of the same name it is negotiated first.
+func (m *Machine) dropChildren(s *connState, gone []*Child) {
+	if len(gone) == 0 {
+		return
+	}
+	m.lateUntil = m.now.Mono + lateMax
+	for _, cfg := range gone {
+		delete(s.held, cfg)
+		successor := s.conn.child(cfg.Name)
+		heirs := []*waiter(nil)
+		wanted := false
+		s.wanted = slices.DeleteFunc(s.wanted, func(w wish) bool {
+			if w.cfg != cfg {
+				return false
+			}
+			wanted, heirs = true, append(heirs, w.waiters...)
+			return true
+		})
+		for i := range m.sas {
+			sa := &m.sas[i]
+			if sa.state == StateFree || sa.conn != s.conn {
+				continue
+			}
+			sa.tasks = slices.DeleteFunc(sa.tasks, func(t task) bool {
+				if t.kind != taskCreateChild || t.cfg != cfg {
+					return false
+				}
+				wanted, heirs = true, append(heirs, t.waiters...)
+				return true
+			})
+		}
+		var up []*childSA
+		for i := range m.children {
+			if c := &m.children[i]; c.cfg == cfg && (c.state == ChildInstalled || c.state == ChildRekeying) {
+				up = append(up, c)
+			}
+		}
+		err := ErrTerminated
+		if successor != nil && (wanted || len(up) > 0) {
+			err = ErrReplaced
+			m.want(s, wish{cfg: successor, waiters: heirs})
+		} else {
+			m.settle(heirs, ErrTerminated)
+		}
+		for _, c := range up {
+			m.closeChild(&m.sas[c.ike], c, err, nil)
+		}
+	}
+	if len(s.wanted) == 0 {
+		s.retryAt, s.dial.waiting, s.dial.moving = never, false, false
+	}
+}
+
+// child returns the child of that name, or nil.
+func (c *Conn) child(name string) *Child {
+	for _, ch := range c.Children {
+		if ch.Name == name {
+			return ch
+		}
+	}
+	return nil
+}
+
+// dropLate closes what an exchange under way has brought up for a child that is configured
+// no more.
+func (m *Machine) dropLate() {
+	for i := range m.children {
+		c := &m.children[i]
+		if (c.state == ChildInstalled || c.state == ChildRekeying) && m.stateOf(c.conn) != nil && !slices.Contains(c.conn.Children, c.cfg) {
+			m.closeChild(&m.sas[c.ike], c, ErrTerminated, nil)
+		}
+	}
+}
+
+// supersede makes a new IKE SA under the configuration of n for what those of s carry, and
+// keeps these until it is there. It returns false if that is not for us to do.
+func (m *Machine) supersede(s, n *connState) bool {
+	var list []*ikeSA
+	var wishes []*Child
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state != StateEstablished || sa.conn != s.conn || sa.closeErr != nil || !sa.origin.ours {
+			continue
+		}
+		list = append(list, sa)
+		for j := range m.children {
+			c := &m.children[j]
+			if c.ike != sa.slot || c.state != ChildInstalled && c.state != ChildRekeying {
+				continue
+			}
+			if k := n.conn.child(c.cfg.Name); k != nil && !slices.Contains(wishes, k) {
+				wishes = append(wishes, k)
+			}
+		}
+	}
+	if len(wishes) == 0 || len(m.singles(n.conn)) == 0 && len(n.conn.RemoteNames) == 0 {
+		return false
+	}
+	for _, sa := range list {
+		sa.timers[tRekey], sa.timers[tLiveness] = never, never
+		m.arm(sa, tExpire, replaceMax)
+	}
+	for i := range m.sas {
+		if sa := &m.sas[i]; sa.state != StateFree && sa.conn == s.conn && !slices.Contains(list, sa) {
+			if sa.conns == s {
+				sa.conns = nil
+			}
+			m.closeIKE(sa, ErrTerminated, nil)
+		}
+	}
+	n.dial.replaced = true
+	for _, w := range s.wanted {
+		if k := n.conn.child(w.cfg.Name); k != nil {
+			m.want(n, wish{cfg: k, flow: w.flow, waiters: w.waiters})
+		} else {
+			m.settle(w.waiters, ErrTerminated)
+		}
+	}
+	s.wanted = nil
+	for _, k := range wishes {
+		m.want(n, wish{cfg: k})
+	}
+	return true
+}
