@@ -126,6 +126,16 @@ func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
 	}
 }
 
+// limited tells the loop that a pair of SAs has reached its soft or its hard limit.
+func (l *ikeLoop) limited(spi uint32, hard bool) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdLimit, SPI: spi, Hard: hard}:
+		return true
+	default:
+		return false
+	}
+}
+
 // do runs f on the loop's goroutine and returns when it has. It must not be called
 // from there.
 func (l *ikeLoop) do(f func()) error {

@@ -34,6 +34,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 			localTS: c.LocalTS, remoteTS: c.RemoteTS, encap: c.Encap,
 			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		}
+		sa.limits.any = c.Soft != (esp.Usage{}) || c.Hard != (esp.Usage{})
 		sa.remote.Store(&c.Remote)
 		return l.d.sad.addIn(sa)
 	}
@@ -47,6 +48,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
 	}
+	sa.limits.any = c.Soft != (esp.Usage{}) || c.Hard != (esp.Usage{})
 	sock, path := outerPathOf(&c.SA)
 	sa.sock = sock
 	sa.path.Store(path)

@@ -185,6 +185,9 @@ func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 		return true
 	}
 	sa.lastOut.Store(int64(o.now))
+	if sa.limits.any && sa.out.Due() {
+		sa.limits.reached(d, sa.inbound, false, o.now)
+	}
 	o.packets++
 	o.octets += uint64(n)
 	path := sa.path.Load()
@@ -196,6 +199,11 @@ func (o *outbound) seal(sa *outSA, buf []byte, off, n, ctx int) (done bool) {
 
 func (o *outbound) sealFailed(sa *outSA, err error) {
 	d := o.d
+	if errors.Is(err, esp.ErrExpired) {
+		d.counts.inc(cOutLimit)
+		sa.limits.reached(d, sa.inbound, true, o.now)
+		return
+	}
 	if !errors.Is(err, esp.ErrSeqExhausted) {
 		d.counts.inc(cOutTooBig)
 		return

@@ -25,6 +25,7 @@ type inSA struct {
 	ike, id  uint32
 	lastIn   atomic.Int64 // when the last packet passed; 0: none did
 	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+	limits   limits
 }
 
 // outSA is an outbound SA as the data path sees it: immutable but for the atomics and
@@ -44,6 +45,33 @@ type outSA struct {
 	standby  bool
 	rekeying bool         // asked for because the sequence numbers run out; the IKE loop's
 	lastOut  atomic.Int64 // when the last packet passed; 0: none did
+	limits   limits
+}
+
+// limits tells whether an SA has limits in packets or octets, and when the IKE loop was told
+// that they were reached.
+type limits struct {
+	any        bool
+	soft, hard atomic.Int64
+}
+
+// limitInterval is after what time the IKE loop is told again of a limit: what it did about
+// it may have been overtaken by something else.
+const limitInterval = 10 * time.Second
+
+// reached tells the IKE loop that the SA of a pair has reached a limit.
+func (l *limits) reached(d *datapath, spi uint32, hard bool, now time.Duration) {
+	at := &l.soft
+	if hard {
+		at = &l.hard
+	}
+	last := at.Load()
+	if last != 0 && now-time.Duration(last) < limitInterval || !at.CompareAndSwap(last, int64(max(now, 1))) {
+		return
+	}
+	if !d.limit(spi, hard) {
+		at.Store(last) // the next packet tells it
+	}
 }
 
 // outerPath is where the packets of an SA go, and from which address; port 0 without

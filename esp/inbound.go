@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // The path of a packet that arrives, in Open:
@@ -26,11 +27,14 @@ type Inbound struct {
 	esn   bool
 	shape shape
 	keys  keyring
+	soft  Usage // all ones where there is no limit
+	hard  Usage
 
 	_     [64]byte // what every packet writes is not where every worker reads
 	mu    sync.Mutex
 	win   window
 	usage Usage
+	due   atomic.Bool
 }
 
 // NewInbound makes the receiving end of sa for workers that have the numbers 0 to
@@ -45,6 +49,7 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 		return nil, err
 	}
 	in.shape = sa.Suite.shape()
+	in.soft, in.hard = sa.Soft.orNever(), sa.Hard.orNever()
 	in.win.init(sa.ReplayWindow)
 	return in, nil
 }
@@ -64,7 +69,7 @@ func SPIOf(pkt []byte) uint32 {
 // followed by traffic-flow confidentiality padding: InnerLen finds its end. ctx is the
 // worker's number, below the contexts of NewInbound, or Open panics.
 //
-// The errors are ErrShort, ErrReplay, ErrAuth, ErrPadding and ErrWiped. After ErrAuth and
+// The errors are ErrShort, ErrReplay, ErrAuth, ErrExpired, ErrPadding and ErrWiped. After ErrAuth and
 // ErrPadding the content of pkt is undefined.
 func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err error) {
 	c, err := in.keys.get(ctx)
@@ -102,12 +107,8 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 	}
 
 	inner, next, padOK := trim(text)
-	fresh := in.accept(seq, len(inner), padOK)
-	switch {
-	case !fresh:
-		return nil, 0, ErrReplay
-	case !padOK:
-		return nil, 0, ErrPadding
+	if err := in.accept(seq, len(inner), padOK); err != nil {
+		return nil, 0, err
 	}
 	return inner, next, nil
 }
@@ -131,17 +132,26 @@ func (in *Inbound) admit(low uint32) (seq uint64, ok bool) {
 	return seq, ok
 }
 
-// accept marks an authentic packet's number as seen and tells whether it was new; a packet
-// that goes on is counted with its n octets.
-func (in *Inbound) accept(seq uint64, n int, count bool) bool {
+// accept marks an authentic packet's number as seen, if it is new and the hard limit lets it
+// pass; a packet whose padding is right is counted with its n octets.
+func (in *Inbound) accept(seq uint64, n int, padOK bool) error {
 	in.mu.Lock()
-	fresh := in.win.advance(seq)
-	if fresh && count {
-		in.usage.Packets++
-		in.usage.Bytes += uint64(n)
+	defer in.mu.Unlock()
+	if padOK && (in.usage.Packets >= in.hard.Packets || uint64(n) > in.hard.Bytes-in.usage.Bytes) {
+		return ErrExpired
 	}
-	in.mu.Unlock()
-	return fresh
+	if !in.win.advance(seq) {
+		return ErrReplay
+	}
+	if !padOK {
+		return ErrPadding
+	}
+	in.usage.Packets++
+	in.usage.Bytes += uint64(n)
+	if in.usage.Packets >= in.soft.Packets || in.usage.Bytes >= in.soft.Bytes {
+		in.due.Store(true)
+	}
+	return nil
 }
 
 // trim takes trailer and padding off a decrypted payload of at least 2 octets (RFC 4303
@@ -159,6 +169,9 @@ func trim(text []byte) (inner []byte, next uint8, ok bool) {
 	}
 	return inner, next, diff == 0
 }
+
+// Due tells whether the SA has reached its soft limit.
+func (in *Inbound) Due() bool { return in.due.Load() }
 
 // Usage returns what has been opened.
 func (in *Inbound) Usage() Usage {

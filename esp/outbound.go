@@ -22,6 +22,8 @@ type Outbound struct {
 	esn   bool
 	shape shape
 	limit uint64 // the last sequence number
+	soft  Usage  // all ones where there is no limit
+	hard  Usage
 	keys  keyring
 
 	_     [64]byte // what every packet writes is not where every worker reads
@@ -38,6 +40,8 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 	if o.esn {
 		o.limit = 1<<64 - 1
 	}
+	o.soft, o.hard = sa.Soft.orNever(), sa.Hard.orNever()
+	o.limit = min(o.limit, o.hard.Packets)
 	if err := o.keys.init(sa, true, contexts); err != nil {
 		return nil, err
 	}
@@ -51,7 +55,7 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 // TailRoom after it, within len(buf), are always enough; ErrNoRoom says that there is too
 // little. ctx is the worker's number, below the contexts of NewOutbound, or Seal panics.
 //
-// ErrSeqExhausted and ErrWiped are final. No error uses up a sequence number.
+// ErrSeqExhausted and ErrWiped are final, and so is ErrExpired for packets of that size. No error uses up a sequence number.
 func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end int, err error) {
 	c, err := o.keys.get(ctx)
 	if err != nil {
@@ -69,8 +73,17 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		return 0, 0, ErrNoRoom
 	}
 
+	if o.hard.Bytes != never && !o.spend(uint64(n)) {
+		return 0, 0, ErrExpired
+	}
 	seq, ok := o.nextSeq()
 	if !ok {
+		if o.hard.Bytes != never {
+			o.bytes.Add(-uint64(n))
+		}
+		if o.limit == o.hard.Packets && o.limit != never {
+			return 0, 0, ErrExpired
+		}
 		return 0, 0, ErrSeqExhausted
 	}
 
@@ -87,10 +100,10 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 		// that GCM and ChaCha20 ask for (RFC 4106 section 3.1, RFC 7634 section 2).
 		binary.BigEndian.PutUint64(pkt[espHeaderLen:], seq)
 		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], seq)
-		o.bytes.Add(uint64(n))
+		o.count(uint64(n))
 		c.aead.Seal(buf[off:off], c.nonce[:], buf[off:tail], c.additional(pkt, o.esn, seq))
 	} else {
-		o.bytes.Add(uint64(n))
+		o.count(uint64(n))
 		m := c.cbc
 		iv := pkt[espHeaderLen : espHeaderLen+aesBlockLen]
 		binary.BigEndian.PutUint64(m.ivIn[:], seq)
@@ -131,7 +144,30 @@ func (c *scratch) additional(pkt []byte, esn bool, seq uint64) []byte {
 // Seq returns the sequence number of the last packet that was sealed; 0: none yet.
 func (o *Outbound) Seq() uint64 { return o.seq.Load() }
 
-// Usage returns what has been sealed. A packet is counted a moment before its octets.
+// count adds the octets of a packet, unless spend has done so.
+func (o *Outbound) count(n uint64) {
+	if o.hard.Bytes == never {
+		o.bytes.Add(n)
+	}
+}
+
+// spend takes the octets of a packet out of what the SA may still seal, for all contexts
+// together.
+func (o *Outbound) spend(n uint64) bool {
+	if o.bytes.Add(n) <= o.hard.Bytes {
+		return true
+	}
+	o.bytes.Add(-n)
+	return false
+}
+
+// Due tells whether the SA has reached its soft limit.
+func (o *Outbound) Due() bool {
+	return o.seq.Load() >= o.soft.Packets || o.bytes.Load() >= o.soft.Bytes
+}
+
+// Usage returns what has been sealed. A packet is counted a moment before its octets, or after
+// them where there is a hard limit of octets.
 func (o *Outbound) Usage() Usage {
 	return Usage{Packets: o.seq.Load(), Bytes: o.bytes.Load()}
 }

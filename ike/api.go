@@ -119,6 +119,12 @@ type Child struct {
 	RekeyTime    time.Duration
 	LifeTime     time.Duration // hard limit; 0: 110 % of RekeyTime
 	RandTime     time.Duration
+	RekeyBytes   uint64 // octets of inner packets in one direction, as the next; 0: no limit
+	LifeBytes    uint64 // hard limit; 0: 110 % of RekeyBytes
+	RandBytes    uint64 // random part subtracted from RekeyBytes
+	RekeyPackets uint64 // 0: no limit
+	LifePackets  uint64 // hard limit; 0: 110 % of RekeyPackets
+	RandPackets  uint64
 	ReplayWindow int
 	StartAction  StartAction
 	DPDAction    PeerAction
@@ -142,6 +148,7 @@ const (
 	CmdAcquire                      // a packet (Flow) wants Conn's Child
 	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
 	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
+	CmdLimit                        // the pair with inbound SPI has reached its soft limit, or with Hard its hard one
 )
 
 // Command is a wish of the user or of the data path. Its outcome is an Event of kind
@@ -157,6 +164,7 @@ type Command struct {
 	Flow    esp.Flow
 	SPI     uint32
 	Path    Path
+	Hard    bool
 }
 
 // OutputKind names what an Output asks the caller to do.

@@ -82,6 +82,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
 			Standby: dir == esp.Out && p.standby}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
+		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})
 	}
 	add(esp.In, c.spiIn, in)

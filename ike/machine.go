@@ -357,6 +357,8 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdLimit:
+		m.cmdLimit(&c)
 	}
 	m.settle([]*waiter{w}, err)
 	m.finish()

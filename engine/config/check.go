@@ -76,6 +76,14 @@ func (l *loader) finishChild(c *child) {
 	if c.t.get("rand_time") == nil {
 		c.RandTime = max(0, min(c.LifeTime-c.RekeyTime, c.RekeyTime/2))
 	}
+	for _, v := range c.volumes() {
+		if c.t.get("life_"+v.name) == nil {
+			*v.life = *v.rekey + *v.rekey/10
+		}
+		if c.t.get("rand_"+v.name) == nil {
+			*v.rand = min(max(*v.life, *v.rekey)-*v.rekey, *v.rekey/2)
+		}
+	}
 	// What is started is kept up: a tunnel that stays down after the peer went away for
 	// a minute is what people complain of most.
 	again := map[ike.StartAction]ike.PeerAction{ike.StartTrap: ike.ActionTrap, ike.StartStart: ike.ActionRestart}
@@ -182,8 +190,38 @@ func (l *loader) checkChild(c *child) {
 		}
 		l.warn(where(c.t, "replay_window"), hint, "replayed packets are not noticed")
 	}
+	l.checkVolumes(c)
 	l.checkActions(c)
 	l.checkSelectors(c)
+}
+
+// volumes are the limits of a child other than those of time.
+func (c *child) volumes() []volume {
+	return []volume{
+		{"bytes", &c.RekeyBytes, &c.LifeBytes, &c.RandBytes},
+		{"packets", &c.RekeyPackets, &c.LifePackets, &c.RandPackets},
+	}
+}
+
+type volume struct {
+	name              string
+	rekey, life, rand *uint64
+}
+
+// checkVolumes notes limits in octets and packets that leave no room for new keys.
+func (l *loader) checkVolumes(c *child) {
+	for _, v := range c.volumes() {
+		if !good(c.t, "rekey_"+v.name) || *v.rekey == 0 {
+			continue
+		}
+		if good(c.t, "life_"+v.name) && *v.life <= *v.rekey {
+			l.problem(where(c.t, "life_"+v.name), "make life_"+v.name+" larger, or leave it out to get 110 % of rekey_"+v.name,
+				"life_%s %d is not more than rekey_%s %d", v.name, *v.life, v.name, *v.rekey)
+		} else if good(c.t, "rand_"+v.name) && *v.rand >= *v.rekey {
+			l.problem(where(c.t, "rand_"+v.name), "make rand_"+v.name+" the smaller one",
+				"rand_%s %d is not less than rekey_%s %d", v.name, *v.rand, v.name, *v.rekey)
+		}
+	}
 }
 
 func offersESN(ps []ike.Proposal) bool {

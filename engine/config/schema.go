@@ -46,6 +46,7 @@ var (
 	aText     = &typ{[]kind{kindString}, `a text in quotes`}
 	aList     = &typ{[]kind{kindList}, `a list of texts: ["…", "…"]`}
 	aNumber   = &typ{[]kind{kindInteger}, `a whole number without quotes`}
+	aVolume   = &typ{[]kind{kindInteger, kindString}, `a whole number, or one with a unit: "500k", "20M", "4G"`}
 	aFactor   = &typ{[]kind{kindFloat, kindInteger}, `a number without quotes`}
 	aSwitch   = &typ{[]kind{kindBool}, `true or false without quotes`}
 	aDuration = &typ{[]kind{kindString, kindInteger}, `a duration: "30s", "5m", "4h", "1d" or a number of seconds`}
@@ -190,6 +191,18 @@ var childSection = &section{
 			func(s *scope, n *node) { s.duration(n, &s.child.LifeTime) }},
 		{"rand_time", aDuration, `rekey up to that much earlier, by chance; life_time less rekey_time`,
 			func(s *scope, n *node) { s.duration(n, &s.child.RandTime) }},
+		{"rekey_bytes", aVolume, `new keys after that many octets in one direction; 0: no limit; 0`,
+			func(s *scope, n *node) { s.volume(n, minRekeyBytes, &s.child.RekeyBytes) }},
+		{"life_bytes", aVolume, `the keys protect no more octets than that; 110 % of rekey_bytes`,
+			func(s *scope, n *node) { s.volume(n, minRekeyBytes, &s.child.LifeBytes) }},
+		{"rand_bytes", aVolume, `rekey up to that many octets earlier, by chance; life_bytes less rekey_bytes`,
+			func(s *scope, n *node) { s.volume(n, 0, &s.child.RandBytes) }},
+		{"rekey_packets", aVolume, `new keys after that many packets in one direction; 0: no limit; 0`,
+			func(s *scope, n *node) { s.volume(n, minRekeyPackets, &s.child.RekeyPackets) }},
+		{"life_packets", aVolume, `the keys protect no more packets than that; 110 % of rekey_packets`,
+			func(s *scope, n *node) { s.volume(n, minRekeyPackets, &s.child.LifePackets) }},
+		{"rand_packets", aVolume, `rekey up to that many packets earlier, by chance; life_packets less rekey_packets`,
+			func(s *scope, n *node) { s.volume(n, 0, &s.child.RandPackets) }},
 		{"replay_window", aNumber, `how many packets late one may come, 64 to 4096; 0: replays are not noticed; 128`,
 			func(s *scope, n *node) { s.zeroOr(n, 64, 4096, &s.child.ReplayWindow) }},
 		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,

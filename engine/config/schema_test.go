@@ -92,6 +92,12 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.rekey_time":    {`"10m"`, 10 * time.Minute, func(c *Config) any { return firstChild(c).RekeyTime }},
 	"connections.NAME.children.CHILD.life_time":     {`"100m"`, 100 * time.Minute, func(c *Config) any { return firstChild(c).LifeTime }},
 	"connections.NAME.children.CHILD.rand_time":     {`"7m"`, 7 * time.Minute, func(c *Config) any { return firstChild(c).RandTime }},
+	"connections.NAME.children.CHILD.rekey_bytes":   {`"20M"`, uint64(20 << 20), func(c *Config) any { return firstChild(c).RekeyBytes }},
+	"connections.NAME.children.CHILD.life_bytes":    {`10000`, uint64(10000), func(c *Config) any { return firstChild(c).LifeBytes }},
+	"connections.NAME.children.CHILD.rand_bytes":    {`"3k"`, uint64(3072), func(c *Config) any { return firstChild(c).RandBytes }},
+	"connections.NAME.children.CHILD.rekey_packets": {`"4G"`, uint64(4 << 30), func(c *Config) any { return firstChild(c).RekeyPackets }},
+	"connections.NAME.children.CHILD.life_packets":  {`100`, uint64(100), func(c *Config) any { return firstChild(c).LifePackets }},
+	"connections.NAME.children.CHILD.rand_packets":  {`0`, uint64(0), func(c *Config) any { return firstChild(c).RandPackets }},
 	"connections.NAME.children.CHILD.replay_window": {`4096`, 4096, func(c *Config) any { return firstChild(c).ReplayWindow }},
 	"connections.NAME.children.CHILD.start_action":  {`"trap"`, ike.StartTrap, func(c *Config) any { return firstChild(c).StartAction }},
 	"connections.NAME.children.CHILD.dpd_action":    {`"restart"`, ike.ActionRestart, func(c *Config) any { return firstChild(c).DPDAction }},
@@ -251,6 +257,10 @@ func TestDefaultsFollowOtherValues(t *testing.T) {
 		{"rand_time is the rest of life_time", "", `life_time = "70m"`, func(c *Config) any { return firstChild(c).RandTime }, 10 * time.Minute},
 		{"a child's rand_time is at most half", "", `life_time = "1d"`, func(c *Config) any { return firstChild(c).RandTime }, 30 * time.Minute},
 		{"without rekeying there is no end", "", `rekey_time = 0`, func(c *Config) any { return firstChild(c).LifeTime }, time.Duration(0)},
+		{"life_bytes is a tenth more", "", `rekey_bytes = 1000000`, func(c *Config) any { return firstChild(c).LifeBytes }, uint64(1100000)},
+		{"rand_packets is the rest of life_packets", "", "rekey_packets = 1000\nlife_packets = 1300",
+			func(c *Config) any { return firstChild(c).RandPackets }, uint64(300)},
+		{"a hard limit alone has no random part", "", "life_packets = 1300", func(c *Config) any { return firstChild(c).RandPackets }, uint64(0)},
 		{"any peer", `local_addrs = ["%any"]`, "", func(c *Config) any { return len(c.IKE.Conns[0].LocalAddrs) }, 0},
 	} {
 		cfg := mustParse(t, fmt.Sprintf(minimal, c.conn, c.child))

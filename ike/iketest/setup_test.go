@@ -23,6 +23,8 @@ type options struct {
 	rekeyIKE       time.Duration
 	rekeyChild     time.Duration
 	life           time.Duration
+	rekeyPackets   uint64
+	rekeyBytes     uint64
 	start          ike.StartAction // of a
 	startB         ike.StartAction
 	dpdAction      ike.PeerAction
@@ -119,6 +121,8 @@ func newPair(seed uint64, trace bool, o options) *pair {
 				LocalTS: []ike.TS{p.net(l, i, mine)}, RemoteTS: []ike.TS{p.net(r, i, mine)},
 				Proposals: proposals(ike.ProtoESP, o.esp), ReplayWindow: or(o.window, 256),
 				RekeyTime: o.rekeyChild, RandTime: o.rekeyChild / 10, LifeTime: o.life,
+				RekeyPackets: o.rekeyPackets, RandPackets: o.rekeyPackets / 20,
+				RekeyBytes: o.rekeyBytes, RandBytes: o.rekeyBytes / 20,
 				StartAction: o.start, DPDAction: o.dpdAction, CloseAction: o.closeAction,
 			}
 			if !mine {

@@ -139,6 +139,12 @@ func (d *postern) toml(c spec) string {
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "rekey_time = \"%ds\"\nlife_time = \"%ds\"\nrand_time = 0\n", int(ch.rekeyTime.Seconds()), 4*int(ch.rekeyTime.Seconds()))
 			}
+			if ch.rekeyBytes > 0 {
+				fmt.Fprintf(&b, "rekey_bytes = %d\n", ch.rekeyBytes)
+			}
+			if ch.rekeyPackets > 0 {
+				fmt.Fprintf(&b, "rekey_packets = %d\n", ch.rekeyPackets)
+			}
 			if ch.dpdAction != "" {
 				fmt.Fprintf(&b, "dpd_action = %q\n", ch.dpdAction)
 			}

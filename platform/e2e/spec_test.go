@@ -46,6 +46,8 @@ type child struct {
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear
 	closeAction       string
+	rekeyBytes        int // 0: no limit, as the next
+	rekeyPackets      int
 }
 
 // The algorithms that tests use when these are not the point.
