@@ -80,6 +80,10 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Warn, line.msg
 	case e.Kind == ike.EvCookies && e.Count == 0:
 		return log.Info, "fewer unfinished connection attempts: cookies are not demanded any more"
+	case e.Kind == ike.EvInitiate && e.Old != 0:
+		return line.level, "connecting to the peer anew, to authenticate again"
+	case e.Kind == ike.EvFailed && e.Old != 0:
+		return log.Warn, "the peer could not be authenticated again; the tunnel goes on until its IKE SA ends"
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}

@@ -125,6 +125,7 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 	if v.State == ike.StateEstablished {
 		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
 		until(m, control.KeyRekeyTime, v.RekeyAt, now)
+		until(m, control.KeyReauthTime, v.ReauthAt, now)
 		until(m, control.KeyLifeTime, v.ExpireAt, now)
 	}
 	if len(v.Tasks) > 0 {
@@ -271,7 +272,7 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	m.List(control.KeyLocalAddrs, orAny(local)...)
 	m.List(control.KeyRemoteAddrs, orAny(remote)...)
 	m.Set(control.KeyVersion, "IKEv2")
-	m.SetInt(control.KeyReauthTimeC, 0)
+	m.SetInt(control.KeyReauthTimeC, seconds(c.ReauthTime))
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
 	m.Set(control.KeyUnique, "UNIQUE_NO")
 	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))

@@ -101,8 +101,9 @@ type Conn struct {
 	DPDDelay     time.Duration // 0: no liveness checks
 	KeyingTries  int           // attempts to establish; 0: for ever
 	RekeyTime    time.Duration // of the IKE SA; 0: never
-	OverTime     time.Duration // added to RekeyTime: the IKE SA is closed then
-	RandTime     time.Duration // random part subtracted from rekey times
+	ReauthTime   time.Duration // both sides authenticate anew, make before break; 0: never
+	OverTime     time.Duration // added to RekeyTime and ReauthTime: the IKE SA is closed then; 0: a tenth of the longer one
+	RandTime     time.Duration // random part subtracted from both
 	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
@@ -146,6 +147,7 @@ const (
 	CmdInitiate  CommandKind = iota // bring up Conn's Child ("" means all of its children)
 	CmdTerminate                    // close the SAs that Conn, Child, IKE and ChildID select
 	CmdAcquire                      // a packet (Flow) wants Conn's Child
+	CmdReauth                       // authenticate anew, make before break, the IKE SAs that Conn and IKE select
 	CmdRekey                        // rekey what Conn, Child, IKE and ChildID select
 	CmdMoved                        // an authentic packet of the CHILD SA with inbound SPI came along Path
 	CmdLimit                        // the pair with inbound SPI has reached its soft limit, or with Hard its hard one
@@ -225,8 +227,8 @@ const (
 	EvChildDown                     // Child, ChildID, Err
 	EvChildRekeyed                  // Child, ChildID, Old
 	EvDone                          // a command ended: Tag, Err
-	EvInitiate                      // an attempt to establish starts; Count is its number
-	EvFailed                        // an attempt failed: Err; Delay until the next one, 0 if none
+	EvInitiate                      // an attempt to establish starts; Count is its number; Old is the IKE SA that is reauthenticated
+	EvFailed                        // an attempt failed: Err; Delay until the next one, 0 if none; Old as in EvInitiate
 	EvRetransmit                    // Count of this request so far
 	EvNotify                        // the peer reported an error: Err
 	EvRefused                       // we answered the peer with an error: Err
@@ -268,6 +270,7 @@ type SAInfo struct {
 	Suite             IKESuite
 	Established       time.Duration // on the monotonic clock; 0 while connecting
 	RekeyAt, ExpireAt time.Duration // 0: never
+	ReauthAt          time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
 }

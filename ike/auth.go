@@ -3,6 +3,8 @@ package ike
 import (
 	"net/netip"
 	"time"
+
+	"postern/esp"
 )
 
 // IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA.
@@ -41,11 +43,17 @@ func (m *Machine) authSend(sa *ikeSA) {
 		m.destroy(sa, ErrNoSecret)
 		return
 	}
-	if len(sa.conns.wanted) == 0 {
+	var w wish
+	old := m.reauthNext(sa)
+	switch {
+	case old != nil:
+		w.cfg, sa.init.target = old.cfg, old.unique
+	case len(sa.conns.wanted) > 0:
+		w = sa.conns.wanted[0]
+	default:
 		m.destroy(sa, ErrNoChild)
 		return
 	}
-	w := sa.conns.wanted[0]
 	spi, ok := m.allocSPI(false)
 	if !ok {
 		m.destroy(sa, ErrTableFull)
@@ -54,6 +62,9 @@ func (m *Machine) authSend(sa *ikeSA) {
 	sa.init.spiIn = spi
 	sa.init.child = w.cfg
 	sa.init.childTS = m.offerTS(sa, w.cfg, &w.flow)
+	if old != nil {
+		sa.init.childTS = [2][]esp.Selector{old.local, old.remote}
+	}
 	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
 	sa.req = request{task: task{kind: taskAuth}}
 	idBody := sa.localID.appendBody(nil)
@@ -97,7 +108,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		return
 	}
 	_, contact := m.msg.FindNotify(NotifyInitialContact)
-	req := peerCreate{kind: taskCreateChild, ni: sa.ni, nr: sa.nr}
+	req := peerCreate{kind: taskCreateChild, ni: sa.ni, nr: sa.nr, alone: contact}
 	var no *refusal
 	childless := m.msg.Find(PayloadSA) == nil
 	if !childless {
@@ -116,6 +127,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDr, sa.localID)
 		b.Auth(AuthPSK, mine)
+		m.writeLifetime(b, sa, sa.conn.ReauthTime)
 		if c != nil {
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
@@ -211,13 +223,10 @@ func (m *Machine) armLife(sa *ikeSA) {
 		soft := c.RekeyTime - m.random(c.RandTime)
 		m.arm(sa, tRekey, max(soft, time.Second))
 		sa.rekeyAt = sa.timers[tRekey]
-		over := c.OverTime
-		if over <= 0 {
-			over = c.RekeyTime / 10
-		}
-		m.arm(sa, tExpire, c.RekeyTime+over)
+		m.arm(sa, tExpire, c.RekeyTime+c.overTime())
 		sa.expireAt = sa.timers[tExpire]
 	}
+	m.armReauth(sa)
 	if c.DPDDelay > 0 {
 		m.arm(sa, tLiveness, c.DPDDelay)
 	}
@@ -263,7 +272,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.peerID = peer
-	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
+	s, cfg, spi, ts, offered, target := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered, sa.init.target
 	sa.init.spiIn = 0
 	var mine wish
 	if len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
@@ -276,8 +285,11 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	s.wanted = nil
 	ni, nr := sa.ni, sa.nr
 	m.establish(sa)
+	if n, ok := m.msg.FindNotify(NotifyAuthLifetime); ok {
+		m.readLifetime(sa, &n)
+	}
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
-	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
+	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, waiters: mine.waiters}
 	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)
 	for _, w := range rest {
@@ -314,10 +326,13 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 	for i := range m.sas {
 		o := &m.sas[i]
 		if o == sa || o.state != StateEstablished || o.closeErr != nil ||
-			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) {
+			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) || o.unique == sa.reauth.old {
 			continue
 		}
 		both := o.conn == sa.conn && o.origin.ours != sa.origin.ours
+		if both && !contact && !sa.origin.ours && m.now.Mono-o.origin.at >= atOnce {
+			continue // the peer knows both, and what it wants: it may be reauthenticating
+		}
 		loser, winner := o, sa
 		switch {
 		case both && contact && m.now.Mono-o.origin.at >= atOnce:
@@ -332,12 +347,7 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 		default:
 			continue
 		}
-		for j := range loser.tasks {
-			if t := &loser.tasks[j]; t.kind == taskCreateChild {
-				m.queue(winner, *t)
-				t.waiters = nil
-			}
-		}
+		m.handTasks(loser, winner)
 		m.closeIKE(loser, ErrReplaced, nil)
 	}
 }

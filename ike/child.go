@@ -29,6 +29,7 @@ type peerCreate struct {
 	target  uint32 // the CHILD SA that is rekeyed
 	spiOut  uint32
 	peerSPI uint64 // of the new IKE SA
+	alone   bool   // the peer has said that it has no other IKE SA with us
 	spiIn   uint32
 }
 
@@ -76,6 +77,9 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 		}
 	case taskCreateChild:
 		req.ts = m.offerTS(sa, t.cfg, &t.flow)
+		if old := m.findChild(t.target); old != nil {
+			req.ts = [2][]esp.Selector{old.local, old.remote}
+		}
 		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
 	case taskRekeyIKE:
 		req.offered, req.group = sa.conn.Proposals, sa.suite.DH
@@ -300,6 +304,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		m.childRekeyed(sa, c, &req, loses)
 	} else {
 		m.announce(c, nil)
+		m.succeedChild(req.task.target, c)
 	}
 	m.resolveTwins(sa, c)
 	m.settle(req.task.waiters, nil)
@@ -582,10 +587,11 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	if !ok {
 		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
 	}
+	before := m.ancestor(sa, req)
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
-		standby: req.kind == taskRekeyChild,
+		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {
 		m.env.FreeSPI(spi)
@@ -593,6 +599,9 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	}
 	if req.kind != taskRekeyChild {
 		m.announce(c, nil)
+		if before != nil {
+			m.armHeir(before, c)
+		}
 		return c, nil
 	}
 	old := m.findChild(req.target)

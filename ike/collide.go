@@ -235,6 +235,9 @@ func (m *Machine) removeChild(c *childSA) {
 // the reason err, which was not the user's wish.
 func (m *Machine) childLost(c *childSA, err error) {
 	s := m.stateOf(c.conn)
+	if heir := m.findChild(c.heir); heir != nil && heir.state != ChildDeleting {
+		return // that one carries the traffic
+	}
 	if s == nil || err == ErrTerminated || err == ErrReplaced {
 		return
 	}
@@ -255,6 +258,9 @@ func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	s := m.stateOf(conn)
 	if s == nil || s.held[cfg] {
 		return
+	}
+	if _, err := m.target(s); err == ErrNoRemote {
+		return // the peer has to call us
 	}
 	for _, w := range s.wanted {
 		if w.cfg == cfg {

@@ -22,6 +22,11 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr(), port)
 }
 
+// withAddr returns an address and port with the address of another one.
+func withAddr(p, addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr(), p.Port())
+}
+
 // target returns where the next attempt of a connection goes: its single remote
 // addresses in turn, from the address of ours that fits.
 func (m *Machine) target(s *connState) (Path, error) {
@@ -70,12 +75,17 @@ func (m *Machine) connect(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
+	m.begin(s, sa, p)
+}
+
+// begin starts an attempt in the slot of sa along p.
+func (m *Machine) begin(s *connState, sa *ikeSA, p Path) {
 	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)
 	sa.ni = m.nonce()
-	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
+	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1, Old: sa.reauth.old})
 	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
 }
 

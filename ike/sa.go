@@ -51,6 +51,7 @@ type ikeSA struct {
 	expireAt    time.Duration
 	lastIn      time.Duration // when the last authentic message came
 
+	reauth    reauthState
 	collision ikeCollision
 	closeErr  error // why it is being closed
 }
@@ -76,6 +77,7 @@ type initState struct {
 	tried    string         // the connection that the peer's identity is of
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
+	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
 }
 
 // childSA is one slot of the CHILD SA table: a pair of ESP SAs.
@@ -97,6 +99,7 @@ type childSA struct {
 	outGone  bool // the outbound SA is deleted already
 	told     bool // an event has said that it is up, and none that it is not
 	heir     uint32
+	mbb      heirState
 	nonceLow []byte // the lower nonce of its exchange, for collisions
 	timers   childDeadlines
 	waiters  []*waiter
@@ -284,6 +287,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		return
 	}
 	was := sa.state
+	m.bequeath(sa)
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			if c.state == ChildInstalled || c.state == ChildRekeying {
@@ -311,7 +315,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	if sa.told {
 		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
-	waiters, s := sa.waiters, sa.conns
+	waiters, s, old := sa.waiters, sa.conns, sa.reauth.old
 	m.releaseSPI(sa.init.spiIn)
 	m.releaseSPI(sa.peer.spiIn)
 	sa.init.pair.wipe()
@@ -326,7 +330,11 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		err = nil
 	}
 	m.settle(waiters, err)
-	if was == StateConnecting && s != nil {
+	switch {
+	case was != StateConnecting || s == nil:
+	case old != 0:
+		m.reauthFailed(s, old, err)
+	default:
 		m.attemptFailed(s, err)
 	}
 }
@@ -355,7 +363,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
-			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt,
+			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt,
 		}
 		if sa.req.active {
 			info.Tasks = append(info.Tasks, sa.req.task.kind.String())

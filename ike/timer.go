@@ -8,6 +8,9 @@ import (
 // never is the deadline of a timer that is off.
 const never = time.Duration(math.MaxInt64)
 
+// expireGrace is how long an IKE SA whose hard lifetime is over may take to tell the peer.
+const expireGrace = 5 * time.Second
+
 // saTimer names a deadline of an IKE SA.
 type saTimer uint8
 
@@ -16,6 +19,7 @@ const (
 	tConnect                   // an unfinished responder is forgotten
 	tLiveness                  // the peer may be silent
 	tRekey                     // soft lifetime
+	tReauth                    // soft lifetime of the authentication
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
 	numSATimers
@@ -136,9 +140,12 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		if sa.state == StateEstablished {
 			m.queue(sa, task{kind: taskRekeyIKE})
 		}
+	case tReauth:
+		m.reauthDue(sa)
 	case tExpire:
-		if sa.state == StateEstablished {
+		if sa.state == StateEstablished && sa.closeErr == nil {
 			m.closeIKE(sa, ErrLifetime, nil)
+			m.arm(sa, tExpire, expireGrace) // whether the peer answers or not
 		} else {
 			m.destroy(sa, ErrLifetime)
 		}
@@ -168,7 +175,9 @@ func (m *Machine) fireChild(c *childSA, t childTimer) {
 			m.removeChild(c)
 		}
 	case tcUse:
-		m.useChild(c)
+		if m.heirReady(c) {
+			m.useChild(c)
+		}
 	case tcGone:
 		m.removeChild(c)
 	}

@@ -47,11 +47,16 @@ func (l *loader) check(root *node) {
 // finishConn fills in the defaults of a connection.
 func (l *loader) finishConn(c *conn) {
 	if c.t.get("over_time") == nil {
-		c.OverTime = c.RekeyTime / 10
+		c.OverTime = max(c.RekeyTime, c.ReauthTime) / 10
 	}
 	if c.t.get("rand_time") == nil {
 		// Never more than half, so that a short rekey_time does not rekey at once.
-		c.RandTime = min(c.OverTime, c.RekeyTime/2)
+		c.RandTime = c.OverTime
+		for _, t := range []time.Duration{c.RekeyTime, c.ReauthTime} {
+			if t > 0 {
+				c.RandTime = min(c.RandTime, t/2)
+			}
+		}
 	}
 	if c.t.get("proposals") == nil {
 		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoIKE))
@@ -124,6 +129,10 @@ func (l *loader) checkConn(c *conn) {
 	if good(c.t, "rekey_time", "rand_time", "over_time") && c.RekeyTime > 0 && c.RandTime >= c.RekeyTime {
 		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
 			span(c.RandTime), span(c.RekeyTime))
+	}
+	if good(c.t, "reauth_time", "rand_time", "over_time") && c.ReauthTime > 0 && c.RandTime >= c.ReauthTime {
+		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than reauth_time %s",
+			span(c.RandTime), span(c.ReauthTime))
 	}
 	if c.idsGood() && c.LocalID != (ike.ID{}) && c.LocalID == c.RemoteID {
 		l.problem(where(c.remoteID.t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)

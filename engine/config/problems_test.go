@@ -194,6 +194,13 @@ rand_time = "2m"                   #! rand_time 2m is not less than rekey_time 9
 remote_ts = ["10.5.0.0/24"]
 life_time = 0                      #! life_time 0s is not longer than rekey_time 1h
 `},
+		{"order of reauthentication", baseSecret + `
+[connections.a]
+reauth_time = "10m"
+rand_time = "10m"                  #! rand_time 10m is not less than reauth_time 10m; make rand_time the shorter one
+[connections.a.remote]
+id = "b.example"
+` + baseChild},
 		{"order of volumes", baseSecret + baseConn + baseChild + `
 rekey_bytes = "20M"
 life_bytes = 20000000              #! life_bytes 20000000 is not more than rekey_bytes 20971520; make life_bytes larger

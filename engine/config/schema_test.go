@@ -69,6 +69,7 @@ var keyTests = map[string]struct {
 		func(c *Config) any { return len(c.IKE.Conns[0].Proposals) }},
 	"connections.NAME.keyingtries":        {`3`, 3, func(c *Config) any { return c.IKE.Conns[0].KeyingTries }},
 	"connections.NAME.rekey_time":         {`"1d"`, 24 * time.Hour, func(c *Config) any { return c.IKE.Conns[0].RekeyTime }},
+	"connections.NAME.reauth_time":        {`"8h"`, 8 * time.Hour, func(c *Config) any { return c.IKE.Conns[0].ReauthTime }},
 	"connections.NAME.over_time":          {`"90s"`, 90 * time.Second, func(c *Config) any { return c.IKE.Conns[0].OverTime }},
 	"connections.NAME.rand_time":          {`60`, time.Minute, func(c *Config) any { return c.IKE.Conns[0].RandTime }},
 	"connections.NAME.retransmit_timeout": {`"500ms"`, 500 * time.Millisecond, func(c *Config) any { return c.IKE.Conns[0].RetryTimeout }},
@@ -261,6 +262,8 @@ func TestDefaultsFollowOtherValues(t *testing.T) {
 		{"rand_packets is the rest of life_packets", "", "rekey_packets = 1000\nlife_packets = 1300",
 			func(c *Config) any { return firstChild(c).RandPackets }, uint64(300)},
 		{"a hard limit alone has no random part", "", "life_packets = 1300", func(c *Config) any { return firstChild(c).RandPackets }, uint64(0)},
+		{"over_time is a tenth of the longer one", `reauth_time = "10h"`, "", func(c *Config) any { return c.IKE.Conns[0].OverTime }, time.Hour},
+		{"rand_time is at most half of the shorter one", `reauth_time = "10m"`, "", func(c *Config) any { return c.IKE.Conns[0].RandTime }, 5 * time.Minute},
 		{"any peer", `local_addrs = ["%any"]`, "", func(c *Config) any { return len(c.IKE.Conns[0].LocalAddrs) }, 0},
 	} {
 		cfg := mustParse(t, fmt.Sprintf(minimal, c.conn, c.child))

@@ -136,6 +136,12 @@ func live(seed uint64, trace bool) *life {
 	if !chance(40) {
 		o.rekeyIKE = span(40*time.Second, 5*time.Minute)
 	}
+	if chance(25) {
+		o.reauth = span(40*time.Second, 5*time.Minute)
+	}
+	if chance(15) {
+		o.reauthB = span(40*time.Second, 5*time.Minute)
+	}
 	group := []string{"x25519", "x25519", "x25519", "x25519", "x25519", "x25519", "ecp256", "ecp256", "ecp256", "ecp384"}[pick(10)]
 	if pick(60) == 0 {
 		group = []string{"modp2048", "modp3072", "modp4096", "ecp521"}[pick(4)]
@@ -162,6 +168,7 @@ func live(seed uint64, trace bool) *life {
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
 	l.tell("rekey after %d packets, %d octets", o.rekeyPackets, o.rekeyBytes)
+	l.tell("reauthentication %v and %v", o.reauth, o.reauthB)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 

@@ -38,3 +38,51 @@ func TestPosternRekeysByVolume(t *testing.T) {
 		}
 	}
 }
+
+// count returns how many IKE SAs a daemon has.
+func count(d daemon) int {
+	list, err := listSAs(d)
+	if err != nil {
+		return -1
+	}
+	return len(list)
+}
+
+// The peers authenticate anew, make before break, whoever wants it: not one echo is lost.
+func TestReauthentication(t *testing.T) {
+	t.Parallel()
+	for _, p := range []pair{{"postern", "postern"}, {"postern", "charon"}, {"charon", "postern"}} {
+		for _, by := range []string{"initiator", "responder"} {
+			t.Run(p.String()+"/"+by, func(t *testing.T) {
+				ready(t, p)
+				s := newSite(t)
+				ca, cb := pairSpecs(false, false)
+				ca.retryTimeout, cb.retryTimeout = time.Second, time.Second
+				ca.makeBeforeBreak, cb.makeBeforeBreak = true, true
+				if by == "initiator" {
+					ca.conns[0].reauthTime = 4 * time.Second
+				} else {
+					cb.conns[0].reauthTime = 4 * time.Second
+					ca.conns[0].overTime = time.Second
+				}
+				a, b := startPair(s, p, ca, cb)
+				mustInitiate(t, "net", a, b)
+				first := established(t, b)
+				m := s.meter(t, a, b)
+				if p.b == "charon" {
+					// It uses the new CHILD SA at once, though the other side needs its answer for it.
+					m.early = 3
+				}
+				ping := s.startPinger(s.lanA, hostB4, 100)
+				time.Sleep(10 * time.Second)
+				m.noneLost(ping.stop())
+				if !eventually(10*time.Second, func() bool { return count(a) == 1 && count(b) == 1 }) {
+					t.Errorf("more than one IKE SA stays%s", logs(a, b))
+				}
+				if n := atoi(established(t, b).unique) - atoi(first.unique); n < 2 {
+					t.Errorf("the IKE SA was replaced %d times in ten seconds with a reauth_time of four%s", n, logs(a, b))
+				}
+			})
+		}
+	}
+}

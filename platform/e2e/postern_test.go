@@ -123,6 +123,9 @@ func (d *postern) toml(c spec) string {
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "rekey_time = \"%ds\"\nover_time = \"%ds\"\nrand_time = 0\n", int(n.rekeyTime.Seconds()), int(n.rekeyTime.Seconds()))
 		}
+		if n.reauthTime > 0 {
+			fmt.Fprintf(&b, "reauth_time = \"%ds\"\nover_time = \"%ds\"\nrand_time = 0\n", int(n.reauthTime.Seconds()), int(n.reauthTime.Seconds()))
+		}
 		if c.retryTimeout > 0 {
 			fmt.Fprintf(&b, "retransmit_timeout = \"%ds\"\n", int(c.retryTimeout.Seconds()))
 		}
