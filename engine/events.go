@@ -98,7 +98,8 @@ func late(err error) bool {
 
 // expected tells whether an SA's end is part of ordinary life.
 func expected(err error) bool {
-	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted)
+	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted) ||
+		errors.Is(err, ike.ErrInactive)
 }
 
 // logEvent writes the line of an event.

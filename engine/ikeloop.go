@@ -340,9 +340,8 @@ func (e env) FreeSPI(spi uint32) {
 	e.l.retire(in, out)
 }
 
-func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	in, out, lastIn, _ = e.l.d.sad.usage(spi)
-	return in, out, lastIn
+func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+	return e.l.d.sad.usage(spi)
 }
 
 func (e env) Source(remote netip.Addr) (netip.Addr, bool) {

@@ -246,8 +246,10 @@ func (h viciHandler) listConns(req *control.Message, stream func(string, *contro
 
 // startNames and peerNames are strongSwan's words for the actions.
 var (
-	startNames = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
-	peerNames  = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	startNames  = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
+	uniqueNames = [...]string{ike.UniqueNo: "UNIQUE_NO", ike.UniqueNever: "UNIQUE_NEVER", ike.UniqueKeep: "UNIQUE_KEEP",
+		ike.UniqueReplace: "UNIQUE_REPLACE"}
+	peerNames = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
 )
 
 // connMessage writes a connection, in charon's order.
@@ -274,7 +276,7 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	m.Set(control.KeyVersion, "IKEv2")
 	m.SetInt(control.KeyReauthTimeC, seconds(c.ReauthTime))
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
-	m.Set(control.KeyUnique, "UNIQUE_NO")
+	m.Set(control.KeyUnique, uniqueNames[c.Unique])
 	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
 	for _, side := range []struct {
 		name string

@@ -35,8 +35,8 @@ type Env interface {
 	// is deleted by a DelSA output first.
 	FreeSPI(spi uint32)
 	// Usage returns what passed through the CHILD SA with that inbound SPI: in and
-	// out, and when the last packet arrived (on the monotonic clock; 0 if none did).
-	Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration)
+	// out, and when the last packet arrived and left (on the monotonic clock; 0 if none did).
+	Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration)
 	// Source returns the local address from which packets to remote leave.
 	Source(remote netip.Addr) (netip.Addr, bool)
 }
@@ -98,7 +98,14 @@ type Conn struct {
 	Proposals   []Proposal     // IKE, in order of preference
 	Encap       bool           // force UDP encapsulation even without a NAT
 
-	DPDDelay     time.Duration // 0: no liveness checks
+	// DPDDelay is after what time a peer is asked whether it lives that has sent nothing
+	// authentic since a packet was sent to it; 0: never. A dead peer is so found at the latest
+	// DPDDelay and all retransmissions (165 s by default) after the first packet that it did
+	// not answer, or four times DPDDelay and the retransmissions after its last one where
+	// nothing was sent.
+	DPDDelay     time.Duration
+	Unique       UniquePolicy
+	Childless    Childless
 	KeyingTries  int           // attempts to establish; 0: for ever
 	RekeyTime    time.Duration // of the IKE SA; 0: never
 	ReauthTime   time.Duration // both sides authenticate anew, make before break; 0: never
@@ -126,6 +133,7 @@ type Child struct {
 	RekeyPackets uint64 // 0: no limit
 	LifePackets  uint64 // hard limit; 0: 110 % of RekeyPackets
 	RandPackets  uint64
+	Inactivity   time.Duration // closed when nothing has passed for so long; 0: never
 	ReplayWindow int
 	StartAction  StartAction
 	DPDAction    PeerAction

@@ -433,6 +433,9 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 		return &refusal{t: NotifyInvalidSyntax, err: err}
 	}
 	if len(offered) > 0 && offered[0].Proto == ProtoIKE {
+		if no := m.flooded(sa, taskRekeyIKE); no != nil {
+			return no
+		}
 		return m.parseRekey(sa, req, offered)
 	}
 	if sa.req.active && sa.req.task.kind == taskRekeyIKE || sa.collision.slot != 0 {
@@ -451,6 +454,9 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 			return busy(ErrClosing)
 		}
 		req.target, req.cfg = c.unique, c.cfg
+	}
+	if no := m.flooded(sa, req.kind); no != nil {
+		return no
 	}
 	return m.parseCreate(sa, req, false)
 }
@@ -605,6 +611,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 		return c, nil
 	}
 	old := m.findChild(req.target)
+	m.inheritUse(old, c)
 	if sa.req.active && sa.req.task.kind == taskRekeyChild && sa.req.task.target == old.unique {
 		sa.req.rival = c.unique // decided when our own is answered
 		return c, nil

@@ -33,6 +33,7 @@ func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request, loses bool) 
 		m.closeChild(sa, c, ErrReplaced, nil)
 		return
 	}
+	m.inheritUse(old, c)
 	before := old
 	if rival != nil && rival.told {
 		before = rival
@@ -238,7 +239,7 @@ func (m *Machine) childLost(c *childSA, err error) {
 	if heir := m.findChild(c.heir); heir != nil && heir.state != ChildDeleting {
 		return // that one carries the traffic
 	}
-	if s == nil || err == ErrTerminated || err == ErrReplaced {
+	if s == nil || err == ErrTerminated || err == ErrReplaced || err == ErrInactive {
 		return
 	}
 	action := c.cfg.DPDAction

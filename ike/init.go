@@ -236,11 +236,11 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	var chosen Proposal
-	ok, force := false, false
+	ok, force, bare := false, false, false
 	for _, s := range m.conns {
 		if s.conn.matches(p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
-				force = s.conn.Encap
+				force, bare = s.conn.Encap, s.conn.Childless != ChildlessNever
 				break
 			}
 		}
@@ -272,7 +272,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force || m.encap
 	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
-	sa.init.from = p.Remote
+	sa.init.from, sa.init.bare = p.Remote, bare
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
 	m.natDetect(sa, p, 0)
@@ -315,6 +315,9 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	b.KE(sa.suite.DH, r.pair.public())
 	b.Nonce(sa.nr)
 	m.natNotifies(b, sa, sa.path)
+	if sa.init.bare {
+		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
+	}
 	sa.init.response = b.Finish()
 	r.pair.wipe()
 	if err := m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared)); err != nil {
@@ -394,6 +397,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 		return
 	}
 	sa.spiR = h.SPIr
+	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
 	sa.nr = append([]byte(nil), nr.Body...)
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never

@@ -55,7 +55,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
 		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.encap(),
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
-		installed: m.now.Mono,
+		installed: m.now.Mono, used: m.now.Mono,
 	}
 	c.timers.clear()
 	encr, integ := p.suite.KeyLens()
@@ -96,6 +96,9 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 
 // armChildLife sets the lifetimes of a CHILD SA.
 func (m *Machine) armChildLife(c *childSA) {
+	if c.cfg.Inactivity > 0 {
+		m.armChild(c, tcIdle, c.cfg.Inactivity)
+	}
 	life := c.cfg.LifeTime
 	if soft := c.cfg.RekeyTime; soft > 0 {
 		if life == 0 {

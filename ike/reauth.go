@@ -193,6 +193,7 @@ func (m *Machine) succeedChild(old uint32, heir *childSA) {
 	if c := m.findChild(old); c != nil && c.ike != heir.ike && (c.state == ChildInstalled || c.state == ChildRekeying) {
 		c.heir = heir.unique
 		c.timers[tcRekey] = never
+		m.inheritUse(c, heir)
 	}
 }
 
@@ -220,6 +221,7 @@ func (m *Machine) ancestor(sa *ikeSA, req *peerCreate) *childSA {
 // the peer is known to have it.
 func (m *Machine) armHeir(old, c *childSA) {
 	old.heir = c.unique
+	m.inheritUse(old, c)
 	c.mbb.until = m.now.Mono + heirMax
 	m.armChild(c, tcUse, heirPoll)
 }
@@ -230,7 +232,7 @@ func (m *Machine) heirReady(c *childSA) bool {
 	if c.mbb.until <= m.now.Mono {
 		return true
 	}
-	if in, _, _ := m.env.Usage(c.spiIn); in.Packets > 0 {
+	if in, _, _, _ := m.env.Usage(c.spiIn); in.Packets > 0 {
 		return true
 	}
 	m.armChild(c, tcUse, heirPoll)

@@ -174,6 +174,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.localID, nsa.peerID, nsa.path = sa.localID, sa.peerID, sa.path
 	nsa.natLocal, nsa.natPeer, nsa.natKnown, nsa.force = sa.natLocal, sa.natPeer, sa.natKnown, sa.force
 	nsa.reauth.at, nsa.reauth.tries = sa.reauth.at, sa.reauth.tries
+	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	return nil

@@ -52,6 +52,9 @@ type ikeSA struct {
 	lastIn      time.Duration // when the last authentic message came
 
 	reauth    reauthState
+	live      livenessState
+	flood     floodState
+	replaced  bool // ends because of UniqueReplace
 	collision ikeCollision
 	closeErr  error // why it is being closed
 }
@@ -77,6 +80,7 @@ type initState struct {
 	tried    string         // the connection that the peer's identity is of
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
+	bare     bool              // the peer supports an IKE SA without a CHILD SA, and so do we
 	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
 }
 
@@ -105,6 +109,7 @@ type childSA struct {
 	waiters  []*waiter
 
 	installed time.Duration
+	used      time.Duration // when it was installed, or the one that it replaces was used last
 	rekeyAt   time.Duration
 	expireAt  time.Duration
 }

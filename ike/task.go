@@ -158,27 +158,3 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 		sa.timers[tRekey], sa.timers[tReauth], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never, never
 	}
 }
-
-// checkLiveness asks a peer that has been silent for the connection's DPDDelay whether
-// it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
-// as an answer.
-func (m *Machine) checkLiveness(sa *ikeSA) {
-	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
-		return
-	}
-	last := max(sa.lastIn, sa.established)
-	for i := range m.children {
-		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
-			_, _, in := m.env.Usage(c.spiIn)
-			last = max(last, in)
-		}
-	}
-	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
-		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
-		return
-	}
-	m.arm(sa, tLiveness, sa.conn.DPDDelay)
-	if !sa.req.active && len(sa.tasks) == 0 {
-		m.queue(sa, task{kind: taskLiveness})
-	}
-}

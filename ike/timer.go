@@ -32,6 +32,7 @@ const (
 	tcRekey  childTimer = iota // soft lifetime
 	tcExpire                   // hard lifetime
 	tcUse                      // a standby outbound SA is used without the peer's word
+	tcIdle                     // nothing may have passed for long
 	tcGone                     // a replaced inbound SA has lingered long enough
 	numChildTimers
 )
@@ -144,7 +145,11 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		m.reauthDue(sa)
 	case tExpire:
 		if sa.state == StateEstablished && sa.closeErr == nil {
-			m.closeIKE(sa, ErrLifetime, nil)
+			why := ErrLifetime
+			if sa.replaced {
+				why = ErrReplaced
+			}
+			m.closeIKE(sa, why, nil)
 			m.arm(sa, tExpire, expireGrace) // whether the peer answers or not
 		} else {
 			m.destroy(sa, ErrLifetime)
@@ -178,6 +183,8 @@ func (m *Machine) fireChild(c *childSA, t childTimer) {
 		if m.heirReady(c) {
 			m.useChild(c)
 		}
+	case tcIdle:
+		m.checkIdle(c)
 	case tcGone:
 		m.removeChild(c)
 	}

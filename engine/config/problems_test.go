@@ -201,6 +201,10 @@ rand_time = "10m"                  #! rand_time 10m is not less than reauth_time
 [connections.a.remote]
 id = "b.example"
 ` + baseChild},
+		{"idle and for ever", baseSecret + baseConn + baseChild + `
+start_action = "start"
+inactivity = "10m"                 #! inactivity closes what start_action "start" keeps up for ever; write start_action = "trap"
+`},
 		{"order of volumes", baseSecret + baseConn + baseChild + `
 rekey_bytes = "20M"
 life_bytes = 20000000              #! life_bytes 20000000 is not more than rekey_bytes 20971520; make life_bytes larger

@@ -59,6 +59,7 @@ type outSA struct {
 	sa      *ike.ChildSA
 	out     *esp.Outbound
 	standby bool
+	last    time.Duration // when a packet left
 }
 
 // Command is what became of a command.
@@ -327,17 +328,17 @@ func (h *Host) FreeSPI(spi uint32) {
 }
 
 // Usage is part of ike.Env.
-func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
+func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
 	t := h.slot(spi)
 	if t == nil || t.in == nil {
-		return in, out, 0
+		return in, out, 0, 0
 	}
 	for _, o := range h.outs {
 		if o.sa.Inbound == spi {
-			out = o.out.Usage()
+			out, lastOut = o.out.Usage(), o.last
 		}
 	}
-	return t.in.Usage(), out, t.lastIn
+	return t.in.Usage(), out, t.lastIn, lastOut
 }
 
 // Source is part of ike.Env.

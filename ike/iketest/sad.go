@@ -156,6 +156,7 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 		s.Fail("%s cannot seal with the SA %08x: %v", h.Name, o.sa.SPI, err)
 		return nil
 	}
+	o.last = h.clock().Mono
 	if o.out.Due() {
 		h.limit(o.sa.Inbound, false)
 	}
