@@ -104,11 +104,16 @@ func (m *Machine) reauthDue(sa *ikeSA) {
 // reauthenticate starts the IKE SA that is to take the place of sa.
 func (m *Machine) reauthenticate(sa *ikeSA) {
 	s := m.stateOf(sa.conn)
-	if s == nil || slices.ContainsFunc(m.sas, func(o ikeSA) bool { return o.state != StateFree && o.reauth.old == sa.unique }) {
+	if s == nil {
 		return
 	}
-	if m.attempt(s) != nil {
-		m.arm(sa, tReauth, time.Second) // one at a time
+	busy := m.attempt(s) != nil
+	for i := range m.sas {
+		o := &m.sas[i]
+		busy = busy || o.state != StateFree && o.conn == sa.conn && o.reauth.old != 0
+	}
+	if busy {
+		m.arm(sa, tReauth, time.Second) // one at a time: two would leave two IKE SAs
 		return
 	}
 	p, err := m.target(s)
