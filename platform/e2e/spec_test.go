@@ -34,6 +34,7 @@ type conn struct {
 	encap         bool
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
+	childless     string // allow, prefer, force, never; "": the default
 	reauthTime    time.Duration
 	overTime      time.Duration // of charon: how long before the end that AUTH_LIFETIME tells it reauthenticates
 	keyingTries   int           // 0: default
@@ -49,6 +50,7 @@ type child struct {
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear
 	closeAction       string
+	inactivity        time.Duration
 	rekeyBytes        int // 0: no limit, as the next
 	rekeyPackets      int
 }
