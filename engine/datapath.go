@@ -77,6 +77,10 @@ type datapath struct {
 	// another path; false if it is too busy.
 	moved func(sa *inSA, p ike.Path) bool
 
+	// limit tells the IKE loop, without waiting, that the pair with that inbound SPI has
+	// reached its soft limit, or its hard one; false if it is too busy.
+	limit func(spi uint32, hard bool) bool
+
 	// noted limits each kind of line that a packet can cause.
 	noted [numNotes]atomic.Int64
 	pool  *pool

@@ -113,6 +113,7 @@ func New(o Options) (*Engine, error) {
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.lookups.resolve = m, e.readdress, o.OS.Resolve
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
+	d.limit = l.limited
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil

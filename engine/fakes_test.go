@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -171,6 +172,9 @@ type testPath struct {
 	now      time.Duration
 	acquired []string
 	busy     bool // the IKE loop takes no wishes
+	limits   []string
+	soft     esp.Usage // of the SAs that addLoop makes
+	hard     esp.Usage
 	flusher  *outbound
 }
 
@@ -202,6 +206,12 @@ func newTestPathOf(t testing.TB, p board.Profile, workers int) *testPath {
 		}
 		tp.acquired = append(tp.acquired, p.conn+"/"+p.child)
 		return true
+	}
+	d.limit = func(spi uint32, hard bool) bool {
+		if !tp.busy {
+			tp.limits = append(tp.limits, fmt.Sprintf("%08x %v", spi, hard))
+		}
+		return !tp.busy
 	}
 	d.moved = func(*inSA, ike.Path) bool { return !tp.busy }
 	tp.flusher = newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{})
@@ -257,12 +267,13 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 		t.Fatal("SAD is full")
 	}
 	out := testSA(s, esp.Out, spi, "192.0.2.1:4500", "192.0.2.2:4500")
-	out.Encap = encap
+	out.Encap, out.Soft, out.Hard = encap, tp.soft, tp.hard
 	o, err := esp.NewOutbound(&out, tp.outContexts())
 	if err != nil {
 		t.Fatal(err)
 	}
 	in := testSA(s, esp.In, spi, "192.0.2.2:4500", "192.0.2.1:4500")
+	in.Soft, in.Hard = tp.soft, tp.hard
 	i, err := esp.NewInbound(&in, tp.inContexts())
 	if err != nil {
 		t.Fatal(err)
@@ -270,6 +281,9 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	sock, path := outerPathOf(&out)
 	osa := &outSA{spi: spi, inbound: spi, out: o, sock: sock, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
 	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), encap: encap, conn: conn, child: child}
+	if o.Limited() {
+		osa.limits, isa.limits = new(limits), new(limits)
+	}
 	osa.path.Store(path)
 	isa.remote.Store(&in.Remote)
 	if err := tp.sad.addIn(isa); err != nil {

@@ -131,6 +131,16 @@ func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
 	}
 }
 
+// limited tells the loop that a pair of SAs has reached its soft or its hard limit.
+func (l *ikeLoop) limited(spi uint32, hard bool) bool {
+	select {
+	case l.wishes <- ike.Command{Kind: ike.CmdLimit, SPI: spi, Hard: hard}:
+		return true
+	default:
+		return false
+	}
+}
+
 // do runs f on the loop's goroutine and returns when it has. It must not be called
 // from there.
 func (l *ikeLoop) do(f func()) error {
@@ -368,9 +378,8 @@ func (e env) FreeSPI(spi uint32) {
 	e.l.retire(in, out)
 }
 
-func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	in, out, lastIn, _ = e.l.d.sad.usage(&e.l.d.turns, spi)
-	return in, out, lastIn
+func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+	return e.l.d.sad.usage(&e.l.d.turns, spi)
 }
 
 func (e env) Source(remote netip.Addr) (netip.Addr, bool) {

@@ -35,7 +35,10 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
 			localTS: ts[:n:n], remoteTS: ts[n:], encap: c.Encap,
-			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
+			conn: c.Conn, child: c.Child,
+		}
+		if in.Limited() {
+			sa.limits = new(limits)
 		}
 		sa.remote.Store(&c.Remote)
 		return l.d.sad.addIn(sa)
@@ -49,6 +52,9 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
+	}
+	if o.Limited() {
+		sa.limits = new(limits)
 	}
 	sock, path := outerPathOf(&c.SA)
 	sa.sock = sock

@@ -72,6 +72,9 @@ func (m *Machine) singles(c *Conn) []netip.Addr {
 	return list
 }
 
+// callable tells whether a connection says where the peer is.
+func (m *Machine) callable(c *Conn) bool { return len(m.singles(c)) > 0 || len(c.RemoteNames) > 0 }
+
 // newRound takes the peer's addresses as they are now.
 func (m *Machine) newRound(s *connState) {
 	d := &s.dial
@@ -91,7 +94,7 @@ func (m *Machine) busy(s *connState) bool { return s.dial.waiting || m.attempt(s
 
 // hurried tells whether another address waits for this attempt to fail.
 func (sa *ikeSA) hurried() bool {
-	return sa.state == StateConnecting && sa.conns != nil && len(sa.conns.dial.addrs) > 1
+	return sa.state == StateConnecting && sa.conns != nil && sa.reauth.old == 0 && len(sa.conns.dial.addrs) > 1
 }
 
 // reached notes that an attempt of ours has led to the peer.
@@ -167,7 +170,7 @@ func (m *Machine) networkChanged() {
 // hastened repeats an attempt at once.
 func (m *Machine) hastened(s *connState, sa *ikeSA) {
 	p, err := m.pathTo(s.conn, sa.dialled)
-	if err == nil && p.Local.Addr() != sa.path.Local.Addr() {
+	if err == nil && p.Local.Addr() != sa.path.Local.Addr() && sa.reauth.old == 0 {
 		sa.conns = nil // it has not failed
 		m.destroy(sa, nil)
 		m.call(s)

@@ -23,6 +23,11 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr(), port)
 }
 
+// withAddr returns an address and port with the address of another one.
+func withAddr(p, addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr(), p.Port())
+}
+
 // pathTo returns the path to one of the peer's addresses, from the address of ours that
 // fits.
 func (m *Machine) pathTo(c *Conn, remote netip.Addr) (Path, error) {
@@ -88,12 +93,18 @@ func (m *Machine) call(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
-	sa.conn, sa.conns, sa.path, sa.dialled, sa.force = s.conn, s, p, addr, s.conn.Encap || m.encap
+	sa.dialled = addr
+	m.begin(s, sa, p)
+}
+
+// begin starts an attempt in the slot of sa along p.
+func (m *Machine) begin(s *connState, sa *ikeSA, p Path) {
+	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)
 	sa.ni = m.nonce()
-	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
+	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1, Old: sa.reauth.old})
 	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
 }
 
@@ -250,11 +261,11 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	var chosen Proposal
-	ok, force := false, false
+	ok, force, bare := false, false, false
 	for _, s := range m.conns {
 		if m.matches(s.conn, p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
-				force = s.conn.Encap
+				force, bare = s.conn.Encap, s.conn.Childless != ChildlessNever
 				break
 			}
 		}
@@ -287,7 +298,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force || m.encap
 	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
-	sa.init.from = p.Remote
+	sa.init.from, sa.init.bare = p.Remote, bare
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
 	m.natDetect(sa, p, 0)
@@ -330,6 +341,9 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	b.KE(sa.suite.DH, r.pair.public())
 	b.Nonce(sa.nr)
 	m.natNotifies(b, sa, sa.path)
+	if sa.init.bare {
+		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
+	}
 	sa.init.response = b.Finish()
 	r.pair.wipe()
 	if err := m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared)); err != nil {
@@ -409,6 +423,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 		return
 	}
 	sa.spiR = h.SPIr
+	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
 	sa.nr = append([]byte(nil), nr.Body...)
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never

@@ -349,10 +349,12 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdInitiate(&c, w)
 	case CmdTerminate:
 		err = m.cmdTerminate(&c, w)
-	case CmdRekey:
+	case CmdRekey, CmdReauth:
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
+	case CmdLimit:
+		m.cmdLimit(&c)
 	case CmdAddresses:
 		m.networkChanged()
 	case CmdUnreachable:
@@ -456,7 +458,12 @@ func (m *Machine) cmdRekey(c *Command, w *waiter) error {
 	whole := c.Child == "" && c.ChildID == 0
 	for i := range m.sas {
 		sa := &m.sas[i]
-		if sa.state != StateEstablished || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+		if sa.state != StateEstablished || c.Kind == CmdReauth && sa.closeErr != nil || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole && c.Kind == CmdReauth {
+			found = true
+			m.reauthenticate(sa)
 			continue
 		}
 		if whole {

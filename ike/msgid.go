@@ -130,6 +130,10 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
 	}
+	if !more && sa.req.task.kind == taskRekeyIKE && sa.collision.slot != 0 {
+		m.createFailed(sa, ErrTimeout) // the IKE SA that the peer's rekeying has made may be alive
+		return
+	}
 	if !more {
 		m.destroy(sa, ErrTimeout)
 		return

@@ -19,9 +19,10 @@ const (
 	taskRekeyIKE
 	taskDeleteIKE
 	taskLiveness
+	taskAuthLifetime
 )
 
-var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD"}
+var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD", "IKE_AUTH_LIFETIME"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -86,6 +87,9 @@ func (m *Machine) again(sa *ikeSA, t task) {
 // runTasks starts the next task of every IKE SA whose window is free.
 func (m *Machine) runTasks() {
 	for i := range m.sas {
+		m.reauthStep(&m.sas[i]) // may give other IKE SAs something to do
+	}
+	for i := range m.sas {
 		sa := &m.sas[i]
 		for len(sa.tasks) > 0 && !sa.req.active && (sa.state == StateEstablished || sa.state == StateRekeyed) {
 			j := slices.IndexFunc(sa.tasks, func(t task) bool { return t.notBefore <= m.now.Mono })
@@ -115,6 +119,10 @@ func (m *Machine) start(sa *ikeSA, t task) {
 		sa.state = StateDeleting
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoIKE, nil) })
+	case taskAuthLifetime:
+		sa.req.task = t
+		left := max(sa.expireAt-m.now.Mono, 0)
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { m.writeLifetime(b, sa, left) })
 	case taskLiveness:
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, nil)
@@ -164,30 +172,6 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 			m.settle(t.waiters, err)
 		}
 		sa.tasks = append(sa.tasks[:0], task{kind: taskDeleteIKE})
-		sa.timers[tRekey], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never
-	}
-}
-
-// checkLiveness asks a peer that has been silent for the connection's DPDDelay whether
-// it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
-// as an answer.
-func (m *Machine) checkLiveness(sa *ikeSA) {
-	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
-		return
-	}
-	last := max(sa.lastIn, sa.established)
-	for i := range m.children {
-		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
-			_, _, in := m.env.Usage(c.spiIn)
-			last = max(last, in)
-		}
-	}
-	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
-		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
-		return
-	}
-	m.arm(sa, tLiveness, sa.conn.DPDDelay)
-	if !sa.req.active && len(sa.tasks) == 0 {
-		m.queue(sa, task{kind: taskLiveness})
+		sa.timers[tRekey], sa.timers[tReauth], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never, never
 	}
 }

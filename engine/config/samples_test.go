@@ -101,6 +101,14 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 		"connections.NAME.retransmit_limit": true, "connections.NAME.retransmit_jitter": true,
 		"daemon.interface": true, "log.esp": true, "connections.NAME.remote_port": true, "secrets.NAME.secret_file": true,
 	}
+	for _, key := range []string{"reauth_time", "unique", "childless", "children.CHILD.inactivity"} {
+		rare["connections.NAME."+key] = true
+	}
+	for _, v := range (&child{Child: new(ike.Child)}).volumes() {
+		for _, what := range []string{"rekey_", "life_", "rand_"} {
+			rare[childSection.path+"."+what+v.name] = true
+		}
+	}
 	rootSection.each(func(sec *section) {
 		for _, k := range sec.keys {
 			name := sec.path + "." + k.name

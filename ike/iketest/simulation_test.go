@@ -127,8 +127,20 @@ func live(seed uint64, trace bool) *life {
 	if !chance(25) {
 		o.rekeyChild = span(20*time.Second, 3*time.Minute)
 	}
+	if chance(20) {
+		o.rekeyPackets = 30 + uint64(pick(300))
+	}
+	if chance(20) {
+		o.rekeyBytes = 2000 + uint64(pick(20000))
+	}
 	if !chance(40) {
 		o.rekeyIKE = span(40*time.Second, 5*time.Minute)
+	}
+	if chance(25) {
+		o.reauth = span(40*time.Second, 5*time.Minute)
+	}
+	if chance(15) {
+		o.reauthB = span(40*time.Second, 5*time.Minute)
 	}
 	group := []string{"x25519", "x25519", "x25519", "x25519", "x25519", "x25519", "ecp256", "ecp256", "ecp256", "ecp384"}[pick(10)]
 	if pick(60) == 0 {
@@ -155,6 +167,8 @@ func live(seed uint64, trace bool) *life {
 	s, a, b := l.Sim, l.a, l.b
 	l.tell("IKE %s, ESP %s, %d children, NAT %v %v, encap %v, outer6 %v, inner6 %v, narrow %v", o.ike, o.esp, o.children,
 		o.natA, o.natB, o.encap, o.outer6, o.inner6, o.narrow)
+	l.tell("rekey after %d packets, %d octets", o.rekeyPackets, o.rekeyBytes)
+	l.tell("reauthentication %v and %v", o.reauth, o.reauthB)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 

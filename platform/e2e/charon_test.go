@@ -115,6 +115,9 @@ func (d *charon) strongswanConf(c spec) string {
 	if c.cookieThreshold > 0 {
 		fmt.Fprintf(&b, "  cookie_threshold = %d\n  block_threshold = 0\n", c.cookieThreshold)
 	}
+	if c.makeBeforeBreak {
+		b.WriteString("  make_before_break = yes\n")
+	}
 	if c.keepalive > 0 {
 		fmt.Fprintf(&b, "  keep_alive = %ds\n", int(c.keepalive.Seconds()))
 	}
@@ -147,6 +150,15 @@ func swanctlConf(c spec) string {
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "    rekey_time = %ds\n    rand_time = 0\n", int(n.rekeyTime.Seconds()))
 		}
+		if n.reauthTime > 0 {
+			fmt.Fprintf(&b, "    reauth_time = %ds\n    over_time = %ds\n    rand_time = 0\n", int(n.reauthTime.Seconds()), int(n.reauthTime.Seconds()))
+		}
+		if n.childless != "" {
+			fmt.Fprintf(&b, "    childless = %s\n", n.childless)
+		}
+		if n.overTime > 0 {
+			fmt.Fprintf(&b, "    over_time = %ds\n", int(n.overTime.Seconds()))
+		}
 		if n.keyingTries > 0 {
 			fmt.Fprintf(&b, "    keyingtries = %d\n", n.keyingTries)
 		}
@@ -157,6 +169,9 @@ func swanctlConf(c spec) string {
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "        rekey_time = %ds\n        life_time = %ds\n        rand_time = 0\n",
 					int(ch.rekeyTime.Seconds()), int(ch.rekeyTime.Seconds())*4)
+			}
+			if ch.inactivity > 0 {
+				fmt.Fprintf(&b, "        inactivity = %ds\n", int(ch.inactivity.Seconds()))
 			}
 			if ch.dpdAction != "" {
 				fmt.Fprintf(&b, "        dpd_action = %s\n", ch.dpdAction)

@@ -15,6 +15,7 @@ type spec struct {
 	// cookieThreshold makes charon ask for cookies from that many half-open IKE SAs on;
 	// 0 leaves it as it is.
 	cookieThreshold int
+	makeBeforeBreak bool          // of charon; postern does not know it otherwise
 	board           string        // postern's board profile; "": the default
 	keepalive       time.Duration // between NAT keepalives; 0: the daemon's default
 	retryTimeout    time.Duration // before the first retransmission; 0: default
@@ -33,7 +34,10 @@ type conn struct {
 	encap         bool
 	dpdDelay      time.Duration
 	rekeyTime     time.Duration
-	keyingTries   int // 0: default
+	childless     string // allow, prefer, force, never; "": the default
+	reauthTime    time.Duration
+	overTime      time.Duration // of charon: how long before the end that AUTH_LIFETIME tells it reauthenticates
+	keyingTries   int           // 0: default
 	children      []child
 }
 
@@ -46,6 +50,9 @@ type child struct {
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear
 	closeAction       string
+	inactivity        time.Duration
+	rekeyBytes        int // 0: no limit, as the next
+	rekeyPackets      int
 }
 
 // The algorithms that tests use when these are not the point.
