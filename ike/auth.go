@@ -282,6 +282,12 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		m.destroy(sa, refused)
 		return
 	}
+	if sa.closeErr != nil { // given up meanwhile; who the peer is does not matter
+		m.answered(sa)
+		sa.state = StateEstablished
+		m.closeIKE(sa, sa.closeErr, nil)
+		return
+	}
 	peer, err := ParseID(idr.Body)
 	if err == nil && sa.conn.RemoteID != (ID{}) && !peer.Equal(sa.conn.RemoteID) {
 		err = &IdentityError{peer, sa.conn.RemoteID}

@@ -103,7 +103,7 @@ func (m *Machine) closeConn(s *connState) {
 		switch {
 		case sa.state == StateConnecting && sa.conns == s:
 			sa.conns = nil
-			m.destroy(sa, ErrTerminated)
+			m.closeIKE(sa, ErrTerminated, nil)
 		case sa.state != StateFree && sa.conn == s.conn:
 			m.closeIKE(sa, ErrTerminated, nil)
 		}

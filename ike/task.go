@@ -150,6 +150,29 @@ func (m *Machine) abandon(sa *ikeSA) {
 	m.destroy(sa, ErrTerminated)
 }
 
+// giveUp ends an attempt whose IKE_AUTH is under way, if it is one: the peer may have the IKE
+// SA already, and nobody would tell it. Nobody waits for the answer, on which it is deleted.
+func (m *Machine) giveUp(sa *ikeSA, err error) bool {
+	if !sa.initiator || !sa.req.active || sa.req.exchange != ExchangeAuth {
+		return false
+	}
+	if sa.closeErr != nil {
+		return true
+	}
+	s, old := sa.conns, sa.reauth.old
+	sa.closeErr, sa.conns, sa.reauth.old = err, nil, 0
+	m.settle(sa.waiters, nil)
+	sa.waiters = nil
+	switch {
+	case s == nil:
+	case old != 0:
+		m.reauthFailed(s, old, nil)
+	default:
+		m.attemptFailed(s, nil)
+	}
+	return true
+}
+
 // closeIKE ends an IKE SA in agreement with the peer. w, if any, learns of the end.
 func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	if w != nil {
@@ -157,7 +180,9 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	}
 	switch sa.state {
 	case StateConnecting:
-		m.destroy(sa, err)
+		if !m.giveUp(sa, err) {
+			m.destroy(sa, err)
+		}
 	case StateEstablished, StateRekeyed:
 		if slices.ContainsFunc(sa.tasks, func(t task) bool { return t.kind == taskDeleteIKE }) {
 			return
