@@ -21,6 +21,7 @@ const (
 	cOutQueueFull                 // pushed out of the queue by a newer packet
 	cOutExpired                   // waited too long in the queue
 	cOutSequence                  // the SA has used up its sequence numbers
+	cOutLimit                     // beyond the hard limit of the SA in packets or octets
 	cOutTooBig                    // does not fit the buffer once sealed
 	cOutNoSocket                  // no socket of the family or kind that the SA needs
 	cOutSendError                 // the socket refused it
@@ -31,6 +32,7 @@ const (
 	cInUnknownSPI                 // no such SA
 	cInReplay                     // seen before, or left of the window
 	cInAuth                       // integrity check failed
+	cInLimit                      // authentic, but beyond the hard limit of the SA
 	cInPadding                    // authentic, but its padding is wrong
 	cInNextHeader                 // authentic, but what it carries is not IPv4 or IPv6
 	cInMalformed                  // authentic, but its inner packet is malformed
@@ -62,6 +64,7 @@ var counterNames = [numCounters]string{
 	cOutQueueFull:  "out_drop_queue_full",
 	cOutExpired:    "out_drop_expired",
 	cOutSequence:   "out_drop_sequence",
+	cOutLimit:      "out_drop_limit",
 	cOutTooBig:     "out_drop_too_big",
 	cOutNoSocket:   "out_drop_no_socket",
 	cOutSendError:  "out_drop_send_error",
@@ -72,6 +75,7 @@ var counterNames = [numCounters]string{
 	cInUnknownSPI:  "in_drop_unknown_spi",
 	cInReplay:      "in_drop_replay",
 	cInAuth:        "in_drop_auth",
+	cInLimit:       "in_drop_limit",
 	cInPadding:     "in_drop_padding",
 	cInNextHeader:  "in_drop_next_header",
 	cInMalformed:   "in_drop_malformed",

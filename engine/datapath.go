@@ -80,6 +80,10 @@ type datapath struct {
 	// here came along a path; false if it is too busy.
 	unknown func(spi uint32, p ike.Path) bool
 
+	// limit tells the IKE loop, without waiting, that the pair with that inbound SPI has
+	// reached its soft limit, or its hard one; false if it is too busy.
+	limit func(spi uint32, hard bool) bool
+
 	// noted limits each kind of line that a packet can cause.
 	noted [numNotes]atomic.Int64
 	// unknownAt is when unknown was called last.

@@ -120,6 +120,7 @@ func New(o Options) (*Engine, error) {
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown = l.unknown
+	d.limit = l.limited
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil

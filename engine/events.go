@@ -91,6 +91,10 @@ func eventText(e *ike.Event) (log.Level, string) {
 		return log.Info, "there is a way to the peer again"
 	case e.Kind == ike.EvFailed && e.Delay != 0 && stillNameless(e.Err):
 		return log.Debug, line.msg // it has been told, and goes on every two seconds
+	case e.Kind == ike.EvInitiate && e.Old != 0:
+		return line.level, "connecting to the peer anew, to authenticate again"
+	case e.Kind == ike.EvFailed && e.Old != 0:
+		return log.Warn, "the peer could not be authenticated again; the tunnel goes on until its IKE SA ends"
 	case e.Kind == ike.EvFailed && e.Delay == 0:
 		return log.Error, line.msg + " and is not tried again: initiate it when the cause is removed"
 	}
@@ -112,7 +116,8 @@ func stillNameless(err error) bool {
 
 // expected tells whether an SA's end is part of ordinary life.
 func expected(err error) bool {
-	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted)
+	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted) ||
+		errors.Is(err, ike.ErrInactive)
 }
 
 // logEvent writes the line of an event.

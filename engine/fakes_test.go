@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -172,6 +173,9 @@ type testPath struct {
 	acquired []string
 	busy     bool            // the IKE loop takes no wishes
 	unknowns []unknownPacket // packets without an SA that the loop was told of
+	limits   []string
+	soft     esp.Usage // of the SAs that addLoop makes
+	hard     esp.Usage
 	flusher  *outbound
 }
 
@@ -203,6 +207,12 @@ func newTestPathOf(t testing.TB, p board.Profile, workers int) *testPath {
 		}
 		tp.acquired = append(tp.acquired, p.conn+"/"+p.child)
 		return true
+	}
+	d.limit = func(spi uint32, hard bool) bool {
+		if !tp.busy {
+			tp.limits = append(tp.limits, fmt.Sprintf("%08x %v", spi, hard))
+		}
+		return !tp.busy
 	}
 	d.moved = func(*inSA, ike.Path) bool { return !tp.busy }
 	d.unknown = func(spi uint32, p ike.Path) bool {
@@ -268,12 +278,13 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 		t.Fatal("SAD is full")
 	}
 	out := testSA(s, esp.Out, spi, "192.0.2.1:4500", "192.0.2.2:4500")
-	out.Encap = encap
+	out.Encap, out.Soft, out.Hard = encap, tp.soft, tp.hard
 	o, err := esp.NewOutbound(&out, tp.outContexts())
 	if err != nil {
 		t.Fatal(err)
 	}
 	in := testSA(s, esp.In, spi, "192.0.2.2:4500", "192.0.2.1:4500")
+	in.Soft, in.Hard = tp.soft, tp.hard
 	i, err := esp.NewInbound(&in, tp.inContexts())
 	if err != nil {
 		t.Fatal(err)
@@ -282,6 +293,9 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
 	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), conn: conn, child: child}
 	isa.encap.Store(encap)
+	if o.Limited() {
+		osa.limits, isa.limits = new(limits), new(limits)
+	}
 	osa.path.Store(path)
 	isa.remote.Store(&in.Remote)
 	if err := tp.sad.addIn(isa); err != nil {

@@ -143,8 +143,18 @@ func (l *ikeLoop) moved(sa *inSA, p ike.Path) bool {
 
 // unknown tells the loop that a packet came for an SPI that is not here.
 func (l *ikeLoop) unknown(spi uint32, p ike.Path) bool {
+	return l.wish(ike.Command{Kind: ike.CmdInvalidSPI, SPI: spi, Path: p})
+}
+
+// limited tells the loop that a pair of SAs has reached its soft or its hard limit.
+func (l *ikeLoop) limited(spi uint32, hard bool) bool {
+	return l.wish(ike.Command{Kind: ike.CmdLimit, SPI: spi, Hard: hard})
+}
+
+// wish hands a command to the loop without waiting; false if it is too busy.
+func (l *ikeLoop) wish(c ike.Command) bool {
 	select {
-	case l.wishes <- ike.Command{Kind: ike.CmdInvalidSPI, SPI: spi, Path: p}:
+	case l.wishes <- c:
 		return true
 	default:
 		return false
@@ -396,9 +406,8 @@ func (e env) FreeSPI(spi uint32) {
 	e.l.retire(in, out)
 }
 
-func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
-	in, out, lastIn, _ = e.l.d.sad.usage(&e.l.d.turns, spi)
-	return in, out, lastIn
+func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+	return e.l.d.sad.usage(&e.l.d.turns, spi)
 }
 
 func (e env) Source(remote netip.Addr) (netip.Addr, bool) {

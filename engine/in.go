@@ -182,6 +182,9 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 		return
 	}
 	sa.lastIn.Store(int64(in.now))
+	if sa.in.Due() {
+		sa.limits.reached(d, sa.spi, false, in.now)
+	}
 	in.checkMoved(sa, g)
 	switch next {
 	case esp.ProtoIPv4, esp.ProtoIPv6:
@@ -246,6 +249,9 @@ func (in *inbound) refused(sa *inSA, g *esp.Datagram, err error) {
 		d.counts.inc(cInPadding)
 	case errors.Is(err, esp.ErrShort):
 		d.counts.inc(cInShort)
+	case errors.Is(err, esp.ErrExpired):
+		d.counts.inc(cInLimit)
+		sa.limits.reached(d, sa.spi, true, in.now)
 	case errors.Is(err, esp.ErrWiped): // deleted since the look-up
 		d.counts.inc(cInUnknownSPI)
 	default:

@@ -35,7 +35,10 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
 			localTS: ts[:n:n], remoteTS: ts[n:],
-			conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
+			conn: c.Conn, child: c.Child,
+		}
+		if in.Limited() {
+			sa.limits = new(limits)
 		}
 		sa.encap.Store(c.Encap)
 		sa.remote.Store(&c.Remote)
@@ -50,6 +53,9 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
+	}
+	if o.Limited() {
+		sa.limits = new(limits)
 	}
 	sa.path.Store(outerPathOf(c.Local.Addr(), c.Remote, c.Encap))
 	old, err := l.d.sad.addOut(sa)

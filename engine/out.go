@@ -43,6 +43,8 @@ type outbound struct {
 	found []int       // those that have an SA
 	turns []turn      // of the SAs in found
 
+	limited bool // one of these SAs has limits in packets or octets
+
 	packets, octets uint64 // sealed, and not yet in the counters
 }
 
@@ -218,7 +220,7 @@ func (o *outbound) carry() {
 	for _, i := range o.found {
 		o.join(&o.pkts[i])
 	}
-	now := d.turns.reserve(o.turns)
+	now := d.turns.reserve(o)
 	for _, i := range o.found {
 		if p := &o.pkts[i]; p.turn >= 0 && !o.seal(p) {
 			o.todo = append(o.todo, i)
@@ -234,6 +236,9 @@ func (o *outbound) carry() {
 		}
 	}
 	d.turns.serve(o.turns, o.now)
+	if o.limited {
+		o.tellDue()
+	}
 	o.turns, o.found = o.turns[:0], o.found[:0]
 	o.account()
 }
@@ -265,15 +270,43 @@ func (o *outbound) join(p *outPacket) {
 		sa.mark[o.ctx] = uint16(i)
 	}
 	o.turns[i].n++
+	o.turns[i].room += p.n
 	p.turn = i
+}
+
+// fit shortens turn i to what a hard limit leaves: packets in their order, but for those that
+// are too long for what is left. seal comes to the same packets.
+func (o *outbound) fit(i int, left esp.Usage) {
+	t := &o.turns[i]
+	if uint64(t.n) <= left.Packets && uint64(t.room) <= left.Bytes {
+		return
+	}
+	t.n, t.room = 0, 0
+	for _, f := range o.found {
+		p := &o.pkts[f]
+		if p.turn == i && uint64(t.n) < left.Packets && uint64(t.room+p.n) <= left.Bytes {
+			t.n++
+			t.room += p.n
+		}
+	}
+}
+
+// tellDue tells the IKE loop of SAs in the batch that have reached their soft limits.
+func (o *outbound) tellDue() {
+	for i := range o.turns {
+		if t := &o.turns[i]; t.octets > 0 && t.sa.out.Due() {
+			t.sa.limits.reached(o.d, t.sa.inbound, false, o.now)
+		}
+	}
+	o.limited = false
 }
 
 // seal protects a packet where it is and adds it to its socket's group. It returns false
 // if the SA was deleted meanwhile: the packet is unchanged.
 func (o *outbound) seal(p *outPacket) (done bool) {
 	t := &o.turns[p.turn]
-	if t.n == 0 {
-		o.exhausted(t.sa)
+	if t.n == 0 || p.n > t.room {
+		o.refused(t.sa)
 		return true
 	}
 	next, tos := outerFields(p.buf[p.off:])
@@ -285,6 +318,7 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	}
 	t.seq++
 	t.n--
+	t.room -= p.n
 	t.octets += p.n
 	o.packets++
 	o.octets += uint64(p.n)
@@ -294,9 +328,15 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	return true
 }
 
-// exhausted counts a packet for which its SA had no sequence number.
-func (o *outbound) exhausted(sa *outSA) {
+// refused counts a packet for which its SA had no sequence number, or which goes beyond its
+// hard limit.
+func (o *outbound) refused(sa *outSA) {
 	d := o.d
+	if errors.Is(sa.out.Refusal(), esp.ErrExpired) {
+		d.counts.inc(cOutLimit)
+		sa.limits.reached(d, sa.inbound, true, o.now)
+		return
+	}
 	d.counts.inc(cOutSequence)
 	if d.mayNote(noteSequence, o.now) {
 		d.log.Log(log.ESP, log.Error, "CHILD SA has used up its sequence numbers and carries nothing more until it is rekeyed: shorten rekey_time or use esn",

@@ -24,10 +24,10 @@ type inSA struct {
 	encap   atomic.Bool
 	lastIn  atomic.Int64 // when the last packet passed; 0: none did
 	movedAt atomic.Int64 // when a packet came from another address; 0: none did
+	limits  *limits      // nil: it has none
 
-	conn    string
-	child   string
-	ike, id uint32
+	conn  string
+	child string
 }
 
 // outSA is an outbound SA as the data path sees it: immutable but for the atomics, what
@@ -53,8 +53,32 @@ type outSA struct {
 	esn      bool
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
+	limits   *limits
 
-	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
+}
+
+// limits is when the IKE loop was told that an SA has reached its soft and its hard limit in
+// packets or octets; 0: it was not.
+type limits struct{ soft, hard atomic.Int64 }
+
+// limitInterval is after what time the IKE loop is told again of a limit: what it did about
+// it may have been overtaken by something else.
+const limitInterval = 10 * time.Second
+
+// reached tells the IKE loop that the SA of a pair has reached a limit.
+func (l *limits) reached(d *datapath, spi uint32, hard bool, now time.Duration) {
+	at := &l.soft
+	if hard {
+		at = &l.hard
+	}
+	last := at.Load()
+	if last != 0 && now-time.Duration(last) < limitInterval || !at.CompareAndSwap(last, int64(max(now, 1))) {
+		return
+	}
+	if !d.limit(spi, hard) {
+		at.Store(last) // the next packet tells it
+	}
 }
 
 // sock returns the socket that carries the SA at present.

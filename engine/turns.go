@@ -35,20 +35,25 @@ type turn struct {
 	ticket uint32
 	seq    uint64 // the next reserved number
 	n      int    // packets in the batch; after reserve, numbers that are left
+	room   int    // octets of these packets; after reserve, those that may still be sealed
 
 	octets int // of the packets that were sealed
 }
 
 func (q *turns) init() { q.changed.L = &q.mu }
 
-// reserve takes numbers and a ticket of every SA in the batch. It tells whether it is
-// the batch's turn already.
-func (q *turns) reserve(batch []turn) (now bool) {
+// reserve takes numbers, octets where these are limited, and a ticket of every SA in o's
+// batch. It tells whether it is the batch's turn already.
+func (q *turns) reserve(o *outbound) (now bool) {
 	now = true
 	q.mu.Lock()
-	for i := range batch {
-		t := &batch[i]
-		t.seq, t.n = t.sa.out.Reserve(t.n)
+	for i := range o.turns {
+		t := &o.turns[i]
+		if t.sa.out.Limited() {
+			o.limited = true
+			o.fit(i, t.sa.out.Left()) // which stays so until Reserve: this is the only place
+		}
+		t.seq, t.n = t.sa.out.Reserve(t.n, t.room)
 		t.ticket = t.sa.issued
 		t.sa.issued++
 		now = now && t.sa.served == t.ticket

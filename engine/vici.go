@@ -441,12 +441,13 @@ func (h viciHandler) rekey(req *control.Message) (*control.Message, error) {
 	if !ok {
 		return nil, errors.New("missing rekey selector")
 	}
-	if req.GetBool(control.KeyReauth) {
-		return nil, errors.New("reauthentication is not available: rekey without it, or terminate and initiate")
+	kind := ike.CmdRekey
+	if req.GetBool(control.KeyReauth) && !s.children() {
+		kind = ike.CmdReauth
 	}
 	l, matches := h.e.loop, 0
 	if err := l.do(func() {
-		cmds := s.find(l, ike.CmdRekey)
+		cmds := s.find(l, kind)
 		matches = len(cmds)
 		for _, c := range cmds {
 			l.forget(l.command(c, func(error) {}))

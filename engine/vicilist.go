@@ -125,6 +125,7 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 	if v.State == ike.StateEstablished {
 		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
 		until(m, control.KeyRekeyTime, v.RekeyAt, now)
+		until(m, control.KeyReauthTime, v.ReauthAt, now)
 		until(m, control.KeyLifeTime, v.ExpireAt, now)
 	}
 	if len(v.Tasks) > 0 {
@@ -245,8 +246,10 @@ func (h viciHandler) listConns(req *control.Message, stream func(string, *contro
 
 // startNames and peerNames are strongSwan's words for the actions.
 var (
-	startNames = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
-	peerNames  = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	startNames  = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
+	uniqueNames = [...]string{ike.UniqueNo: "UNIQUE_NO", ike.UniqueNever: "UNIQUE_NEVER", ike.UniqueKeep: "UNIQUE_KEEP",
+		ike.UniqueReplace: "UNIQUE_REPLACE"}
+	peerNames = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
 )
 
 // connMessage writes a connection, in charon's order.
@@ -280,9 +283,9 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	m.List(control.KeyLocalAddrs, orAny(local)...)
 	m.List(control.KeyRemoteAddrs, orAny(remote)...)
 	m.Set(control.KeyVersion, "IKEv2")
-	m.SetInt(control.KeyReauthTimeC, 0)
+	m.SetInt(control.KeyReauthTimeC, seconds(c.ReauthTime))
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
-	m.Set(control.KeyUnique, "UNIQUE_NO")
+	m.Set(control.KeyUnique, uniqueNames[c.Unique])
 	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
 	for _, side := range []struct {
 		name string
@@ -295,8 +298,8 @@ func connMessage(m *control.Message, c *ike.Conn) {
 		s := kids.Section(ch.Name)
 		s.Set(control.KeyMode, esp.Tunnel.String())
 		s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
-		s.SetInt(control.KeyRekeyBytes, 0)
-		s.SetInt(control.KeyRekeyPackets, 0)
+		s.SetUint(control.KeyRekeyBytes, ch.RekeyBytes)
+		s.SetUint(control.KeyRekeyPackets, ch.RekeyPackets)
 		s.Set(control.KeyStartAction, startNames[ch.StartAction])
 		s.Set(control.KeyDPDAction, peerNames[ch.DPDAction])
 		s.Set(control.KeyCloseAction, peerNames[ch.CloseAction])

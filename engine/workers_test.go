@@ -285,9 +285,9 @@ func TestSequenceNumbersEndInTheMiddleOfABatch(t *testing.T) {
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	const remaining = 5
 	for range 4 {
-		out.out.Reserve(1<<30 - 2)
+		out.out.Reserve(1<<30-2, 0)
 	}
-	out.out.Reserve(8 - 1 - remaining)
+	out.out.Reserve(8-1-remaining, 0)
 	pkt := udp4(srcHost, dstHost, 1, 1, 100)
 	for w := range 2 {
 		o := tp.datapath.out[w]

@@ -231,7 +231,7 @@ func TestReservedBlocksNeverOverlapAndEndAtTheLastNumber(t *testing.T) {
 		got := make([][]uint64, workers)
 		each(func(ctx int) {
 			for n := 1; ; n = n%17 + 1 {
-				first, granted := o.Reserve(n)
+				first, granted := o.Reserve(n, 0)
 				if granted < 0 || granted > n {
 					t.Errorf("%v: %d numbers were granted of %d", s, granted, n)
 				}
@@ -265,7 +265,7 @@ func TestReservedBlocksNeverOverlapAndEndAtTheLastNumber(t *testing.T) {
 		if len(seen) != left || !seen[o.limit()] {
 			t.Errorf("%v: %d numbers were granted, want the last %d", s, len(seen), left)
 		}
-		if _, granted := o.Reserve(1); granted != 0 || o.Seq() != o.limit() {
+		if _, granted := o.Reserve(1, 0); granted != 0 || o.Seq() != o.limit() {
 			t.Errorf("%v: a number was granted after the last, %#x", s, o.Seq())
 		}
 	}

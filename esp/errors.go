@@ -9,6 +9,11 @@ var (
 	// 3.3.3). Nothing was sealed, and the counter stays where it is for ever: rekey.
 	ErrSeqExhausted = errors.New("esp: sequence numbers are used up, rekey the SA")
 
+	// ErrExpired: the packet would go beyond the SA's hard limit in packets or octets (RFC
+	// 4301 section 4.4.2.1). Nothing was sealed or accepted, and no packet of that size ever
+	// will be: replace the SA.
+	ErrExpired = errors.New("esp: SA has reached its hard limit")
+
 	// ErrNoRoom: the payload leaves less than HeadRoom before it or TailRoom after it
 	// than this packet needs. No sequence number was used and the buffer is as it was.
 	ErrNoRoom = errors.New("esp: no room around the payload, leave HeadRoom and TailRoom")

@@ -26,15 +26,17 @@ type Inbound struct {
 	// What every packet reads is in the first cache line, and what it writes in two of
 	// their own: of many SAs, each line is one that has to be fetched. The lengths are
 	// right for 64-bit machines.
-	esn   bool
-	shape shape
-	keys  keyring
-	_     [24]byte
+	esn     bool
+	limited bool // by lim
+	shape   shape
+	keys    keyring
+	_       [24]byte
 
 	mu    sync.Mutex
 	win   window
 	usage Usage
-	_     [40]byte
+	lim   *limits // nil: it has none
+	_     [32]byte
 }
 
 // NewInbound makes the receiving end of sa for workers that have the numbers 0 to
@@ -49,6 +51,8 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 		return nil, err
 	}
 	in.shape = sa.Suite.shape()
+	in.lim = newLimits(sa)
+	in.limited = in.lim != nil
 	in.win.init(sa.ReplayWindow)
 	return in, nil
 }
@@ -68,7 +72,7 @@ func SPIOf(pkt []byte) uint32 {
 // followed by traffic-flow confidentiality padding: InnerLen finds its end. ctx is the
 // worker's number, below the contexts of NewInbound, or Open panics.
 //
-// The errors are ErrShort, ErrReplay, ErrAuth, ErrPadding and ErrWiped. After ErrAuth and
+// The errors are ErrShort, ErrReplay, ErrAuth, ErrExpired, ErrPadding and ErrWiped. After ErrAuth and
 // ErrPadding the content of pkt is undefined.
 func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err error) {
 	c, err := in.keys.get(ctx)
@@ -106,12 +110,8 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 	}
 
 	inner, next, padOK := trim(text)
-	fresh := in.accept(seq, len(inner), padOK)
-	switch {
-	case !fresh:
-		return nil, 0, ErrReplay
-	case !padOK:
-		return nil, 0, ErrPadding
+	if err := in.accept(seq, len(inner), padOK); err != nil {
+		return nil, 0, err
 	}
 	return inner, next, nil
 }
@@ -135,17 +135,26 @@ func (in *Inbound) admit(low uint32) (seq uint64, ok bool) {
 	return seq, ok
 }
 
-// accept marks an authentic packet's number as seen and tells whether it was new; a packet
-// that goes on is counted with its n octets.
-func (in *Inbound) accept(seq uint64, n int, count bool) bool {
+// accept marks an authentic packet's number as seen, if it is new and the hard limit lets it
+// pass; a packet whose padding is right is counted with its n octets.
+func (in *Inbound) accept(seq uint64, n int, padOK bool) error {
 	in.mu.Lock()
-	fresh := in.win.advance(seq)
-	if fresh && count {
-		in.usage.Packets++
-		in.usage.Bytes += uint64(n)
+	defer in.mu.Unlock()
+	if in.limited && padOK && !in.lim.allows(in.usage, uint64(n)) {
+		return ErrExpired
 	}
-	in.mu.Unlock()
-	return fresh
+	if !in.win.advance(seq) {
+		return ErrReplay
+	}
+	if !padOK {
+		return ErrPadding
+	}
+	in.usage.Packets++
+	in.usage.Bytes += uint64(n)
+	if in.limited && in.lim.reached(in.usage) {
+		in.lim.due.Store(true)
+	}
+	return nil
 }
 
 // trim takes trailer and padding off a decrypted payload of at least 2 octets (RFC 4303
@@ -163,6 +172,12 @@ func trim(text []byte) (inner []byte, next uint8, ok bool) {
 	}
 	return inner, next, diff == 0
 }
+
+// Limited tells whether the SA has limits in packets or octets.
+func (in *Inbound) Limited() bool { return in.limited }
+
+// Due tells whether the SA has reached its soft limit.
+func (in *Inbound) Due() bool { return in.limited && in.lim.due.Load() }
 
 // Usage returns what has been opened.
 func (in *Inbound) Usage() Usage {

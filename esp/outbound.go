@@ -8,7 +8,7 @@ import (
 // The path of packets that leave:
 //
 //  1. Fits: room for header, IV, padding, trailer and ICV
-//  2. Reserve: sequence numbers, for a batch at once
+//  2. Reserve: sequence numbers, for a batch at once, and octets if there are limits
 //  3. SealAt, by several workers at the same time: the worker's scratch state, header and
 //     IV before the payload, padding and trailer after it, encryption and ICV in place
 //
@@ -20,12 +20,14 @@ import (
 type Outbound struct {
 	// What every packet needs is in the first cache line, with the number that is written
 	// once per batch: of many SAs, each line is one that has to be fetched.
-	shape shape
-	seq   atomic.Uint64 // the last sequence number that was taken
-	spi   uint32
-	esn   bool
-	keys  keyring
-	_     [16]byte // so that on 64-bit machines the allocator aligns it to a line
+	shape   shape
+	seq     atomic.Uint64 // the last sequence number that was taken
+	spi     uint32
+	esn     bool
+	limited bool // by lim
+	keys    keyring
+	lim     *limits // nil: it has none
+	_       [8]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // NewOutbound makes the sending end of sa for workers that have the numbers 0 to
@@ -37,6 +39,8 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 		return nil, err
 	}
 	o.shape = sa.Suite.shape()
+	o.lim = newLimits(sa)
+	o.limited = o.lim != nil
 	return o, nil
 }
 
@@ -47,8 +51,8 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 // enough; ErrNoRoom says that there is too little. ctx is the worker's number, below the
 // contexts of NewOutbound, or Seal panics.
 //
-// ErrSeqExhausted and ErrWiped are final. No error but an ErrWiped that meets the call
-// half-way uses up a sequence number.
+// ErrSeqExhausted and ErrWiped are final, and so is ErrExpired for packets of that size. No
+// error but an ErrWiped that meets the call half-way uses up a sequence number.
 func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end int, err error) {
 	if _, err := o.keys.get(ctx); err != nil {
 		return 0, 0, err
@@ -56,9 +60,9 @@ func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end
 	if !o.Fits(buf, off, n) {
 		return 0, 0, ErrNoRoom
 	}
-	seq, granted := o.Reserve(1)
+	seq, granted := o.Reserve(1, n)
 	if granted == 0 {
-		return 0, 0, ErrSeqExhausted
+		return 0, 0, o.Refusal()
 	}
 	return o.SealAt(ctx, seq, buf, off, n, next)
 }
@@ -88,11 +92,15 @@ func (o *Outbound) limit() uint64 {
 	return 1<<32 - 1
 }
 
-// Reserve takes the next n sequence numbers for the caller's packets alone: first to
-// first+granted-1. Fewer than n are granted where the SA's numbers end, and none after
-// that (RFC 4303 section 3.3.3). A number that is not used afterwards is a gap, which
-// harms nobody; none must be used twice.
-func (o *Outbound) Reserve(n int) (first uint64, granted int) {
+// Reserve takes the next n sequence numbers for the caller's packets alone, whose payloads
+// have that many octets together: first to first+granted-1. Fewer than n are granted where
+// the SA's numbers end, and none after that (RFC 4303 section 3.3.3); an SA with limits
+// grants all or nothing, and what Left says is granted. Refusal tells why nothing is. A
+// number that is not used afterwards is a gap, which harms nobody; none must be used twice.
+func (o *Outbound) Reserve(n, octets int) (first uint64, granted int) {
+	if o.limited {
+		return o.reserveLimited(n, octets)
+	}
 	for {
 		last := o.seq.Load()
 		granted = int(min(uint64(n), o.limit()-last))
@@ -159,7 +167,8 @@ func (c *scratch) additional(pkt []byte, esn bool, seq uint64) []byte {
 }
 
 // Seq returns the last sequence number that was taken; 0: none yet. What is sealed is
-// not counted otherwise: who seals a batch counts its octets with less effort.
+// not counted otherwise, unless there are limits: who seals a batch counts its octets with
+// less effort.
 func (o *Outbound) Seq() uint64 { return o.seq.Load() }
 
 // Wipe forgets the keys; Seal and SealAt answer ErrWiped from then on, a packet that is being sealed

@@ -79,10 +79,26 @@ type SA struct {
 	ReplayWindow int            // inbound: packets, 64 to 4096; 0 switches the check off
 	LocalTS      []Selector     // what may stand on our side of the inner packet
 	RemoteTS     []Selector     // what may stand on the peer's side
+	Soft         Usage          // from there on Due asks for a successor; zero fields: never
+	Hard         Usage          // nothing passes beyond it: ErrExpired; zero fields: no limit
 }
 
-// Usage is what has passed through an SA.
+// Usage is what has passed through an SA, or may pass through one.
 type Usage struct {
 	Packets uint64
 	Bytes   uint64 // of inner packets
+}
+
+// never is a limit that is not there.
+const never = 1<<64 - 1
+
+// orNever returns limits in which zero fields cannot be reached.
+func (u Usage) orNever() Usage {
+	if u.Packets == 0 {
+		u.Packets = never
+	}
+	if u.Bytes == 0 {
+		u.Bytes = never
+	}
+	return u
 }

@@ -35,8 +35,8 @@ type Env interface {
 	// is deleted by a DelSA output first.
 	FreeSPI(spi uint32)
 	// Usage returns what passed through the CHILD SA with that inbound SPI: in and
-	// out, and when the last packet arrived (on the monotonic clock; 0 if none did).
-	Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration)
+	// out, and when the last packet arrived and left (on the monotonic clock; 0 if none did).
+	Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration)
 	// Source returns the local address from which packets to remote leave; false if they
 	// do not, because there is no route or its link is down.
 	Source(remote netip.Addr) (netip.Addr, bool)
@@ -108,11 +108,19 @@ type Conn struct {
 	Encap       bool           // force UDP encapsulation even without a NAT
 	MOBIKE      bool           // let the SAs move to other addresses (RFC 4555)
 
-	DPDDelay     time.Duration // 0: no liveness checks
+	// DPDDelay is after what time a peer is asked whether it lives that has sent nothing
+	// authentic since a packet was sent to it; 0: never. A dead peer is so found at the latest
+	// DPDDelay and all retransmissions (165 s by default) after the first packet that it did
+	// not answer, or four times DPDDelay and the retransmissions after its last one where
+	// nothing was sent.
+	DPDDelay     time.Duration
+	Unique       UniquePolicy
+	Childless    Childless
 	KeyingTries  int           // attempts to establish; 0: for ever
 	RekeyTime    time.Duration // of the IKE SA; 0: never
-	OverTime     time.Duration // added to RekeyTime: the IKE SA is closed then
-	RandTime     time.Duration // random part subtracted from rekey times
+	ReauthTime   time.Duration // both sides authenticate anew, make before break; 0: never
+	OverTime     time.Duration // added to RekeyTime and ReauthTime: the IKE SA is closed then; 0: a tenth of the longer one
+	RandTime     time.Duration // random part subtracted from both
 	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
@@ -150,6 +158,13 @@ type Child struct {
 	RekeyTime    time.Duration
 	LifeTime     time.Duration // hard limit; 0: 110 % of RekeyTime
 	RandTime     time.Duration
+	RekeyBytes   uint64 // octets of inner packets in one direction, as the next; 0: no limit
+	LifeBytes    uint64 // hard limit; 0: 110 % of RekeyBytes
+	RandBytes    uint64 // random part subtracted from RekeyBytes
+	RekeyPackets uint64 // 0: no limit
+	LifePackets  uint64 // hard limit; 0: 110 % of RekeyPackets
+	RandPackets  uint64
+	Inactivity   time.Duration // closed when nothing has passed for so long; 0: never
 	ReplayWindow int
 	StartAction  StartAction
 	DPDAction    PeerAction
@@ -171,10 +186,12 @@ const (
 	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children)
 	CmdTerminate                      // close the SAs that Conn, Child, IKE and ChildID select
 	CmdAcquire                        // a packet (Flow) wants Conn's Child
+	CmdReauth                         // authenticate anew, make before break, the IKE SAs that Conn and IKE select
 	CmdRekey                          // rekey what Conn, Child, IKE and ChildID select
 	CmdMoved                          // an authentic packet of the CHILD SA with inbound SPI came along Path
 	CmdRedirect                       // send the peers of the IKE SAs that Conn and IKE select to Gateway
 	CmdInvalidSPI                     // a packet for SPI, which is no SA of ours, came along Path
+	CmdLimit                          // the pair with inbound SPI has reached its soft limit, or with Hard its hard one
 	CmdAddresses                      // this host's addresses, routes or links have changed
 	CmdUnreachable                    // the system knows no way along Path
 )
@@ -194,6 +211,7 @@ type Command struct {
 	Path    Path
 	Gateway Gateway
 	Force   bool // CmdTerminate of whole IKE SAs: do not wait for the peer
+	Hard    bool // CmdLimit
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -257,8 +275,8 @@ const (
 	EvChildDown                     // Child, ChildID, Err
 	EvChildRekeyed                  // Child, ChildID, Old
 	EvDone                          // a command ended: Tag, Err
-	EvInitiate                      // an attempt to establish starts; Count is its number
-	EvFailed                        // an attempt failed: Err; Delay until the next one, 0 if none
+	EvInitiate                      // an attempt to establish starts; Count is its number; Old is the IKE SA that is reauthenticated
+	EvFailed                        // an attempt failed: Err; Delay until the next one, 0 if none; Old as in EvInitiate
 	EvRetransmit                    // Count of this request so far
 	EvNotify                        // the peer reported an error: Err
 	EvRefused                       // we answered the peer with an error: Err
@@ -305,6 +323,7 @@ type SAInfo struct {
 	Suite             IKESuite
 	Established       time.Duration // on the monotonic clock; 0 while connecting
 	RekeyAt, ExpireAt time.Duration // 0: never
+	ReauthAt          time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
 	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)

@@ -3,6 +3,8 @@ package ike
 import (
 	"net/netip"
 	"time"
+
+	"postern/esp"
 )
 
 // IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA.
@@ -44,11 +46,32 @@ func (m *Machine) authSend(sa *ikeSA) {
 		m.destroy(sa, ErrNoSecret)
 		return
 	}
-	if len(sa.conns.wanted) == 0 {
+	if c.Childless == ChildlessForce && !sa.init.bare {
+		m.destroy(sa, ErrChildless)
+		return
+	}
+	var w wish
+	var old *childSA
+	bare := sa.init.bare && (c.Childless == ChildlessPrefer || c.Childless == ChildlessForce)
+	if !bare {
+		old = m.reauthNext(sa)
+	}
+	switch {
+	case bare:
+	case old != nil:
+		w.cfg, sa.init.target = old.cfg, old.unique
+	case len(sa.conns.wanted) > 0:
+		w = sa.conns.wanted[0]
+	case sa.init.bare && sa.reauth.old != 0:
+		bare = true // the old one has no CHILD SA either
+	default:
 		m.destroy(sa, ErrNoChild)
 		return
 	}
-	w := sa.conns.wanted[0]
+	if bare {
+		m.authTransmit(sa, secret)
+		return
+	}
 	spi, ok := m.allocSPI(false)
 	if !ok {
 		m.destroy(sa, ErrTableFull)
@@ -57,13 +80,22 @@ func (m *Machine) authSend(sa *ikeSA) {
 	sa.init.spiIn = spi
 	sa.init.child = w.cfg
 	sa.init.childTS = m.offerTS(sa, w.cfg, &w.flow)
+	if old != nil {
+		sa.init.childTS = [2][]esp.Selector{old.local, old.remote}
+	}
 	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
+	m.authTransmit(sa, secret)
+}
+
+// authTransmit sends the IKE_AUTH request with the CHILD SA of sa.init, if there is one.
+func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
+	c := sa.conn
 	sa.req = request{task: task{kind: taskAuth}}
 	idBody := sa.localID.appendBody(nil)
 	auth := sa.authData(secret.Key, sa.init.request, sa.nr, sa.keys.pi, idBody)
 	m.sendRequest(sa, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDi, sa.localID)
-		if !m.knows(sa, c.RemoteID) {
+		if c.Unique != UniqueNever && !m.knows(sa, c.RemoteID) {
 			b.Notify(NotifyInitialContact, ProtoNone, nil, nil)
 		}
 		if c.RemoteID != (ID{}) {
@@ -72,9 +104,11 @@ func (m *Machine) authSend(sa *ikeSA) {
 		b.Auth(AuthPSK, auth)
 		m.qcdNotify(b, sa)
 		m.askTicket(b, sa)
-		b.SA(sa.init.offered)
-		b.TS(PayloadTSi, sa.init.childTS[0])
-		b.TS(PayloadTSr, sa.init.childTS[1])
+		if sa.init.child != nil {
+			b.SA(sa.init.offered)
+			b.TS(PayloadTSi, sa.init.childTS[0])
+			b.TS(PayloadTSr, sa.init.childTS[1])
+		}
 		announceWindow(b)
 		m.mobikeOffer(b, sa)
 	})
@@ -114,9 +148,20 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		return
 	}
 	_, contact := m.msg.FindNotify(NotifyInitialContact)
-	req := peerCreate{kind: taskCreateChild, ni: sa.ni, nr: sa.nr}
+	contact = contact && sa.conn.Unique != UniqueNever
+	if m.unwanted(sa, contact) {
+		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: ErrUnique})
+		m.destroy(sa, ErrUnique)
+		return
+	}
+	req := peerCreate{kind: taskCreateChild, ni: sa.ni, nr: sa.nr, alone: contact}
 	var no *refusal
 	childless := m.msg.Find(PayloadSA) == nil
+	if childless && sa.conn.Childless == ChildlessNever || !childless && sa.conn.Childless == ChildlessForce {
+		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyInvalidSyntax, err: ErrChildless})
+		m.destroy(sa, ErrChildless)
+		return
+	}
 	if !childless {
 		no = m.parseCreate(sa, &req, true)
 	}
@@ -142,6 +187,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		if asked {
 			m.ticketNotify(b, sa)
 		}
+		m.writeLifetime(b, sa, sa.conn.ReauthTime)
 		if c != nil {
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
@@ -246,20 +292,21 @@ func (m *Machine) establish(sa *ikeSA) {
 
 // armLife sets the lifetimes and the liveness check of an IKE SA.
 func (m *Machine) armLife(sa *ikeSA) {
-	c := sa.conn
-	if c.RekeyTime > 0 {
+	m.armRekey(sa)
+	m.armReauth(sa)
+	if c := sa.conn; c.DPDDelay > 0 {
+		m.arm(sa, tLiveness, c.DPDDelay)
+	}
+}
+
+// armRekey sets when an IKE SA is rekeyed, and ends it a while after that.
+func (m *Machine) armRekey(sa *ikeSA) {
+	if c := sa.conn; c.RekeyTime > 0 {
 		soft := c.RekeyTime - m.random(c.RandTime)
 		m.arm(sa, tRekey, max(soft, time.Second))
 		sa.rekeyAt = sa.timers[tRekey]
-		over := c.OverTime
-		if over <= 0 {
-			over = c.RekeyTime / 10
-		}
-		m.arm(sa, tExpire, c.RekeyTime+over)
+		m.arm(sa, tExpire, c.RekeyTime+c.overTime())
 		sa.expireAt = sa.timers[tExpire]
-	}
-	if c.DPDDelay > 0 {
-		m.arm(sa, tLiveness, c.DPDDelay)
 	}
 }
 
@@ -272,6 +319,14 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 			refused = ErrNoAuth
 		}
 		m.destroy(sa, refused)
+		return
+	}
+	if sa.closeErr != nil { // given up meanwhile; who the peer is does not matter
+		m.answered(sa)
+		m.releaseSPI(sa.init.spiIn)
+		sa.init.wipe()
+		sa.state = StateEstablished
+		m.closeIKE(sa, sa.closeErr, nil)
 		return
 	}
 	peer, err := ParseID(idr.Body)
@@ -310,14 +365,12 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	}
 	sa.takeToken(m.sentToken())
 	m.mobikeAgree(sa, p)
-	s, cfg, spi, ts, offered := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered
+	s, cfg, spi, ts, offered, target := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered, sa.init.target
 	sa.init.spiIn = 0
-	var mine wish
-	if len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
+	mine := wish{cfg: cfg}
+	if cfg != nil && len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
 		mine = s.wanted[0]
 		s.wanted = s.wanted[1:]
-	} else {
-		mine = wish{cfg: cfg}
 	}
 	rest := s.wanted
 	s.wanted = nil
@@ -326,8 +379,19 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	sa.window.ours = maxWindow
 	sa.resume.with = nil
 	m.takeTicket(sa)
+	if n, ok := m.msg.FindNotify(NotifyAuthLifetime); ok {
+		m.readLifetime(sa, &n)
+	}
+	if cfg == nil {
+		m.resolveDuplicates(sa, false)
+		for _, w := range rest {
+			m.want(s, w)
+		}
+		m.arrived(sa)
+		return
+	}
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
-	sa.req.task = task{kind: taskCreateChild, cfg: cfg, waiters: mine.waiters}
+	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, waiters: mine.waiters}
 	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)
 	for _, w := range rest {
@@ -364,31 +428,35 @@ const atOnce = 5 * time.Second
 func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 	for i := range m.sas {
 		o := &m.sas[i]
-		if o == sa || o.state != StateEstablished || o.closeErr != nil ||
-			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) {
+		if o == sa || o.state != StateEstablished || o.closeErr != nil || sa.conn.Unique == UniqueNever ||
+			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) || o.unique == sa.reauth.old {
 			continue
 		}
 		both := o.conn == sa.conn && o.origin.ours != sa.origin.ours
+		if both && !contact && !sa.origin.ours && sa.conn.Unique != UniqueReplace && m.now.Mono-o.origin.at >= atOnce {
+			continue // the peer knows both, and what it wants: it may be reauthenticating
+		}
 		loser, winner := o, sa
 		switch {
 		case both && contact && m.now.Mono-o.origin.at >= atOnce:
 			// Most likely the peer has lost it; but it may have said so in a message that
 			// took long, so it gets a DELETE.
+		case both && !contact && !sa.origin.ours && m.now.Mono-o.origin.at >= atOnce:
+			m.replaceLater(o, sa)
+			continue
 		case both && sa.origin.spiI < o.origin.spiI:
 			loser, winner = sa, o
 		case both:
 		case contact:
 			m.destroy(o, ErrReplaced)
 			continue
+		case sa.conn.Unique == UniqueReplace && !sa.origin.ours:
+			m.replaceLater(o, sa)
+			continue
 		default:
 			continue
 		}
-		for j := range loser.tasks {
-			if t := &loser.tasks[j]; t.kind == taskCreateChild {
-				m.queue(winner, *t)
-				t.waiters = nil
-			}
-		}
+		m.handTasks(loser, winner)
 		m.closeIKE(loser, ErrReplaced, nil)
 	}
 }

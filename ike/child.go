@@ -31,6 +31,7 @@ type peerCreate struct {
 	spiOut  uint32
 	peerSPI uint64 // of the new IKE SA
 	ticket  bool   // a ticket is asked for
+	alone   bool   // the peer has said that it has no other IKE SA with us
 	spiIn   uint32
 }
 
@@ -78,6 +79,9 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 		}
 	case taskCreateChild:
 		req.ts = m.offerTS(sa, t.cfg, &t.flow)
+		if old := m.findChild(t.target); old != nil {
+			req.ts = [2][]esp.Selector{old.local, old.remote}
+		}
 		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
 	case taskRekeyIKE:
 		req.offered, req.group = sa.conn.Proposals, sa.suite.DH
@@ -305,6 +309,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		if s := m.stateOf(sa.conn); s != nil {
 			s.tries = 0
 		}
+		m.succeedChild(req.task.target, c)
 	}
 	m.dropOutdated(sa, c)
 	m.resolveTwins(sa, c)
@@ -435,6 +440,9 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 		return &refusal{t: NotifyInvalidSyntax, err: err}
 	}
 	if len(offered) > 0 && offered[0].Proto == ProtoIKE {
+		if no := m.flooded(sa, taskRekeyIKE); no != nil {
+			return no
+		}
 		return m.parseRekey(sa, req, offered)
 	}
 	if sa.req.active && sa.req.task.kind == taskRekeyIKE || sa.collision.slot != 0 {
@@ -453,6 +461,9 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 			return busy(ErrClosing)
 		}
 		req.target, req.cfg = c.unique, c.cfg
+	}
+	if no := m.flooded(sa, req.kind); no != nil {
+		return no
 	}
 	return m.parseCreate(sa, req, false)
 }
@@ -589,10 +600,11 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	if !ok {
 		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
 	}
+	before := m.ancestor(sa, req)
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
-		standby: req.kind == taskRekeyChild,
+		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {
 		m.env.FreeSPI(spi)
@@ -600,9 +612,13 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	}
 	if req.kind != taskRekeyChild {
 		m.announce(c, nil)
+		if before != nil {
+			m.armHeir(before, c)
+		}
 		return c, nil
 	}
 	old := m.findChild(req.target)
+	m.inheritUse(old, c)
 	if r := sa.outstanding(func(r *request) bool { return r.task.kind == taskRekeyChild && r.task.target == old.unique }); r != nil {
 		r.rival = c.unique // decided when our own is answered
 		return c, nil

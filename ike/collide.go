@@ -34,6 +34,7 @@ func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request, loses bool) 
 		m.closeChild(sa, c, ErrReplaced, nil)
 		return
 	}
+	m.inheritUse(old, c)
 	before := old
 	if rival != nil && rival.told {
 		before = rival
@@ -237,7 +238,10 @@ func (m *Machine) removeChild(c *childSA) {
 // the reason err, which was not the user's wish.
 func (m *Machine) childLost(c *childSA, err error) {
 	s := m.stateOf(c.conn)
-	if s == nil || err == ErrTerminated || err == ErrReplaced {
+	if heir := m.findChild(c.heir); heir != nil && heir.state != ChildDeleting {
+		return // that one carries the traffic
+	}
+	if s == nil || err == ErrTerminated || err == ErrReplaced || err == ErrInactive {
 		return
 	}
 	action := c.cfg.DPDAction
@@ -262,6 +266,9 @@ func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	s := m.stateOf(conn)
 	if s == nil || s.held[cfg] || !slices.Contains(conn.Children, cfg) {
 		return
+	}
+	if !m.callable(conn) {
+		return // the peer has to call us
 	}
 	for _, w := range s.wanted {
 		if w.cfg == cfg {

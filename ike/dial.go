@@ -77,6 +77,9 @@ func (m *Machine) singles(c *Conn) []netip.Addr {
 	return list
 }
 
+// callable tells whether a connection says where the peer is.
+func (m *Machine) callable(c *Conn) bool { return len(m.singles(c)) > 0 || len(c.RemoteNames) > 0 }
+
 // newRound takes the peer's addresses as they are now.
 func (m *Machine) newRound(s *connState) {
 	d := &s.dial
@@ -100,7 +103,7 @@ func (m *Machine) busy(s *connState) bool { return s.dial.waiting || m.attempt(s
 
 // hurried tells whether another address waits for this attempt to fail.
 func (sa *ikeSA) hurried() bool {
-	return sa.state == StateConnecting && sa.conns != nil && len(sa.conns.dial.addrs) > 1
+	return sa.state == StateConnecting && sa.conns != nil && sa.reauth.old == 0 && len(sa.conns.dial.addrs) > 1
 }
 
 // reached notes that an attempt of ours has led to the peer.
@@ -194,7 +197,7 @@ func (m *Machine) nextPath(s *connState) (Path, error) {
 // hastened repeats the request of an attempt at once, unless that happens soon anyway.
 func (m *Machine) hastened(sa *ikeSA) {
 	if at := sa.timers[tRetransmit]; at != never && at > m.now.Mono+time.Second {
-		m.arm(sa, tRetransmit, 0)
+		m.armRetransmit(sa, 0)
 		m.armPatience(sa)
 	}
 }

@@ -49,6 +49,9 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 			}
 		case PayloadNotify:
 			n, err := ParseNotify(pl.Body)
+			if err == nil {
+				m.readLifetime(sa, &n)
+			}
 			if err != nil || !n.Type.IsError() {
 				continue // unknown status notifies are to be ignored (section 3.10.1)
 			}

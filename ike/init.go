@@ -90,13 +90,19 @@ func (m *Machine) call(s *connState) {
 		m.attemptFailed(s, ErrTableFull)
 		return
 	}
-	sa.conn, sa.conns, sa.path, sa.dialled, sa.force = s.conn, s, p, addr, s.conn.Encap || m.encap
+	sa.dialled = addr
+	m.begin(s, sa, p)
+}
+
+// begin starts an attempt in the slot of sa along p.
+func (m *Machine) begin(s *connState, sa *ikeSA, p Path) {
+	sa.conn, sa.conns, sa.path, sa.force = s.conn, s, p, s.conn.Encap || m.encap
 	sa.req = request{active: true, task: task{kind: taskInit}, exchange: ExchangeInit}
 	sa.init.offered = s.conn.Proposals
 	sa.init.group = firstGroup(s.conn.Proposals)
 	sa.ni = m.nonce()
-	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1})
-	if m.resumeStart(sa, s) {
+	m.event(Event{Kind: EvInitiate, Conn: s.conn.Name, IKE: sa.unique, Path: p, Count: s.tries + 1, Old: sa.reauth.old})
+	if sa.reauth.old == 0 && m.resumeStart(sa, s) { // a ticket is no authentication
 		return
 	}
 	m.startWork(sa, laneOurs, jobInitPair, sa.init.group, nil, nil)
@@ -267,11 +273,11 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	var chosen Proposal
-	ok, force, fragment := false, false, false
+	ok, force, fragment, bare := false, false, false, false
 	for _, s := range m.conns {
 		if m.matches(s.conn, p) {
 			if chosen, ok = chooseProposal(s.conn.Proposals, offered, group, false); ok {
-				force, fragment = s.conn.Encap, s.conn.announces()
+				force, fragment, bare = s.conn.Encap, s.conn.announces(), s.conn.Childless != ChildlessNever
 				break
 			}
 		}
@@ -304,7 +310,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force || m.encap
 	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
-	sa.init.from = p.Remote
+	sa.init.from, sa.init.bare = p.Remote, bare
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
 	sa.frag.on = m.agreed(fragment)
@@ -351,6 +357,9 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	m.natNotifies(b, sa, sa.path)
 	if sa.frag.on {
 		fragmentNotify(b)
+	}
+	if sa.init.bare {
+		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
 	}
 	sa.init.response = b.Finish()
 	r.pair.wipe()
@@ -431,6 +440,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 		return
 	}
 	sa.spiR = h.SPIr
+	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
 	sa.nr = append([]byte(nil), nr.Body...)
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never

@@ -55,7 +55,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
 		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
-		installed: m.now.Mono,
+		installed: m.now.Mono, used: m.now.Mono,
 	}
 	c.timers.clear()
 	encr, integ := p.suite.KeyLens()
@@ -83,6 +83,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
 			Standby: dir == esp.Out && p.standby}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
+		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})
 	}
 	add(esp.In, c.spiIn, in)
@@ -96,6 +97,9 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 
 // armChildLife sets the lifetimes of a CHILD SA.
 func (m *Machine) armChildLife(c *childSA) {
+	if c.cfg.Inactivity > 0 {
+		m.armChild(c, tcIdle, c.cfg.Inactivity)
+	}
 	life := c.cfg.LifeTime
 	if soft := c.cfg.RekeyTime; soft > 0 {
 		if life == 0 {

@@ -107,7 +107,7 @@ func (m *Machine) closeConn(s *connState) {
 		switch {
 		case sa.state == StateConnecting && sa.conns == s:
 			sa.conns = nil
-			m.destroy(sa, ErrTerminated)
+			m.closeIKE(sa, ErrTerminated, nil)
 		case sa.state != StateFree && sa.conn == s.conn:
 			m.closeIKE(sa, ErrTerminated, nil)
 		}
@@ -392,7 +392,7 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdInitiate(&c, w)
 	case CmdTerminate:
 		err = m.cmdTerminate(&c, w)
-	case CmdRekey:
+	case CmdRekey, CmdReauth:
 		err = m.cmdRekey(&c, w)
 	case CmdMoved:
 		m.cmdMoved(&c)
@@ -400,6 +400,8 @@ func (m *Machine) Command(now Time, c Command) {
 		err = m.cmdRedirect(&c, w)
 	case CmdInvalidSPI:
 		m.cmdInvalidSPI(&c)
+	case CmdLimit:
+		m.cmdLimit(&c)
 	case CmdAddresses:
 		m.cmdAddresses()
 	case CmdUnreachable:
@@ -506,7 +508,12 @@ func (m *Machine) cmdRekey(c *Command, w *waiter) error {
 	whole := c.Child == "" && c.ChildID == 0
 	for i := range m.sas {
 		sa := &m.sas[i]
-		if sa.state != StateEstablished || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+		if sa.state != StateEstablished || c.Kind == CmdReauth && sa.closeErr != nil || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole && c.Kind == CmdReauth {
+			found = true
+			m.reauthenticate(sa)
 			continue
 		}
 		if whole {

@@ -13,18 +13,19 @@ import (
 // host is one end of a loss-free wire without delay, for tests of single exchanges. The
 // simulation with loss, reordering and time is in package iketest.
 type host struct {
-	t      testing.TB
-	m      *Machine
-	rnd    *rand.Rand
-	addr   netip.Addr
-	addrs  []netip.Addr // all; nil: unknown
-	spis   map[uint32]bool
-	sas    map[uint32]*ChildSA // by SPI and direction: inbound as it is, outbound complemented
-	events []Event
-	out    []Output
-	mangle func(*Output) bool                      // false drops a datagram
-	dns    func(name string) ([]netip.Addr, error) // nil: lookups are counted and not answered
-	asked  int
+	t               testing.TB
+	m               *Machine
+	rnd             *rand.Rand
+	addr            netip.Addr
+	addrs           []netip.Addr // all; nil: unknown
+	spis            map[uint32]bool
+	sas             map[uint32]*ChildSA // by SPI and direction: inbound as it is, outbound complemented
+	events          []Event
+	out             []Output
+	mangle          func(*Output) bool                      // false drops a datagram
+	dns             func(name string) ([]netip.Addr, error) // nil: lookups are counted and not answered
+	asked           int
+	lastIn, lastOut time.Duration // of all CHILD SAs
 
 	outputs func(*Output) // sees each output, if set
 }
@@ -48,7 +49,9 @@ func (h *host) FreeSPI(spi uint32) {
 	delete(h.spis, spi)
 }
 
-func (h *host) Usage(uint32) (in, out esp.Usage, last time.Duration) { return }
+func (h *host) Usage(uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
+	return in, out, h.lastIn, h.lastOut
+}
 
 func (h *host) Source(netip.Addr) (netip.Addr, bool) { return h.addr, true }
 

@@ -167,8 +167,12 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if sa.state == StateDeleting && sa.req.tries > deleteTries {
 		more = false
 	}
+	if !more && sa.req.task.kind == taskRekeyIKE && sa.collision.slot != 0 {
+		m.createFailed(sa, ErrTimeout) // the IKE SA that the peer's rekeying has made may be alive
+		return
+	}
 	if !more {
-		m.giveUp(sa)
+		m.unheard(sa)
 		return
 	}
 	m.armRetransmit(sa, d)
@@ -181,8 +185,8 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	m.detour(sa)
 }
 
-// giveUp ends an IKE SA whose peer does not answer.
-func (m *Machine) giveUp(sa *ikeSA) {
+// unheard ends an IKE SA whose peer does not answer.
+func (m *Machine) unheard(sa *ikeSA) {
 	err := ErrTimeout
 	if i := sa.collision.slot - 1; i >= 0 {
 		if m.sas[i].state == StateEstablished {

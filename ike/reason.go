@@ -12,6 +12,7 @@ var (
 	ErrTerminated    = errors.New("terminated")
 	ErrReplaced      = errors.New("replaced by another one")
 	ErrPeerDeleted   = errors.New("deleted by the peer")
+	ErrInactive      = errors.New("nothing has passed for its inactivity time")
 	ErrLifetime      = errors.New("lifetime is over")
 	ErrPeerRestarted = errors.New("the peer has restarted and does not have the SA any more")
 	ErrTimeout       = errors.New("the peer does not answer; check its address, that it runs, and that UDP ports 500 and 4500 pass")
@@ -41,6 +42,13 @@ var (
 	ErrAuthMethod = errors.New("the peer authenticates by another method than a pre-shared key")
 	ErrClosing    = errors.New("the SA in question is being closed")
 	ErrRekeying   = errors.New("the IKE SA is being rekeyed")
+
+	ErrChildless = errors.New("one side wants the IKE SA without a CHILD SA at first and the other does not; compare childless of both sides")
+	ErrUnique    = errors.New("the peer is connected from another address, and unique is keep")
+
+	ErrTooOften   = errors.New("the peer asks for new keys or CHILD SAs too often")
+	ErrNotDeleted = errors.New("the peer does not delete the SAs that it replaces")
+	ErrTooMany    = errors.New("the peer has too many CHILD SAs already")
 
 	ErrUnprotected    = errors.New("message is not encrypted")
 	ErrUnknownSPI     = errors.New("unknown SPI")

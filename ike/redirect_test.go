@@ -133,6 +133,7 @@ func TestSessionIsRedirectedWithoutAGap(t *testing.T) {
 	if got := peerOf(t, p.a); got != otherGateway {
 		t.Fatalf("the client is connected to %v, want %v", got, otherGateway)
 	}
+	p.pass(2 * linger)
 	p.same(1)
 	if least < 1 {
 		t.Fatal("between the two gateways the client had no CHILD SA")

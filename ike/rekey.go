@@ -184,6 +184,8 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.redirect, nsa.frag = sa.redirect, sa.frag.inherit()
 	nsa.localID, nsa.peerID, nsa.force = sa.localID, sa.peerID, sa.force
 	m.mobikeInherit(sa, nsa)
+	nsa.reauth.at, nsa.reauth.asked, nsa.reauth.tries = sa.reauth.at, sa.reauth.asked, sa.reauth.tries
+	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	return nil
@@ -203,6 +205,13 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 	if newer && !nsa.mobike.checking {
 		m.moveChildren(nsa)
 	}
+	for i := range m.sas {
+		if o := &m.sas[i]; o.reauth.old == sa.unique {
+			o.reauth.old = nsa.unique
+		}
+	}
+	nsa.reauth.old, nsa.reauth.tried = sa.reauth.old, sa.reauth.tried
+	sa.reauth.old = 0
 	tasks := sa.tasks
 	sa.tasks = nil
 	for _, t := range tasks {
@@ -250,6 +259,6 @@ func (m *Machine) adoptRival(sa *ikeSA) {
 // await leaves a replaced IKE SA to the peer's DELETE.
 func (m *Machine) await(sa *ikeSA) {
 	sa.state, sa.closeErr = StateRekeyed, ErrReplaced
-	sa.timers[tRekey], sa.timers[tLiveness] = never, never
+	sa.timers[tRekey], sa.timers[tReauth], sa.timers[tLiveness] = never, never, never
 	m.arm(sa, tExpire, rekeyedMax)
 }

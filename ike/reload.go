@@ -9,7 +9,8 @@ import (
 // A new configuration touches what it changes, and nothing else:
 //
 //   - what only says when something is done (lifetimes, liveness checks, retransmission,
-//     actions) is taken over in place
+//     actions), or how the next IKE SA begins, is taken over in place; limits in packets and
+//     octets belong to keys, so a change of them brings new keys soon
 //   - a child that is added, removed or changed otherwise costs its own CHILD SAs; a changed
 //     one is negotiated anew before the old one is deleted
 //   - a connection that is changed otherwise (identities, secret, proposals, addresses that
@@ -45,7 +46,8 @@ func (c *Conn) essence() Conn {
 	e := *c
 	e.LocalAddrs, e.RemoteAddrs, e.RemoteNames, e.Children = nil, nil, nil, nil
 	e.DPDDelay, e.KeyingTries = 0, 0
-	e.RekeyTime, e.OverTime, e.RandTime = 0, 0, 0
+	e.RekeyTime, e.ReauthTime, e.OverTime, e.RandTime = 0, 0, 0, 0
+	e.Unique, e.Childless = 0, 0
 	e.RetryTimeout, e.RetryBase, e.RetryTries, e.RetryLimit, e.RetryJitter = 0, 0, 0, 0, 0
 	e.FragmentSize, e.Resumption, e.IgnoreRedirects, e.RedirectTo = 0, false, false, Gateway{}
 	return e
@@ -54,7 +56,9 @@ func (c *Conn) essence() Conn {
 // essence returns what of a child its CHILD SAs are made of.
 func (c *Child) essence() Child {
 	e := *c
-	e.RekeyTime, e.LifeTime, e.RandTime = 0, 0, 0
+	e.RekeyTime, e.LifeTime, e.RandTime, e.Inactivity = 0, 0, 0, 0
+	e.RekeyBytes, e.LifeBytes, e.RandBytes = 0, 0, 0
+	e.RekeyPackets, e.LifePackets, e.RandPackets = 0, 0, 0
 	e.StartAction, e.DPDAction, e.CloseAction = 0, 0, 0
 	return e
 }
@@ -138,6 +142,9 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 		if before.RekeyTime != o.RekeyTime || before.LifeTime != o.LifeTime || before.RandTime != o.RandTime {
 			m.childLifeChanged(o)
 		}
+		if before.Inactivity != o.Inactivity || before.volumes() != o.volumes() {
+			m.useChanged(o, before.volumes() != o.volumes())
+		}
 	}
 	*s.conn = *c
 	s.conn.Children = kids
@@ -146,8 +153,11 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 		if sa.conn != s.conn || sa.state != StateEstablished || sa.closeErr != nil {
 			continue
 		}
-		if was.RekeyTime != c.RekeyTime || was.OverTime != c.OverTime || was.RandTime != c.RandTime {
+		if was.RekeyTime != c.RekeyTime || was.ReauthTime != c.ReauthTime || was.OverTime != c.OverTime || was.RandTime != c.RandTime {
 			m.lifeChanged(sa)
+		}
+		if was.ReauthTime != c.ReauthTime && c.ReauthTime > 0 && !sa.origin.ours {
+			m.queue(sa, task{kind: taskAuthLifetime}) // the peer has to know
 		}
 		if was.DPDDelay != c.DPDDelay {
 			sa.timers[tLiveness] = never
@@ -169,8 +179,55 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 func (m *Machine) lifeChanged(sa *ikeSA) {
 	sa.timers[tRekey], sa.timers[tExpire] = never, never
 	sa.rekeyAt, sa.expireAt = 0, 0
-	m.armLife(sa)
+	m.armRekey(sa)
 	m.aged(sa.established, &sa.timers[tRekey], &sa.timers[tExpire], &sa.rekeyAt, &sa.expireAt)
+	m.reauthChanged(sa)
+}
+
+// reauthChanged does the same for its reauthentication, counted from the first one. The time
+// that the peer has set stays.
+func (m *Machine) reauthChanged(sa *ikeSA) {
+	sa.timers[tReauth] = never
+	sa.reauth.at = sa.reauth.asked
+	if c := sa.conn; c.ReauthTime > 0 {
+		soft, hard := m.now.Mono+c.ReauthTime, m.now.Mono+c.ReauthTime+c.overTime()
+		if sa.origin.ours {
+			soft -= m.random(c.RandTime)
+		}
+		m.aged(sa.origin.at, &soft, &hard, &soft, &hard)
+		if sa.reauth.at == 0 || soft < sa.reauth.at {
+			sa.reauth.at = soft
+		}
+		if hard < sa.timers[tExpire] {
+			sa.timers[tExpire], sa.expireAt = hard, hard
+		}
+	}
+	if sa.reauth.at != 0 {
+		m.arm(sa, tReauth, max(sa.reauth.at-m.now.Mono, time.Second))
+	}
+}
+
+// useChanged gives the CHILD SAs of a child its new Inactivity, and if its limits in packets
+// or octets are others, has them rekeyed soon: each has the limits of its keys.
+func (m *Machine) useChanged(cfg *Child, limits bool) {
+	for i := range m.children {
+		c := &m.children[i]
+		if c.cfg != cfg || c.state != ChildInstalled && c.state != ChildRekeying {
+			continue
+		}
+		c.timers[tcIdle] = never
+		if cfg.Inactivity > 0 {
+			m.armChild(c, tcIdle, 0) // which sees how long it is
+		}
+		if at := m.now.Mono + m.random(lifeMin); limits && at < c.timers[tcRekey] {
+			m.armChild(c, tcRekey, at-m.now.Mono)
+		}
+	}
+}
+
+// volumes returns the limits of a child in octets and packets.
+func (c *Child) volumes() [6]uint64 {
+	return [...]uint64{c.RekeyBytes, c.LifeBytes, c.RandBytes, c.RekeyPackets, c.LifePackets, c.RandPackets}
 }
 
 // childLifeChanged does the same for the CHILD SAs of a child.
@@ -183,6 +240,9 @@ func (m *Machine) childLifeChanged(cfg *Child) {
 		c.timers[tcRekey], c.timers[tcExpire] = never, never
 		c.rekeyAt, c.expireAt = 0, 0
 		m.armChildLife(c)
+		if cfg.Inactivity > 0 {
+			m.armChild(c, tcIdle, 0)
+		}
 		m.aged(c.installed, &c.timers[tcRekey], &c.timers[tcExpire], &c.rekeyAt, &c.expireAt)
 	}
 }
@@ -303,11 +363,12 @@ func (m *Machine) supersede(s, n *connState) bool {
 			}
 		}
 	}
-	if len(wishes) == 0 || len(m.singles(n.conn)) == 0 && len(n.conn.RemoteNames) == 0 {
+	if len(wishes) == 0 || !m.callable(n.conn) {
 		return false
 	}
 	for _, sa := range list {
-		sa.timers[tRekey], sa.timers[tLiveness] = never, never
+		sa.timers[tRekey], sa.timers[tReauth], sa.timers[tLiveness] = never, never, never
+		sa.reauth.old, sa.reauth.tried = 0, nil
 		m.arm(sa, tExpire, replaceMax)
 	}
 	for i := range m.sas {

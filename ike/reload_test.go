@@ -145,9 +145,9 @@ func TestReloadTakesLivenessChecksOver(t *testing.T) {
 	n := 0
 	p.a.mangle = func(*Output) bool { n++; return true }
 	p.reload(p.a, func(c *Conn, _ *Secret) { c.DPDDelay = 10 * time.Second })
-	p.pass(65 * time.Second)
+	p.pass((6*idleDelays + 2) * 10 * time.Second)
 	if n != 6 {
-		t.Errorf("%d checks in 65 s after dpd_delay became 10 s, want 6", n)
+		t.Errorf("%d checks in six times idleDelays after dpd_delay became 10 s, want 6", n)
 	}
 	p.reload(p.a, func(c *Conn, _ *Secret) { c.DPDDelay = 0 })
 	n = 0
@@ -169,7 +169,7 @@ func TestReloadOfTheSecretIsMakeBeforeBreak(t *testing.T) {
 	other := func(_ *Conn, s *Secret) { s.Key = []byte("another secret of the two") }
 	p.b.m.secrets = []Secret{{IDs: p.b.m.secrets[0].IDs, Key: []byte("another secret of the two")}}
 	p.reload(p.a, other)
-	p.pass(time.Second)
+	p.pass(linger + time.Second)
 	p.same(3)
 	if least < 6 {
 		t.Errorf("for a while there were only %d simplex SAs of 6", least)

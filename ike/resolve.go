@@ -205,7 +205,7 @@ func (m *Machine) unresolved(c *Conn) error {
 // peer's names do not have any more.
 func (m *Machine) checkMoved(s *connState) {
 	old := m.established(s.conn)
-	if old == nil || !old.origin.ours || !old.origin.dialled.IsValid() || s.dial.moving || m.busy(s) || m.awaits(s.conn) {
+	if old == nil || !old.origin.ours || !old.origin.dialled.IsValid() || s.dial.moving || m.busy(s) || m.awaits(s.conn) || m.reauthing(s.conn) {
 		return
 	}
 	for _, n := range m.namesOf(s.conn) {

@@ -157,7 +157,7 @@ func TestMovedRecordMovesTheTunnelMakeBeforeBreak(t *testing.T) {
 	lowest := len(p.a.sas)
 	p.a.mangle = func(o *Output) bool { lowest = min(lowest, len(p.a.sas)); return true }
 	p.a.events = nil
-	p.pass(nameRefresh + time.Second)
+	p.pass(nameRefresh + linger + time.Second)
 	p.same(2)
 	if lowest < 4 {
 		t.Errorf("for a while there were only %d simplex SAs of 4: the old ones went before the new ones came", lowest)
@@ -199,6 +199,7 @@ func TestSilentPeerMakesUsLookItsNameUp(t *testing.T) {
 	p := byName(t, &dns, func(a, b *Conn) { b.LocalAddrs, a.DPDDelay, a.RetryTimeout = nil, 10*time.Second, time.Second })
 	p.up()
 	dns = addrs("192.0.2.99")
+	p.a.lastOut = p.now.Mono + time.Millisecond                                 // a packet that gets no answer
 	p.a.mangle = func(o *Output) bool { return o.Path.Remote.Addr() == dns[0] } // the old address is dead
 	p.pass(11*time.Second + time.Millisecond)                                   // liveness check, and its first repetition
 	found := false

@@ -52,6 +52,10 @@ type ikeSA struct {
 	expireAt    time.Duration
 	lastIn      time.Duration // when the last authentic message came
 
+	reauth    reauthState
+	live      livenessState
+	flood     floodState
+	replaced  bool // ends because of UniqueReplace
 	collision ikeCollision
 	frag      fragments
 	window    window
@@ -85,6 +89,8 @@ type initState struct {
 	tried    string         // the connection that the peer's identity is of
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
+	bare     bool              // the peer supports an IKE SA without a CHILD SA, and so do we
+	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
 }
 
 // childSA is one slot of the CHILD SA table: a pair of ESP SAs.
@@ -106,11 +112,13 @@ type childSA struct {
 	outGone  bool // the outbound SA is deleted already
 	told     bool // an event has said that it is up, and none that it is not
 	heir     uint32
+	mbb      heirState
 	nonceLow []byte // the lower nonce of its exchange, for collisions
 	timers   childDeadlines
 	waiters  []*waiter
 
 	installed time.Duration
+	used      time.Duration // when it was installed, or the one that it replaces was used last
 	rekeyAt   time.Duration
 	expireAt  time.Duration
 }
@@ -298,6 +306,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	}
 	was := sa.state
 	m.ticketEnds(sa, err)
+	m.bequeath(sa)
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			if c.state == ChildInstalled || c.state == ChildRekeying {
@@ -329,7 +338,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	if sa.told {
 		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
-	waiters, s := sa.waiters, sa.conns
+	waiters, s, old := sa.waiters, sa.conns, sa.reauth.old
 	m.releaseSPI(sa.init.spiIn)
 	m.releaseSPI(sa.peer.spiIn)
 	sa.init.pair.wipe()
@@ -344,7 +353,11 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		err = nil
 	}
 	m.settle(waiters, err)
-	if was == StateConnecting && s != nil {
+	switch {
+	case was != StateConnecting || s == nil:
+	case old != 0:
+		m.reauthFailed(s, old, err)
+	default:
 		m.attemptFailed(s, err)
 	}
 }
@@ -373,7 +386,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
-			Established: sa.established, RekeyAt: sa.rekeyAt, ExpireAt: sa.expireAt, Window: sa.window.size(),
+			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
 		}
 		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
 		for _, t := range sa.tasks {

@@ -20,14 +20,15 @@ const (
 	taskDeleteIKE
 	taskLiveness
 	taskRedirect
-	taskTell      // what the peer should know, in notifies
-	taskUpdate    // our addresses have changed
-	taskRoutable  // is the peer where it says?
-	taskAddresses // our further addresses have changed
+	taskTell         // what the peer should know, in notifies
+	taskUpdate       // our addresses have changed
+	taskRoutable     // is the peer where it says?
+	taskAddresses    // our further addresses have changed
+	taskAuthLifetime // when the peer has to authenticate again
 )
 
 var taskNames = [...]string{"IKE_INIT", "IKE_AUTH", "CHILD_CREATE", "CHILD_REKEY", "CHILD_DELETE", "IKE_REKEY", "IKE_DELETE", "IKE_DPD",
-	"IKE_REDIRECT", "IKE_TELL", "IKE_MOBIKE", "IKE_MOBIKE", "IKE_MOBIKE"}
+	"IKE_REDIRECT", "IKE_TELL", "IKE_MOBIKE", "IKE_MOBIKE", "IKE_MOBIKE", "IKE_AUTH_LIFETIME"}
 
 // String returns charon's name of the task.
 func (k taskKind) String() string { return enumName(taskNames[:], int(k), "TASK") }
@@ -93,6 +94,9 @@ func (m *Machine) again(sa *ikeSA, t task) {
 // runTasks starts the next tasks of every IKE SA whose window has room.
 func (m *Machine) runTasks() {
 	for i := range m.sas {
+		m.reauthStep(&m.sas[i]) // may give other IKE SAs something to do
+	}
+	for i := range m.sas {
 		sa := &m.sas[i]
 		for len(sa.tasks) > 0 && (sa.state == StateEstablished || sa.state == StateRekeyed) {
 			j := m.nextTask(sa)
@@ -128,6 +132,10 @@ func (m *Machine) start(sa *ikeSA, t task) {
 		sa.state = StateDeleting
 		sa.req.task = t
 		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoIKE, nil) })
+	case taskAuthLifetime:
+		sa.req.task = t
+		left := max(sa.expireAt-m.now.Mono, 0)
+		m.sendRequest(sa, ExchangeInformational, func(b *Builder) { m.writeLifetime(b, sa, left) })
 	case taskLiveness:
 		m.livenessStart(sa, t)
 	case taskRedirect:
@@ -173,6 +181,29 @@ func (m *Machine) abandon(sa *ikeSA) {
 	m.destroy(sa, ErrTerminated)
 }
 
+// giveUp ends an attempt whose IKE_AUTH is under way, if it is one: the peer may have the IKE
+// SA already, and nobody would tell it. Nobody waits for the answer, on which it is deleted.
+func (m *Machine) giveUp(sa *ikeSA, err error) bool {
+	if !sa.initiator || !sa.req.active || sa.req.exchange != ExchangeAuth {
+		return false
+	}
+	if sa.closeErr != nil {
+		return true
+	}
+	s, old := sa.conns, sa.reauth.old
+	sa.closeErr, sa.conns, sa.reauth.old = err, nil, 0
+	m.settle(sa.waiters, nil)
+	sa.waiters = nil
+	switch {
+	case s == nil:
+	case old != 0:
+		m.reauthFailed(s, old, nil)
+	default:
+		m.attemptFailed(s, nil)
+	}
+	return true
+}
+
 // closeIKE ends an IKE SA in agreement with the peer. w, if any, learns of the end.
 func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	if w != nil {
@@ -180,7 +211,9 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 	}
 	switch sa.state {
 	case StateConnecting:
-		m.destroy(sa, err)
+		if !m.giveUp(sa, err) {
+			m.destroy(sa, err)
+		}
 	case StateEstablished, StateRekeyed:
 		if sa.mobike.stranded {
 			m.destroy(sa, err) // the peer cannot be told
@@ -199,39 +232,6 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 			m.settle(t.waiters, err)
 		}
 		sa.tasks = append(sa.tasks[:0], task{kind: taskDeleteIKE})
-		sa.timers[tRekey], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never
-	}
-}
-
-// checkLiveness asks a peer that has been silent for the connection's DPDDelay whether
-// it is there (RFC 7296 section 2.4). Packets through any of its CHILD SAs are as good
-// as an answer.
-func (m *Machine) checkLiveness(sa *ikeSA) {
-	if sa.mobike.moved && sa.state == StateEstablished && sa.conn != nil {
-		sa.mobike.moved = false
-		m.reestablish(sa, ErrAddressGone)
-		return
-	}
-	if sa.state != StateEstablished || sa.conn == nil || sa.conn.DPDDelay <= 0 {
-		return
-	}
-	last := max(sa.lastIn, sa.established)
-	for i := range m.children {
-		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
-			_, _, in := m.env.Usage(c.spiIn)
-			last = max(last, in)
-		}
-	}
-	if idle := m.now.Mono - last; idle < sa.conn.DPDDelay {
-		if _, back := m.wayBack(sa); back && !sa.req.active && len(sa.tasks) == 0 {
-			m.queue(sa, task{kind: taskLiveness})
-			idle = 0
-		}
-		m.arm(sa, tLiveness, sa.conn.DPDDelay-idle)
-		return
-	}
-	m.arm(sa, tLiveness, sa.conn.DPDDelay)
-	if !sa.req.active && len(sa.tasks) == 0 {
-		m.queue(sa, task{kind: taskLiveness})
+		sa.timers[tRekey], sa.timers[tReauth], sa.timers[tExpire], sa.timers[tLiveness] = never, never, never, never
 	}
 }

@@ -8,6 +8,9 @@ import (
 // never is the deadline of a timer that is off.
 const never = time.Duration(math.MaxInt64)
 
+// expireGrace is how long an IKE SA whose hard lifetime is over may take to tell the peer.
+const expireGrace = 5 * time.Second
+
 // saTimer names a deadline of an IKE SA.
 type saTimer uint8
 
@@ -16,6 +19,7 @@ const (
 	tConnect                   // an unfinished responder is forgotten
 	tLiveness                  // the peer may be silent
 	tRekey                     // soft lifetime
+	tReauth                    // soft lifetime of the authentication
 	tExpire                    // hard lifetime
 	tTask                      // a task that was put off may run
 	tFragments                 // an incomplete message is forgotten
@@ -31,6 +35,7 @@ const (
 	tcRekey  childTimer = iota // soft lifetime
 	tcExpire                   // hard lifetime
 	tcUse                      // a standby outbound SA is used without the peer's word
+	tcIdle                     // nothing may have passed for long
 	tcGone                     // a replaced inbound SA has lingered long enough
 	numChildTimers
 )
@@ -148,13 +153,19 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		if sa.state == StateEstablished {
 			m.queue(sa, task{kind: taskRekeyIKE})
 		}
+	case tReauth:
+		m.reauthDue(sa)
 	case tExpire:
-		if sa.state == StateEstablished {
-			err := ErrLifetime
-			if m.stateOf(sa.conn) == nil {
-				err = ErrTerminated // it has outlived its configuration
+		if sa.state == StateEstablished && sa.closeErr == nil {
+			why := ErrLifetime
+			switch {
+			case sa.replaced:
+				why = ErrReplaced
+			case m.stateOf(sa.conn) == nil:
+				why = ErrTerminated // it has outlived its configuration
 			}
-			m.closeIKE(sa, err, nil)
+			m.closeIKE(sa, why, nil)
+			m.arm(sa, tExpire, expireGrace) // whether the peer answers or not
 		} else {
 			m.destroy(sa, ErrLifetime)
 		}
@@ -193,7 +204,11 @@ func (m *Machine) fireChild(c *childSA, t childTimer) {
 			m.removeChild(c)
 		}
 	case tcUse:
-		m.useChild(c)
+		if m.heirReady(c) {
+			m.useChild(c)
+		}
+	case tcIdle:
+		m.checkIdle(c)
 	case tcGone:
 		m.removeChild(c)
 	}

@@ -76,6 +76,11 @@ func (sa *ikeSA) outstanding(match func(*request) bool) *request {
 	return nil
 }
 
+// idle tells whether we have no request under way and none to send.
+func (sa *ikeSA) idle() bool {
+	return !sa.req.active && len(sa.window.parked) == 0 && len(sa.tasks) == 0
+}
+
 // rivaled returns our rekeying that the peer's CHILD SA of that number collides with, or nil.
 func (sa *ikeSA) rivaled(unique uint32) *request {
 	return sa.outstanding(func(r *request) bool { return r.rival == unique })

@@ -47,11 +47,16 @@ func (l *loader) check(root *node) {
 // finishConn fills in the defaults of a connection.
 func (l *loader) finishConn(c *conn) {
 	if c.t.get("over_time") == nil {
-		c.OverTime = c.RekeyTime / 10
+		c.OverTime = max(c.RekeyTime, c.ReauthTime) / 10
 	}
 	if c.t.get("rand_time") == nil {
 		// Never more than half, so that a short rekey_time does not rekey at once.
-		c.RandTime = min(c.OverTime, c.RekeyTime/2)
+		c.RandTime = c.OverTime
+		for _, t := range []time.Duration{c.RekeyTime, c.ReauthTime} {
+			if t > 0 {
+				c.RandTime = min(c.RandTime, t/2)
+			}
+		}
 	}
 	if c.t.get("proposals") == nil {
 		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoIKE, l.order))
@@ -75,6 +80,14 @@ func (l *loader) finishChild(c *child) {
 	}
 	if c.t.get("rand_time") == nil {
 		c.RandTime = max(0, min(c.LifeTime-c.RekeyTime, c.RekeyTime/2))
+	}
+	for _, v := range c.volumes() {
+		if c.t.get("life_"+v.name) == nil {
+			*v.life = *v.rekey + *v.rekey/10
+		}
+		if c.t.get("rand_"+v.name) == nil {
+			*v.rand = min(max(*v.life, *v.rekey)-*v.rekey, *v.rekey/2)
+		}
 	}
 	// What is started is kept up: a tunnel that stays down after the peer went away for
 	// a minute is what people complain of most.
@@ -116,6 +129,10 @@ func (l *loader) checkConn(c *conn) {
 	if good(c.t, "rekey_time", "rand_time", "over_time") && c.RekeyTime > 0 && c.RandTime >= c.RekeyTime {
 		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
 			span(c.RandTime), span(c.RekeyTime))
+	}
+	if good(c.t, "reauth_time", "rand_time", "over_time") && c.ReauthTime > 0 && c.RandTime >= c.ReauthTime {
+		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than reauth_time %s",
+			span(c.RandTime), span(c.ReauthTime))
 	}
 	if c.idsGood() && c.LocalID != (ike.ID{}) && c.LocalID == c.RemoteID {
 		l.problem(where(c.remoteID.t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
@@ -182,8 +199,42 @@ func (l *loader) checkChild(c *child) {
 		}
 		l.warn(where(c.t, "replay_window"), hint, "replayed packets are not noticed")
 	}
+	l.checkVolumes(c)
+	if good(c.t, "inactivity", "start_action") && c.Inactivity > 0 && c.StartAction == ike.StartStart {
+		l.problem(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,
+			"inactivity closes what start_action \"start\" keeps up for ever")
+	}
 	l.checkActions(c)
 	l.checkSelectors(c)
+}
+
+// volumes are the limits of a child other than those of time.
+func (c *child) volumes() []volume {
+	return []volume{
+		{"bytes", &c.RekeyBytes, &c.LifeBytes, &c.RandBytes},
+		{"packets", &c.RekeyPackets, &c.LifePackets, &c.RandPackets},
+	}
+}
+
+type volume struct {
+	name              string
+	rekey, life, rand *uint64
+}
+
+// checkVolumes notes limits in octets and packets that leave no room for new keys.
+func (l *loader) checkVolumes(c *child) {
+	for _, v := range c.volumes() {
+		if !good(c.t, "rekey_"+v.name) || *v.rekey == 0 {
+			continue
+		}
+		if good(c.t, "life_"+v.name) && *v.life <= *v.rekey {
+			l.problem(where(c.t, "life_"+v.name), "make life_"+v.name+" larger, or leave it out to get 110 % of rekey_"+v.name,
+				"life_%s %d is not more than rekey_%s %d", v.name, *v.life, v.name, *v.rekey)
+		} else if good(c.t, "rand_"+v.name) && *v.rand >= *v.rekey {
+			l.problem(where(c.t, "rand_"+v.name), "make rand_"+v.name+" the smaller one",
+				"rand_%s %d is not less than rekey_%s %d", v.name, *v.rand, v.name, *v.rekey)
+		}
+	}
 }
 
 func offersESN(ps []ike.Proposal) bool {

@@ -214,6 +214,30 @@ id = "b.example"
 [connections.a.children.c]
 remote_ts = ["10.2.0.0/24"]
 `},
+		{"order of reauthentication", baseSecret + `
+[connections.a]
+reauth_time = "10m"
+rand_time = "10m"                  #! rand_time 10m is not less than reauth_time 10m; make rand_time the shorter one
+[connections.a.remote]
+id = "b.example"
+` + baseChild},
+		{"idle and for ever", baseSecret + baseConn + baseChild + `
+start_action = "start"
+inactivity = "10m"                 #! inactivity closes what start_action "start" keeps up for ever; write start_action = "trap"
+`},
+		{"order of volumes", baseSecret + baseConn + baseChild + `
+rekey_bytes = "20M"
+life_bytes = 20000000              #! life_bytes 20000000 is not more than rekey_bytes 20971520; make life_bytes larger
+rekey_packets = 1000
+rand_packets = 1000                #! rand_packets 1000 is not less than rekey_packets 1000; make rand_packets the smaller one
+`},
+		{"volumes", baseSecret + baseConn + baseChild + `
+rekey_bytes = 9999                 #! rekey_bytes "9999" is too little; use 0 for no limit, or 10000 and more
+life_bytes = "5T"                  #! life_bytes "5T" is not a number of octets or packets
+rand_bytes = "9999999999G"         #! rand_bytes "9999999999G" is not a number
+rekey_packets = -100               #! rekey_packets "-100" is not a number
+life_packets = "k"                 #! life_packets "k" is not a number
+`},
 		{"words", baseSecret + `
 [connections.a]
 remote_addrs = ["198.51.100.7"]

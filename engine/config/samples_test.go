@@ -105,6 +105,14 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 		"daemon.state_dir": true, "daemon.qcd": true, "connections.NAME.resumption": true,
 		"connections.NAME.follow_redirects": true, "connections.NAME.redirect_to": true,
 	}
+	for _, key := range []string{"reauth_time", "unique", "childless", "children.CHILD.inactivity"} {
+		rare["connections.NAME."+key] = true
+	}
+	for _, v := range (&child{Child: new(ike.Child)}).volumes() {
+		for _, what := range []string{"rekey_", "life_", "rand_"} {
+			rare[childSection.path+"."+what+v.name] = true
+		}
+	}
 	rootSection.each(func(sec *section) {
 		for _, k := range sec.keys {
 			name := sec.path + "." + k.name

@@ -46,6 +46,7 @@ var (
 	aText     = &typ{[]kind{kindString}, `a text in quotes`}
 	aList     = &typ{[]kind{kindList}, `a list of texts: ["…", "…"]`}
 	aNumber   = &typ{[]kind{kindInteger}, `a whole number without quotes`}
+	aVolume   = &typ{[]kind{kindInteger, kindString}, `a whole number, or one with a unit: "500k", "20M", "4G"`}
 	aFactor   = &typ{[]kind{kindFloat, kindInteger}, `a number without quotes`}
 	aSwitch   = &typ{[]kind{kindBool}, `true or false without quotes`}
 	aDuration = &typ{[]kind{kindString, kindInteger}, `a duration: "30s", "5m", "4h", "1d" or a number of seconds`}
@@ -147,15 +148,25 @@ var connSection = &section{
 			func(s *scope, n *node) { s.gateway(n, &s.conn.RedirectTo) }},
 		{"mobike", aSwitch, `let the tunnel move when addresses or routes change (RFC 4555); true`,
 			func(s *scope, n *node) { s.boolean(n, &s.conn.MOBIKE) }},
-		{"dpd_delay", aDuration, `ask a silent peer after that time whether it lives; 0: never; "30s"`,
+		{"dpd_delay", aDuration, `ask a peer whether it lives that has not answered a packet for that time, or been silent for four times as long; 0: never; "30s"`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.DPDDelay) }},
+		{"unique", aText, `older connections of the same peer when it connects: "no": those go that it says it has lost; "replace": all go; "keep": a new one from another address is refused; "never": all stay; "no"`,
+			func(s *scope, n *node) {
+				s.word(n, uniqueWords, func(i int) { s.conn.Unique = ike.UniquePolicy(i) })
+			}},
+		{"childless", aText, `IKE first without a child (RFC 6023): "allow" the peer to, "prefer", "force" or "never"; "allow"`,
+			func(s *scope, n *node) {
+				s.word(n, childlessWords, func(i int) { s.conn.Childless = ike.Childless(i) })
+			}},
 		{"keyingtries", aNumber, `attempts to reach the peer; 0: for ever; 0`,
 			func(s *scope, n *node) { s.number(n, 0, 1000000, &s.conn.KeyingTries) }},
 		{"rekey_time", aDuration, `new keys for IKE after that time; 0: never; "4h"`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.RekeyTime) }},
-		{"over_time", aDuration, `that long after rekey_time the IKE SA is closed; a tenth of rekey_time`,
+		{"reauth_time", aDuration, `both sides prove again who they are after that time, without a gap for the traffic; 0: never; 0`,
+			func(s *scope, n *node) { s.duration(n, &s.conn.ReauthTime) }},
+		{"over_time", aDuration, `that long after rekey_time and reauth_time the IKE SA is closed; a tenth of the longer one`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.OverTime) }},
-		{"rand_time", aDuration, `rekey up to that much earlier, by chance; over_time`,
+		{"rand_time", aDuration, `rekey and reauthenticate up to that much earlier, by chance; over_time`,
 			func(s *scope, n *node) { s.duration(n, &s.conn.RandTime) }},
 		{"retransmit_timeout", aDuration, `the first retransmission; "4s"`,
 			func(s *scope, n *node) { s.retryTimeout(n, &s.conn.RetryTimeout) }},
@@ -218,8 +229,22 @@ var childSection = &section{
 			func(s *scope, n *node) { s.duration(n, &s.child.LifeTime) }},
 		{"rand_time", aDuration, `rekey up to that much earlier, by chance; life_time less rekey_time`,
 			func(s *scope, n *node) { s.duration(n, &s.child.RandTime) }},
+		{"rekey_bytes", aVolume, `new keys after that many octets in one direction; 0: no limit; 0`,
+			func(s *scope, n *node) { s.volume(n, minRekeyBytes, &s.child.RekeyBytes) }},
+		{"life_bytes", aVolume, `the keys protect no more octets than that; 110 % of rekey_bytes`,
+			func(s *scope, n *node) { s.volume(n, minRekeyBytes, &s.child.LifeBytes) }},
+		{"rand_bytes", aVolume, `rekey up to that many octets earlier, by chance; life_bytes less rekey_bytes`,
+			func(s *scope, n *node) { s.volume(n, 0, &s.child.RandBytes) }},
+		{"rekey_packets", aVolume, `new keys after that many packets in one direction; 0: no limit; 0`,
+			func(s *scope, n *node) { s.volume(n, minRekeyPackets, &s.child.RekeyPackets) }},
+		{"life_packets", aVolume, `the keys protect no more packets than that; 110 % of rekey_packets`,
+			func(s *scope, n *node) { s.volume(n, minRekeyPackets, &s.child.LifePackets) }},
+		{"rand_packets", aVolume, `rekey up to that many packets earlier, by chance; life_packets less rekey_packets`,
+			func(s *scope, n *node) { s.volume(n, 0, &s.child.RandPackets) }},
 		{"replay_window", aNumber, `how many packets late one may come, 64 to 4096; 0: replays are not noticed; 128`,
 			func(s *scope, n *node) { s.zeroOr(n, 64, 4096, &s.child.ReplayWindow) }},
+		{"inactivity", aDuration, `close the child when nothing has passed for that long, and with the last one the connection; 0: never; 0`,
+			func(s *scope, n *node) { s.duration(n, &s.child.Inactivity) }},
 		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,
 			func(s *scope, n *node) {
 				s.word(n, startWords, func(i int) { s.child.StartAction = ike.StartAction(i) })
@@ -250,11 +275,13 @@ var secretSection = &section{
 
 // The words of the keys that choose, in the order of the constants that they stand for.
 var (
-	logTargets = []string{"stderr", "syslog"}
-	authWords  = []string{"psk"}
-	startWords = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
-	peerWords  = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
-	fragWords  = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}
+	logTargets     = []string{"stderr", "syslog"}
+	authWords      = []string{"psk"}
+	uniqueWords    = []string{ike.UniqueNo: "no", ike.UniqueNever: "never", ike.UniqueKeep: "keep", ike.UniqueReplace: "replace"}
+	childlessWords = []string{ike.ChildlessAllow: "allow", ike.ChildlessPrefer: "prefer", ike.ChildlessForce: "force", ike.ChildlessNever: "never"}
+	startWords     = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
+	peerWords      = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	fragWords      = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}
 )
 
 // walk reads table t along its section, in the order of the file.

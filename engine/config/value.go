@@ -179,6 +179,42 @@ func (s *scope) factor(n *node, low, high float64, to *float64) {
 	*to = v
 }
 
+// The least that new keys may last: less than this is spent before a negotiation over a
+// slow line is over, and the tunnel would stand still in between.
+const (
+	minRekeyBytes   = 10_000
+	minRekeyPackets = 100
+)
+
+// maxVolume is the most that a volume can be: it does not matter when it is reached.
+const maxVolume = 1 << 62
+
+// volume reads a number of octets or packets: 1000000, "500k", "20M" or "4G", powers of 1024
+// as strongSwan has them. 0 is no limit.
+func (s *scope) volume(n *node, low uint64, to *uint64) {
+	text, unit := n.text, uint64(1)
+	if n.kind == kindInteger {
+		v, ok := s.integer(n)
+		if !ok {
+			return
+		}
+		text = strconv.FormatInt(v, 10)
+	} else if i := len(text) - 1; i >= 0 {
+		if u := strings.IndexByte("kmg", text[i]|0x20); u >= 0 {
+			text, unit = text[:i], 1024<<(10*u)
+		}
+	}
+	v, err := strconv.ParseUint(text, 10, 64)
+	switch {
+	case err != nil || v > maxVolume/unit:
+		s.problem(n.at, `write a number, or one with k, M or G such as "500M"`, "%s %q is not a number of octets or packets", n.name, n.text)
+	case v != 0 && v*unit < low:
+		s.problem(n.at, "use 0 for no limit, or "+strconv.FormatUint(low, 10)+" and more", "%s %q is too little", n.name, n.text)
+	default:
+		*to = v * unit
+	}
+}
+
 // maxDuration is the longest time that a timer of the configuration can run.
 const maxDuration = 365 * 24 * time.Hour
 

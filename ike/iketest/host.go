@@ -65,6 +65,7 @@ type outSA struct {
 	out     *esp.Outbound
 	octets  uint64 // sealed
 	standby bool
+	last    time.Duration // when a packet left
 }
 
 // Command is what became of a command.
@@ -357,17 +358,17 @@ func (h *Host) FreeSPI(spi uint32) {
 }
 
 // Usage is part of ike.Env.
-func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn time.Duration) {
+func (h *Host) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {
 	t := h.slot(spi)
 	if t == nil || t.in == nil {
-		return in, out, 0
+		return in, out, 0, 0
 	}
 	for _, o := range h.outs {
 		if o.sa.Inbound == spi {
-			out = esp.Usage{Packets: o.out.Seq(), Bytes: o.octets}
+			out, lastOut = esp.Usage{Packets: o.out.Seq(), Bytes: o.octets}, o.last
 		}
 	}
-	return t.in.Usage(), out, t.lastIn
+	return t.in.Usage(), out, t.lastIn, lastOut
 }
 
 // Source is part of ike.Env.

@@ -149,11 +149,19 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 	buf := make([]byte, esp.HeadRoom+len(p.content)+esp.TailRoom)
 	copy(buf[esp.HeadRoom:], p.content)
 	start, end, err := o.out.Seal(0, buf, esp.HeadRoom, len(p.content), next)
+	if errors.Is(err, esp.ErrExpired) {
+		h.limit(o.sa.Inbound, true)
+		return p
+	}
 	if err != nil {
 		s.Fail("%s cannot seal with the SA %08x: %v", h.Name, o.sa.SPI, err)
 		return nil
 	}
 	o.octets += uint64(len(p.content))
+	o.last = h.clock().Mono
+	if o.out.Due() {
+		h.limit(o.sa.Inbound, false)
+	}
 	local, remote := o.sa.Local, o.sa.Remote
 	if !o.sa.Encap {
 		local, remote = netip.AddrPortFrom(local.Addr(), 0), netip.AddrPortFrom(remote.Addr(), 0)
@@ -166,6 +174,12 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 	}
 	s.transmit(h, datagram{kind: esps, src: local, dst: remote, data: buf[start:end], packet: p})
 	return p
+}
+
+// limit tells the machine that a pair has reached its soft or its hard limit.
+func (h *Host) limit(spi uint32, hard bool) {
+	h.note("limit of %08x is reached, hard %v", spi, hard)
+	h.step(func(now ike.Time) { h.M.Command(now, ike.Command{Kind: ike.CmdLimit, SPI: spi, Hard: hard}) })
 }
 
 // inner makes an IP packet with UDP and its own number inside.
@@ -208,6 +222,10 @@ func (h *Host) open(d *datagram) {
 	if errors.Is(err, esp.ErrReplay) && p.accepted > 0 {
 		return // a copy
 	}
+	if errors.Is(err, esp.ErrExpired) {
+		h.limit(spi, true)
+		return
+	}
 	if err != nil {
 		s.Fail("%s cannot open packet %d of %s with the SA %08x of %s {%d}: %v: the keys of the two sides differ, or the window is at fault",
 			h.Name, p.number, p.from.Name, spi, t.sa.Child, t.sa.ID, err)
@@ -234,6 +252,9 @@ func (h *Host) open(d *datagram) {
 	p.to = h
 	t.lastIn = h.clock().Mono
 	s.stats.Opened++
+	if t.in.Due() {
+		h.limit(spi, false)
+	}
 	if t.sa.Encap && d.dst.Port() != 0 && d.src != t.sa.Remote {
 		h.step(func(now ike.Time) {
 			h.M.Command(now, ike.Command{Kind: ike.CmdMoved, SPI: spi, Path: ike.Path{Local: d.dst, Remote: d.src, NATT: true}})

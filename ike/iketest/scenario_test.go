@@ -151,6 +151,52 @@ func TestLifetimesRekeyForDays(t *testing.T) {
 	})
 }
 
+// Both sides rekey by the number of packets or octets: not one is lost, and the keys change as
+// often as the limits say.
+func TestVolumeLimitsRekeyAndLoseNoPacket(t *testing.T) {
+	for name, o := range map[string]options{
+		"packets": {rekeyPackets: 300}, "octets": {rekeyBytes: 300 * 40},
+		"with PFS": {rekeyPackets: 300, esp: "aes128gcm16-x25519"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seeds(t, 10, o, func(p *pair) {
+				p.Pair(p.a, p.b, Link{Delay: 20 * time.Millisecond})
+				p.boot()
+				p.initiate(p.a)
+				_ = p.upAndRunning()
+				from, installed := p.Now(), p.Stats().Installed
+				p.Traffic(p.flows[0], 20*time.Millisecond, p.Now()+time.Minute)
+				_ = p.Run(p.Now() + 90*time.Second)
+				if lost, sent := p.Undelivered(from, p.Now()); lost > 0 || sent < 5000 {
+					p.Fail("%d of %d packets were lost", lost, sent)
+				}
+				// 3,000 packets each way, of 40 octets. When both ask at once, two are made.
+				if n := (p.Stats().Installed - installed) / 2; n < 9 || n > 24 {
+					p.Fail("%d new CHILD SAs in about 3,000 packets each way, want one or two in 300", n)
+				}
+				_ = p.upAndRunning()
+			})
+		})
+	}
+}
+
+// Without a soft limit the hard one ends the CHILD SA, and another one takes its place.
+func TestHardVolumeLimitEndsAndReplaces(t *testing.T) {
+	seeds(t, 5, options{start: ike.StartStart}, func(p *pair) {
+		p.cfgA.Conns[0].Children[0].LifePackets = 50
+		p.boot()
+		_ = p.Run(time.Second)
+		_ = p.upAndRunning()
+		installed := p.Stats().Installed
+		p.Traffic(p.flows[0], 100*time.Millisecond, p.Now()+time.Minute)
+		_ = p.Run(p.Now() + 90*time.Second)
+		if n := (p.Stats().Installed - installed) / 2; n < 8 || n > 13 {
+			p.Fail("%d new CHILD SAs in 600 packets each way with a hard limit of 50", n)
+		}
+		_ = p.upAndRunning()
+	})
+}
+
 func TestHardLifetimeEndsAndReplaces(t *testing.T) {
 	seeds(t, 5, options{start: ike.StartStart, life: time.Minute}, func(p *pair) {
 		p.boot()

@@ -13,32 +13,36 @@ import (
 
 // options describe a pair of gateways; their zero value is the plainest one.
 type options struct {
-	ike, esp       string // proposals of both, in strongSwan's notation
-	ikeB, espB     string // of b, where they differ
-	outer6, inner6 bool
-	natA, natB     bool // b's forwards its ports
-	encap          bool
-	children       int // 1 if 0
-	narrow         bool
-	dpd            time.Duration
-	rekeyIKE       time.Duration
-	rekeyChild     time.Duration
-	life           time.Duration
-	start          ike.StartAction // of a
-	startB         ike.StartAction
-	dpdAction      ike.PeerAction
-	closeAction    ike.PeerAction
-	keyB           string // b's secret, where it differs
-	anyRemote      bool   // b takes peers from anywhere, and so cannot initiate
-	tries          int
-	retry          time.Duration
-	retryTries     int
-	window         int
-	fragA, fragB   int               // fragment sizes; 0: the default
-	modeA, modeB   ike.Fragmentation // of each side
-	resumption     bool              // both allow it, and have keys for tickets
-	qcd            bool              // both have secrets for quick crash detection
-	mobike         bool
+	ike, esp        string // proposals of both, in strongSwan's notation
+	ikeB, espB      string // of b, where they differ
+	outer6, inner6  bool
+	natA, natB      bool // b's forwards its ports
+	encap           bool
+	children        int // 1 if 0
+	narrow          bool
+	dpd             time.Duration
+	rekeyIKE        time.Duration
+	rekeyChild      time.Duration
+	life            time.Duration
+	reauth, reauthB time.Duration // of a and of b
+	over            time.Duration
+	rekeyPackets    uint64
+	rekeyBytes      uint64
+	start           ike.StartAction // of a
+	startB          ike.StartAction
+	dpdAction       ike.PeerAction
+	closeAction     ike.PeerAction
+	keyB            string // b's secret, where it differs
+	anyRemote       bool   // b takes peers from anywhere, and so cannot initiate
+	tries           int
+	retry           time.Duration
+	retryTries      int
+	window          int
+	fragA, fragB    int               // fragment sizes; 0: the default
+	modeA, modeB    ike.Fragmentation // of each side
+	resumption      bool              // both allow it, and have keys for tickets
+	qcd             bool              // both have secrets for quick crash detection
+	mobike          bool
 }
 
 // pair is two gateways between which everything happens.
@@ -116,13 +120,17 @@ func newPair(seed uint64, trace bool, o options) *pair {
 			RemoteAddrs: []netip.Prefix{netip.PrefixFrom(peer, peer.BitLen())},
 			Proposals:   proposals(ike.ProtoIKE, o.ike), Encap: o.encap, MOBIKE: o.mobike,
 			Resumption: o.resumption, DPDDelay: o.dpd, KeyingTries: o.tries, RekeyTime: o.rekeyIKE, RandTime: o.rekeyIKE / 10,
-			RetryTimeout: o.retry, RetryTries: o.retryTries,
+			ReauthTime: o.reauth, OverTime: o.over, RetryTimeout: o.retry, RetryTries: o.retryTries,
 		}
 		if !mine && o.ikeB != "" {
 			c.Proposals = proposals(ike.ProtoIKE, o.ikeB)
 		}
+		if c.RandTime == 0 {
+			c.RandTime = o.reauth / 10
+		}
 		c.FragmentSize, c.Fragmentation = o.fragA, o.modeA
 		if !mine {
+			c.ReauthTime = o.reauthB
 			c.FragmentSize, c.Fragmentation = o.fragB, o.modeB
 		}
 		for i := range max(o.children, 1) {
@@ -135,6 +143,8 @@ func newPair(seed uint64, trace bool, o options) *pair {
 				LocalTS: []ike.TS{p.net(l, i, mine)}, RemoteTS: []ike.TS{p.net(r, i, mine)},
 				Proposals: proposals(ike.ProtoESP, o.esp), ReplayWindow: or(o.window, 256),
 				RekeyTime: o.rekeyChild, RandTime: o.rekeyChild / 10, LifeTime: o.life,
+				RekeyPackets: o.rekeyPackets, RandPackets: o.rekeyPackets / 20,
+				RekeyBytes: o.rekeyBytes, RandBytes: o.rekeyBytes / 20,
 				StartAction: o.start, DPDAction: o.dpdAction, CloseAction: o.closeAction,
 			}
 			if !mine {

@@ -137,8 +137,20 @@ func live(seed uint64, trace bool) *life {
 	if !chance(25) {
 		o.rekeyChild = span(20*time.Second, 3*time.Minute)
 	}
+	if chance(20) {
+		o.rekeyPackets = 30 + uint64(pick(300))
+	}
+	if chance(20) {
+		o.rekeyBytes = 2000 + uint64(pick(20000))
+	}
 	if !chance(40) {
 		o.rekeyIKE = span(40*time.Second, 5*time.Minute)
+	}
+	if chance(25) {
+		o.reauth = span(40*time.Second, 5*time.Minute)
+	}
+	if chance(15) {
+		o.reauthB = span(40*time.Second, 5*time.Minute)
 	}
 	group := []string{"x25519", "x25519", "x25519", "x25519", "x25519", "x25519", "ecp256", "ecp256", "ecp256", "ecp384"}[pick(10)]
 	if pick(60) == 0 {
@@ -190,6 +202,8 @@ func live(seed uint64, trace bool) *life {
 	l.tell("quick crash detection %v, resumption %v", o.qcd, o.resumption)
 	l.tell("MOBIKE %v, roams %v, all at once %v", o.mobike, roams, all)
 	l.all = all
+	l.tell("rekey after %d packets, %d octets", o.rekeyPackets, o.rekeyBytes)
+	l.tell("reauthentication %v and %v", o.reauth, o.reauthB)
 	l.tell("dpd %v, rekey child %v, rekey IKE %v, retry %v x %d, start %d and %d", o.dpd, o.rekeyChild, o.rekeyIKE, o.retry,
 		o.retryTries, o.start, o.startB)
 

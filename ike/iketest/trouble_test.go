@@ -8,20 +8,71 @@ import (
 	"postern/ike"
 )
 
+// The peer dies. Where something is sent to it, it is asked for after DPDDelay, and where
+// nothing is after four times that; 4 s × (1 + 1.8 + … + 1.8^5) = 165 s of retransmissions
+// follow. Not before and not after that it is given up.
 func TestDeadPeerIsFound(t *testing.T) {
-	seeds(t, 5, options{children: 2, dpd: 10 * time.Second}, func(p *pair) {
-		p.boot()
-		p.initiate(p.a)
-		_ = p.upAndRunning()
-		p.b.Crash()
-		// 10 s of silence, then 4 s × (1 + 1.8 + … + 1.8^5) = 165 s of retransmissions.
-		p.Run(p.Now() + 150*time.Second)
-		if p.a.quiet() && p.Err() == nil {
-			p.Fail("150 s after the peer died, a does not ask whether it lives")
-		}
-		p.Run(p.Now() + 40*time.Second)
-		_ = p.CheckEmpty(p.a)
-	})
+	for name, wait := range map[string]time.Duration{"sending": 10 * time.Second, "idle": 40 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			seeds(t, 5, options{children: 2, dpd: 10 * time.Second}, func(p *pair) {
+				p.boot()
+				p.initiate(p.a)
+				_ = p.upAndRunning()
+				p.b.Crash()
+				died := p.Now()
+				if name == "sending" {
+					var send func()
+					send = func() {
+						p.a.Send(p.flows[1].Src, p.flows[1].Dst, p.flows[1].Port)
+						p.After(3*time.Second, send)
+					}
+					p.After(time.Second, send)
+				}
+				early := died + 6*time.Second
+				if name == "idle" {
+					early = died + 28*time.Second // the last packet came 10 s before
+				}
+				p.Run(early)
+				if !p.a.quiet() {
+					p.Fail("%v after the peer died a asks for it already, with dpd_delay 10 s", p.Now()-died)
+				}
+				p.Run(died + wait + 2*time.Second)
+				if p.a.quiet() {
+					p.Fail("%v after the peer died a does not ask for it", p.Now()-died)
+				}
+				p.Run(died + wait + 168*time.Second)
+				_ = p.CheckEmpty(p.a)
+			})
+		})
+	}
+}
+
+// A peer that only listens is asked no more often than one to which nothing is sent; one that
+// is sent to and is silent as often as dpd_delay says.
+func TestLivenessChecksAreAsManyAsNeeded(t *testing.T) {
+	for name, want := range map[string][2]int{"idle": {22, 34}, "one way": {85, 130}} {
+		t.Run(name, func(t *testing.T) {
+			seeds(t, 3, options{dpd: 10 * time.Second}, func(p *pair) {
+				p.cfgB.Conns[0].DPDDelay = 0
+				p.boot()
+				p.initiate(p.a)
+				_ = p.upAndRunning()
+				if name == "one way" {
+					var send func()
+					send = func() {
+						p.a.Send(p.flows[0].Src, p.flows[0].Dst, p.flows[0].Port)
+						p.After(time.Second, send)
+					}
+					p.After(0, send)
+				}
+				before := p.Stats().Sent
+				p.Run(p.Now() + 20*time.Minute)
+				if n := (p.Stats().Sent - before) / 2; n < want[0] || n > want[1] {
+					p.Fail("%d liveness checks in 20 minutes, want %d to %d", n, want[0], want[1])
+				}
+			})
+		})
+	}
 }
 
 func TestTrafficIsProofOfLife(t *testing.T) {

@@ -119,6 +119,9 @@ func (d *charon) strongswanConf(c spec) string {
 	if n := c.conns[0].fragmentSize; n > 0 {
 		fmt.Fprintf(&b, "  fragment_size = %d\n", n)
 	}
+	if c.makeBeforeBreak {
+		b.WriteString("  make_before_break = yes\n")
+	}
 	if c.keepalive > 0 {
 		fmt.Fprintf(&b, "  keep_alive = %ds\n", int(c.keepalive.Seconds()))
 	}
@@ -151,6 +154,15 @@ func swanctlConf(c spec) string {
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "    rekey_time = %ds\n    rand_time = 0\n", int(n.rekeyTime.Seconds()))
 		}
+		if n.reauthTime > 0 {
+			fmt.Fprintf(&b, "    reauth_time = %ds\n    over_time = %ds\n    rand_time = 0\n", int(n.reauthTime.Seconds()), int(n.reauthTime.Seconds()))
+		}
+		if n.childless != "" {
+			fmt.Fprintf(&b, "    childless = %s\n", n.childless)
+		}
+		if n.overTime > 0 {
+			fmt.Fprintf(&b, "    over_time = %ds\n", int(n.overTime.Seconds()))
+		}
 		if n.keyingTries > 0 {
 			fmt.Fprintf(&b, "    keyingtries = %d\n", n.keyingTries)
 		}
@@ -161,6 +173,9 @@ func swanctlConf(c spec) string {
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "        rekey_time = %ds\n        life_time = %ds\n        rand_time = 0\n",
 					int(ch.rekeyTime.Seconds()), int(ch.rekeyTime.Seconds())*4)
+			}
+			if ch.inactivity > 0 {
+				fmt.Fprintf(&b, "        inactivity = %ds\n", int(ch.inactivity.Seconds()))
 			}
 			if ch.dpdAction != "" {
 				fmt.Fprintf(&b, "        dpd_action = %s\n", ch.dpdAction)

@@ -54,7 +54,8 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// Idle peers ask each other whether they live, and answer.
+// Idle peers ask each other whether they live, and answer: strongSwan after each second of
+// silence, postern after four.
 func TestLivenessOfAnIdlePeer(t *testing.T) {
 	eachPair(t, func(t *testing.T, p pair) {
 		s := newSite(t)
@@ -63,7 +64,7 @@ func TestLivenessOfAnIdlePeer(t *testing.T) {
 		c := s.capture()
 		a, b := startPair(s, p, ca, cb)
 		mustInitiate(t, "net", a, b)
-		time.Sleep(4500 * time.Millisecond)
+		time.Sleep(9500 * time.Millisecond)
 		s.mustPing(t, false, a, b)
 		w := c.stop()
 		for _, link := range []string{"a0", "b0"} {
@@ -76,11 +77,11 @@ func TestLivenessOfAnIdlePeer(t *testing.T) {
 				}
 			}
 			if asked+answered < 2 {
-				t.Errorf("%d liveness requests and %d answers came from %s in four idle seconds with dpd_delay 1 s",
+				t.Errorf("%d liveness requests and %d answers came from %s in nine idle seconds with dpd_delay 1 s",
 					asked, answered, link)
 			}
-			if asked > 7 {
-				t.Errorf("%d liveness requests came from %s in four seconds with dpd_delay 1 s", asked, link)
+			if asked > 14 {
+				t.Errorf("%d liveness requests came from %s in nine seconds with dpd_delay 1 s", asked, link)
 			}
 		}
 	})

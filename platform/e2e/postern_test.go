@@ -145,6 +145,12 @@ func (d *postern) toml(c spec) string {
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "rekey_time = \"%ds\"\nover_time = \"%ds\"\nrand_time = 0\n", int(n.rekeyTime.Seconds()), int(n.rekeyTime.Seconds()))
 		}
+		if n.childless != "" {
+			fmt.Fprintf(&b, "childless = %q\n", n.childless)
+		}
+		if n.reauthTime > 0 {
+			fmt.Fprintf(&b, "reauth_time = \"%ds\"\nover_time = \"%ds\"\nrand_time = 0\n", int(n.reauthTime.Seconds()), int(n.reauthTime.Seconds()))
+		}
 		if c.retryTimeout > 0 {
 			fmt.Fprintf(&b, "retransmit_timeout = \"%ds\"\n", int(c.retryTimeout.Seconds()))
 		}
@@ -160,6 +166,15 @@ func (d *postern) toml(c spec) string {
 				n.name, ch.name, list(ch.localTS...), list(ch.remoteTS...), list(strings.Split(ch.esp, ",")...), ch.start)
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "rekey_time = \"%ds\"\nlife_time = \"%ds\"\nrand_time = 0\n", int(ch.rekeyTime.Seconds()), 4*int(ch.rekeyTime.Seconds()))
+			}
+			if ch.inactivity > 0 {
+				fmt.Fprintf(&b, "inactivity = \"%ds\"\n", int(ch.inactivity.Seconds()))
+			}
+			if ch.rekeyBytes > 0 {
+				fmt.Fprintf(&b, "rekey_bytes = %d\n", ch.rekeyBytes)
+			}
+			if ch.rekeyPackets > 0 {
+				fmt.Fprintf(&b, "rekey_packets = %d\n", ch.rekeyPackets)
 			}
 			if ch.dpdAction != "" {
 				fmt.Fprintf(&b, "dpd_action = %q\n", ch.dpdAction)

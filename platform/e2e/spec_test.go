@@ -16,6 +16,7 @@ type spec struct {
 	// 0 leaves it as it is.
 	cookieThreshold int
 	noQCD           bool          // postern without quick crash detection
+	makeBeforeBreak bool          // of charon; postern does not know it otherwise
 	board           string        // postern's board profile; "": the default
 	keepalive       time.Duration // between NAT keepalives; 0: the daemon's default
 	retryTimeout    time.Duration // before the first retransmission; 0: default
@@ -37,8 +38,11 @@ type conn struct {
 	rekeyTime     time.Duration
 	resumption    bool   // postern only
 	redirectTo    string // postern only
-	keyingTries   int    // 0: default
-	fragmentSize  int    // of IKE messages; 0: default. charon has one for all connections
+	childless     string // allow, prefer, force, never; "": the default
+	reauthTime    time.Duration
+	overTime      time.Duration // of charon: how long before the end that AUTH_LIFETIME tells it reauthenticates
+	keyingTries   int           // 0: default
+	fragmentSize  int           // of IKE messages; 0: default. charon has one for all connections
 	children      []child
 }
 
@@ -51,6 +55,9 @@ type child struct {
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear
 	closeAction       string
+	inactivity        time.Duration
+	rekeyBytes        int // 0: no limit, as the next
+	rekeyPackets      int
 }
 
 // The algorithms that tests use when these are not the point.

@@ -1,0 +1,86 @@
+package ike
+
+import (
+	"encoding/binary"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ids returns the unique numbers of a host's IKE SAs.
+func (h *host) ids() (list []uint32) {
+	h.m.List(func(s *SAInfo) bool {
+		list = append(list, s.Unique)
+		return true
+	})
+	return list
+}
+
+// The old IKE SA is deleted as soon as the new one has its CHILD SAs, and INITIAL_CONTACT,
+// which would have the peer throw the old one away, is not said.
+func TestReauthenticationDeletesTheOldIKESAAtOnce(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) {
+		c := *a.Children[0]
+		c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
+		a.Children = append(a.Children, &c)
+		d := *b.Children[0]
+		d.Name, d.RemoteTS = "more", []TS{sel("10.3.0.0/24")}
+		b.Children = append(b.Children, &d)
+	})
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+	p.run()
+	p.same(2)
+	p.now.Mono += time.Minute
+	contact := false
+	p.b.m.Trace = func() bool { return true }
+	p.a.m.Command(p.now, Command{Kind: CmdReauth, Tag: 2, Conn: "link"})
+	p.run()
+	p.done(p.a, 2, nil)
+	for _, e := range p.b.events {
+		contact = contact || e.Kind == EvTrace && strings.HasPrefix(e.Text, "received") && strings.Contains(e.Text, "INITIAL_CONTACT")
+	}
+	if contact {
+		t.Error("INITIAL_CONTACT was said though there is another IKE SA")
+	}
+	for _, h := range []*host{p.a, p.b} {
+		if ids := h.ids(); len(ids) != 1 || ids[0] != 2 {
+			t.Errorf("%v has the IKE SAs %v, want the second one alone", h.addr, ids)
+		}
+		if n := len(h.sas); n != 4+2 {
+			t.Errorf("%v has %d simplex SAs, want two pairs and the two old inbound ones, which linger", h.addr, n)
+		}
+	}
+	p.pass(2 * linger)
+	p.same(2)
+}
+
+func TestAuthLifetimeIsFollowedInTime(t *testing.T) {
+	for _, life := range []uint32{1, 10, 100, 3600, 86400, 1<<32 - 1} {
+		p := newPair(t, nil)
+		p.up()
+		a, b := &p.a.m.sas[0], &p.b.m.sas[0]
+		n := &Notify{Type: NotifyAuthLifetime, Data: binary.BigEndian.AppendUint32(nil, life)}
+		p.b.m.readLifetime(b, n)
+		if b.reauth.at != 0 {
+			t.Errorf("the side that was called follows AUTH_LIFETIME, which is not for it")
+		}
+		p.a.m.readLifetime(a, n)
+		end := p.now.Mono + time.Duration(life)*time.Second
+		left := end - a.reauth.at
+		if a.reauth.at <= p.now.Mono || left < 0 || left > 2*lifetimeMargin || life >= 10 && (left < time.Second || a.reauth.at-p.now.Mono < time.Duration(life)*time.Second/2) {
+			t.Errorf("AUTH_LIFETIME of %d s: reauthentication in %v, %v before its end", life, a.reauth.at-p.now.Mono, left)
+		}
+		// A later word that leaves more time changes nothing; one that leaves less does.
+		at := a.reauth.at
+		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime, Data: []byte{255, 255, 255, 255}})
+		if life != 1<<32-1 && a.reauth.at != at {
+			t.Errorf("AUTH_LIFETIME of %d s was put off by a longer one", life)
+		}
+		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime, Data: []byte{0, 0, 0}})
+		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime})
+		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime, Data: []byte{0, 0, 0, 0}})
+		if a.reauth.at != p.now.Mono+time.Second && life != 1 {
+			t.Errorf("AUTH_LIFETIME of 0 s sets %v, want a second from now (the shorter and malformed ones before it nothing)", a.reauth.at-p.now.Mono)
+		}
+	}
+}

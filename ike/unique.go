@@ -1,0 +1,54 @@
+package ike
+
+import "time"
+
+// UniquePolicy says what becomes of older IKE SAs between the same two identities when the
+// peer establishes another one with us.
+type UniquePolicy uint8
+
+// The policies, named as strongSwan names them. UniqueNo is the default. A peer that has
+// restarted says so (INITIAL_CONTACT), one that authenticates anew deletes the old IKE SA
+// itself, and one that is gone without a word is found by the liveness check, while the
+// traffic goes through what is newest: nothing is gained by force. UniqueReplace would
+// have two devices that were given the same identity by mistake throw each other out for ever,
+// and UniqueKeep locks one out whose address has changed.
+const (
+	UniqueNo      UniquePolicy = iota // those of which the peer says by INITIAL_CONTACT that they are gone go
+	UniqueNever                       // all stay; INITIAL_CONTACT is neither sent nor believed
+	UniqueKeep                        // they stay, and one from another address is refused
+	UniqueReplace                     // the new one takes their place
+)
+
+// replaceGrace is how long an IKE SA goes on that UniqueReplace ends: a peer that
+// authenticates anew still moves its CHILD SAs, and deletes it then itself.
+const replaceGrace = 10 * time.Second
+
+// unwanted tells whether sa, which the peer is establishing, must not be because of another
+// one, which is asked whether it lives.
+func (m *Machine) unwanted(sa *ikeSA, contact bool) bool {
+	if sa.conn.Unique != UniqueKeep || contact {
+		return false
+	}
+	found := false
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o != sa && o.state == StateEstablished && o.closeErr == nil && o.conn == sa.conn && o.localID.Equal(sa.localID) &&
+			o.peerID.Equal(sa.peerID) && !sameHost(o.path.Remote, sa.path.Remote) {
+			found = true
+			m.queue(o, task{kind: taskLiveness})
+		}
+	}
+	return found
+}
+
+// replaceLater ends an IKE SA whose place another one has taken by UniqueReplace.
+func (m *Machine) replaceLater(o, by *ikeSA) {
+	if !sameHost(o.path.Remote, by.path.Remote) {
+		m.closeIKE(o, ErrReplaced, nil)
+		return
+	}
+	o.replaced = true
+	if at := m.now.Mono + replaceGrace; at < o.timers[tExpire] {
+		m.arm(o, tExpire, replaceGrace)
+	}
+}
