@@ -112,7 +112,8 @@ type Conn struct {
 	// authentic since a packet was sent to it; 0: never. A dead peer is so found at the latest
 	// DPDDelay and all retransmissions (165 s by default) after the first packet that it did
 	// not answer, or four times DPDDelay and the retransmissions after its last one where
-	// nothing was sent.
+	// nothing was sent. Behind a NAT in front of us, with MOBIKE, we ask after one DPDDelay
+	// there, too: only so a new mapping of the NAT is noticed (RFC 4555 section 3.8).
 	DPDDelay     time.Duration
 	Unique       UniquePolicy
 	Childless    Childless

@@ -586,6 +586,8 @@ func (m *Machine) stillWanted(sa *ikeSA, req *peerCreate, err error) *refusal {
 		return &refusal{t: NotifyInvalidSyntax, err: err}
 	case sa.state != StateEstablished || sa.closeErr != nil:
 		return busy(ErrClosing)
+	case req.kind == taskRekeyIKE && sa.collision.slot != 0:
+		return busy(ErrRekeying) // the peer has sent two, and the other one was answered
 	case req.kind == taskRekeyChild:
 		if c := m.findChild(req.target); c == nil || c.state != ChildInstalled && c.state != ChildRekeying {
 			return busy(ErrClosing)

@@ -164,6 +164,9 @@ func (m *Machine) unreachable(p Path) {
 // another one than it was, and an attempt under way is repeated at once. The chance in the
 // delay keeps a router of many connections from calling all peers in one instant.
 func (m *Machine) networkChanged() {
+	for i := range m.sas {
+		m.hastenReauth(&m.sas[i])
+	}
 	for _, s := range m.conns {
 		if sa := m.attempt(s); sa != nil {
 			m.hastened(sa)

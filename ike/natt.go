@@ -78,7 +78,7 @@ func (m *Machine) follow(sa *ikeSA, p Path) {
 	}
 	if sa.natLocal && !sa.mobike.faked {
 		sa.mobike.suspect = p
-		if sa.state == StateEstablished && !sa.req.active && len(sa.tasks) == 0 {
+		if sa.state == StateEstablished && sa.idle() {
 			m.queue(sa, task{kind: taskLiveness})
 		}
 		return

@@ -198,7 +198,7 @@ func (m *Machine) hint(sa *ikeSA) {
 	sa.qcd.hinted = m.now.Mono
 	if r := sa.outstanding(func(r *request) bool { return r.data != nil }); r != nil {
 		m.sendParts(sa.path, sa, r.data, r.cut, false) // its answer tells; the next repetition may be far away
-	} else if !sa.req.active && len(sa.tasks) == 0 {
+	} else if sa.idle() {
 		m.queue(sa, task{kind: taskLiveness})
 	}
 }

@@ -29,11 +29,12 @@ const (
 
 // reauthState is what an IKE SA knows of reauthentication.
 type reauthState struct {
-	at    time.Duration // when it is due; 0: never. Rekeying does not change it
-	asked time.Duration // when it is due at the latest by the peer's AUTH_LIFETIME; 0: it has sent none
-	tries int           // failed attempts
-	old   uint32        // the IKE SA whose place this one is to take; 0: none
-	tried []uint32      // CHILD SAs of old for which one has been asked for here
+	at       time.Duration // when it is due; 0: never. Rekeying does not change it
+	asked    time.Duration // when it is due at the latest by the peer's AUTH_LIFETIME; 0: it has sent none
+	tries    int           // failed attempts
+	hastened time.Duration // news of the network do not count before
+	old      uint32        // the IKE SA whose place this one is to take; 0: none
+	tried    []uint32      // CHILD SAs of old for which one has been asked for here
 }
 
 // heirState is what a CHILD SA knows that takes the place of one of another IKE SA.
@@ -127,8 +128,11 @@ func (m *Machine) reauthenticate(sa *ikeSA) {
 		m.reauthFailed(s, sa.unique, err)
 		return
 	}
-	// The same peer, at the address where it is now.
-	p.Local, p.Remote = withAddr(p.Local, sa.path.Local.Addr()), withAddr(p.Remote, sa.path.Remote.Addr())
+	// The same peer, at the address where it is now, and from the one where we are.
+	p.Remote = withAddr(p.Remote, sa.path.Remote.Addr())
+	if m.passable(sa, sa.path) {
+		p.Local = withAddr(p.Local, sa.path.Local.Addr())
+	}
 	nsa.reauth.old, nsa.dialled = sa.unique, sa.origin.dialled
 	m.begin(s, nsa, p)
 }
@@ -155,6 +159,18 @@ func (m *Machine) reauthFailed(s *connState, old uint32, err error) {
 	}
 	if len(s.wanted) > 0 && s.retryAt == never && m.stateOf(s.conn) == s {
 		m.armRetry(s, m.backoff(1)) // what has waited for this attempt
+	}
+}
+
+// hastenReauth tries a reauthentication that has failed again soon, because the network has
+// changed.
+func (m *Machine) hastenReauth(sa *ikeSA) {
+	if sa.state != StateEstablished || sa.closeErr != nil || sa.reauth.tries == 0 || m.now.Mono < sa.reauth.hastened {
+		return
+	}
+	if d := m.random(time.Second / 4); m.now.Mono+d < sa.timers[tReauth] && sa.timers[tReauth] != never {
+		sa.reauth.hastened = m.now.Mono + hastenInterval
+		m.arm(sa, tReauth, d)
 	}
 }
 
@@ -186,6 +202,9 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 		if c := m.reauthNext(sa); c != nil {
 			m.queue(sa, task{kind: taskCreateChild, cfg: c.cfg, target: c.unique})
 			return
+		}
+		if old.creating() {
+			return // what comes of it is to be moved, too
 		}
 		m.handTasks(old, sa)
 		m.closeIKE(old, ErrReplaced, nil)

@@ -161,7 +161,7 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 		}
 		if was.DPDDelay != c.DPDDelay {
 			sa.timers[tLiveness] = never
-			if c.DPDDelay > 0 {
+			if c.DPDDelay > 0 || sa.mobike.moved {
 				m.arm(sa, tLiveness, 0) // which sees how long it is
 			}
 		}

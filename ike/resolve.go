@@ -242,7 +242,7 @@ func (m *Machine) replace(s *connState, old *ikeSA) {
 // of its CHILD SAs, or has been refused them.
 func (m *Machine) closeReplaced(s *connState) {
 	by := m.established(s.conn)
-	if by == nil || s.dial.moving || by.req.active && by.req.task.kind == taskCreateChild ||
+	if by == nil || s.dial.moving || by.creating() ||
 		slices.ContainsFunc(by.tasks, func(t task) bool { return t.kind == taskCreateChild && t.tries == 0 }) {
 		return
 	}

@@ -98,7 +98,7 @@ func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, s.suite, conn.Encap || m.encap
 	sa.ni, sa.nr = append([]byte(nil), ni...), m.nonce()
-	sa.init.from, sa.init.tried = p.Remote, conn.Name
+	sa.init.from, sa.init.tried, sa.init.bare = p.Remote, conn.Name, conn.Childless != ChildlessNever
 	sa.init.request = append([]byte(nil), b...)
 	sa.resume.on, sa.resume.session = true, s
 	sa.frag.on = m.agreed(conn.announces())
@@ -114,6 +114,9 @@ func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
 	m.natNotifies(w, sa, p)
 	if sa.frag.on {
 		fragmentNotify(w)
+	}
+	if sa.init.bare {
+		w.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
 	}
 	sa.init.response = w.Finish()
 	m.traceMessage("sending", p, sa, sa.init.response)
@@ -150,6 +153,7 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	}
 	t := sa.resume.with
 	sa.spiR, sa.nr = h.SPIr, append([]byte(nil), nr.Body...)
+	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
 	sa.init.response = append([]byte(nil), b...)
 	sa.frag.on = m.agreed(sa.conn.announces())
 	m.natDetect(sa, p, sa.spiR)

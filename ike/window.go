@@ -81,6 +81,11 @@ func (sa *ikeSA) idle() bool {
 	return !sa.req.active && len(sa.window.parked) == 0 && len(sa.tasks) == 0
 }
 
+// creating tells whether a request of ours for another CHILD SA is without an answer.
+func (sa *ikeSA) creating() bool {
+	return sa.outstanding(func(r *request) bool { return r.task.kind == taskCreateChild }) != nil
+}
+
 // rivaled returns our rekeying that the peer's CHILD SA of that number collides with, or nil.
 func (sa *ikeSA) rivaled(unique uint32) *request {
 	return sa.outstanding(func(r *request) bool { return r.rival == unique })

@@ -183,7 +183,7 @@ func TestProbesThePeersOtherAddress(t *testing.T) {
 		_ = p.upAndRunning()
 		before, _, _ := identityOf(p, p.a)
 		p.Block = func(src, dst netip.Addr) bool { return dst == addrB1 || src == addrB1 }
-		p.Run(p.Now() + time.Minute) // 20 s until the liveness check, 11 s until the second retransmission
+		p.Run(p.Now() + 2*time.Minute) // 80 s until an idle peer is asked, 11 s until the second retransmission
 		_ = p.upAndRunning()
 		p.at(addrA1, addrB2, false)
 		p.Block = nil
