@@ -241,6 +241,21 @@ func TestNetworkChangeRepeatsTheRequestFromTheNewAddress(t *testing.T) {
 	}
 }
 
+// Where our address has not changed, the request under way is repeated at once all the same:
+// the way beyond it may be another one.
+func TestNetworkChangeRepeatsTheRequestAtOnce(t *testing.T) {
+	p := newPair(t, nil)
+	p.a.mangle = func(*Output) bool { return false }
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+	p.run()
+	p.pass(20 * time.Second) // the next repetition is more than ten seconds away
+	p.a.mangle = nil
+	p.a.m.Command(p.now, Command{Kind: CmdAddresses})
+	p.pass(0)
+	p.done(p.a, 1, nil)
+	p.same(1)
+}
+
 func TestKeyingTriesCountRounds(t *testing.T) {
 	p := newPair(t, func(a, b *Conn) {
 		a.KeyingTries = 1

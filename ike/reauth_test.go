@@ -84,3 +84,57 @@ func TestAuthLifetimeIsFollowedInTime(t *testing.T) {
 		}
 	}
 }
+
+// A reauthentication that has failed is tried again as soon as the network has changed, and
+// not more often than every hastenInterval because of that.
+func TestNetworkChangeHastensAReauthenticationThatHasFailed(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) { a.DPDDelay, b.DPDDelay = 0, 0 })
+	p.up()
+	old := p.a.ids()[0]
+	p.a.mangle = func(*Output) bool { return false }
+	p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
+	for p.a.count(EvFailed) < 6 { // by then a minute lies between two attempts
+		p.pass(time.Second)
+	}
+	p.a.mangle = nil
+	p.a.m.Command(p.now, Command{Kind: CmdAddresses})
+	p.pass(time.Second)
+	p.pass(2 * linger)
+	if ids := p.a.ids(); len(ids) != 1 || ids[0] == old {
+		t.Errorf("the IKE SAs are %v a second after the network has changed, want one that has taken the place of %d", ids, old)
+	}
+	p.same(1)
+}
+
+// While the peer has yet to answer for a CHILD SA on the old IKE SA, that one is not deleted:
+// what comes of it moves with the others.
+func TestReauthenticationWaitsForTheChildThatIsBeingMade(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) {
+		c := *a.Children[0]
+		c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
+		a.Children = append(a.Children, &c)
+		d := *b.Children[0]
+		d.Name, d.RemoteTS = "more", []TS{sel("10.3.0.0/24")}
+		b.Children = append(b.Children, &d)
+	})
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link", Child: "net"})
+	p.run()
+	p.same(1)
+	old := p.a.m.sas[0].spiI
+	p.b.mangle = func(o *Output) bool { // the answers on the old IKE SA take long
+		return be64(o.Data) != old || p.now.Mono > time.Minute
+	}
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 2, Conn: "link", Child: "more"})
+	p.run()
+	p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
+	p.run()
+	if n := p.a.established(); n != 2 {
+		t.Fatalf("%d IKE SAs while a request is unanswered on the old one, want both", n)
+	}
+	p.pass(2*time.Minute - p.now.Mono)
+	p.done(p.a, 2, nil)
+	if ids := p.a.ids(); len(ids) != 1 || ids[0] != 2 {
+		t.Errorf("the IKE SAs are %v, want the second one alone", ids)
+	}
+	p.same(2)
+}

@@ -59,10 +59,12 @@ func TestReauthentication(t *testing.T) {
 				ca, cb := pairSpecs(false, false)
 				ca.retryTimeout, cb.retryTimeout = time.Second, time.Second
 				ca.makeBeforeBreak, cb.makeBeforeBreak = true, true
+				life := 4 * time.Second
 				if by == "initiator" {
-					ca.conns[0].reauthTime = 4 * time.Second
+					ca.conns[0].reauthTime = life
 				} else {
-					cb.conns[0].reauthTime = 4 * time.Second
+					life = 6 * time.Second // not so soon that the two seem to have connected at once
+					cb.conns[0].reauthTime = life
 					ca.conns[0].overTime = time.Second
 				}
 				a, b := startPair(s, p, ca, cb)
@@ -74,13 +76,13 @@ func TestReauthentication(t *testing.T) {
 					m.early = 3
 				}
 				ping := s.startPinger(s.lanA, hostB4, 100)
-				time.Sleep(10 * time.Second)
+				time.Sleep(life * 5 / 2)
 				m.noneLost(ping.stop())
 				if !eventually(10*time.Second, func() bool { return count(a) == 1 && count(b) == 1 }) {
 					t.Errorf("more than one IKE SA stays%s", logs(a, b))
 				}
 				if n := atoi(established(t, b).unique) - atoi(first.unique); n < 2 {
-					t.Errorf("the IKE SA was replaced %d times in ten seconds with a reauth_time of four%s", n, logs(a, b))
+					t.Errorf("the IKE SA was replaced %d times in two and a half times its reauth_time of %v%s", n, life, logs(a, b))
 				}
 			})
 		}
