@@ -382,7 +382,10 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 			m.settle(t.waiters, err)
 			if c != nil && c.state == ChildInstalled {
 				m.childDown(c, err)
-				m.removeChild(c)
+				m.deleteOut(c)
+				c.state = ChildRekeyed // what the peer has sent through it may still be on its way
+				c.timers.clear()
+				m.armChild(c, tcGone, linger)
 				if s := m.stateOf(sa.conn); s != nil {
 					m.want(s, wish{cfg: t.cfg})
 				}
