@@ -84,6 +84,9 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 		return
 	}
 	if sa.collision.slot != 0 {
+		if m.outlives(sa) {
+			return
+		}
 		m.adoptRival(sa)
 	}
 	switch {

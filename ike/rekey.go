@@ -13,10 +13,33 @@ import (
 const rekeyedMax = time.Minute
 
 // ikeCollision remembers the IKE SA that the peer made by rekeying sa while our own
-// rekeying of it is unanswered. slot is the table index plus one; 0 means none.
+// rekeying of it is unanswered. slot is the table index plus one; 0 means none. The peer may
+// have closed that IKE SA already, and another one be in its slot: unique tells.
 type ikeCollision struct {
-	slot int
-	low  []byte
+	slot   int
+	unique uint32
+	low    []byte
+	over   bool // the peer has deleted sa, which only waits for what its own rekeying has made
+}
+
+// rival returns the IKE SA that the peer made by rekeying sa, or nil if it is there no more.
+func (m *Machine) rival(sa *ikeSA) *ikeSA {
+	i := sa.collision.slot - 1
+	if i < 0 || m.sas[i].unique != sa.collision.unique || m.sas[i].state != StateEstablished {
+		return nil
+	}
+	return &m.sas[i]
+}
+
+// outlives tells, when the peer deletes sa, whether sa has to wait for the end of our own
+// rekeying of it: it was answered, so that the peer has an IKE SA by it, and expects our
+// DELETE if it is the one too many.
+func (m *Machine) outlives(sa *ikeSA) bool {
+	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || len(sa.req.peerSPI) == 0 || m.rival(sa) == nil {
+		return false
+	}
+	sa.collision.over = true
+	return true
 }
 
 // rekeySend sends the request once the key pair is there. The slot of the new IKE SA is
@@ -87,24 +110,28 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 	nsa.takeToken(req.token)
 	sa.req.newSlot, sa.req.task.waiters = 0, nil
 	m.answered(sa)
-	if i := sa.collision.slot - 1; i >= 0 {
-		rival := &m.sas[i]
-		if rival.state == StateEstablished && bytes.Compare(lowest(req.ni, req.nr), sa.collision.low) < 0 {
+	over := sa.collision.over
+	if rival := m.rival(sa); rival != nil {
+		if bytes.Compare(lowest(req.ni, req.nr), sa.collision.low) < 0 {
 			// Ours has the lowest nonce: it is the one too many.
 			m.adoptRival(sa)
 			m.closeIKE(nsa, ErrReplaced, nil)
 			m.settle(req.task.waiters, nil)
 			return
 		}
-		sa.collision = ikeCollision{}
 		m.await(rival)
 	}
+	sa.collision = ikeCollision{}
 	m.adopt(sa, nsa)
 	if m.qcd.secret != nil {
 		nsa.qcd.tell = true // ours; the peer's came with the response
 		m.queue(nsa, task{kind: taskTell})
 	}
 	m.settle(req.task.waiters, nil)
+	if over {
+		m.destroy(sa, ErrReplaced)
+		return
+	}
 	m.closeIKE(sa, ErrReplaced, nil)
 }
 
@@ -167,7 +194,7 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 			m.ticketNotify(b, nsa)
 		}
 	})
-	sa.collision = ikeCollision{nsa.slot + 1, lowest(req.ni, req.nr)}
+	sa.collision = ikeCollision{slot: nsa.slot + 1, unique: nsa.unique, low: lowest(req.ni, req.nr)}
 	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
 		m.adoptRival(sa)
 	}
@@ -251,10 +278,14 @@ func (m *Machine) announceIKE(sa, old *ikeSA) {
 
 // adoptRival makes the IKE SA that the peer's rekeying of sa has made its successor.
 func (m *Machine) adoptRival(sa *ikeSA) {
-	nsa := &m.sas[sa.collision.slot-1]
+	nsa, over := m.rival(sa), sa.collision.over
 	sa.collision = ikeCollision{}
-	if nsa.state == StateEstablished {
+	if nsa != nil {
 		m.adopt(sa, nsa)
+	}
+	if over {
+		m.destroy(sa, ErrReplaced)
+		return
 	}
 	m.await(sa)
 }

@@ -156,7 +156,7 @@ func TestPeerByName(t *testing.T) {
 	began := time.Now()
 	_ = ping.stop()
 	d = recovered(t, s, began, a, b)
-	t.Logf("the record and the peer have moved: tunnel after %v", d.Round(time.Millisecond))
+	t.Logf("recovery: the record and the peer have moved: tunnel after %v", d.Round(time.Millisecond))
 	if d > 5*time.Second {
 		t.Errorf("%v from the peer's move to the tunnel: a second to notice, another until the repetition, three to recover%s", d, logs(a, b))
 	}
@@ -190,7 +190,7 @@ func TestDeadFirstAddress(t *testing.T) {
 				t.Fatalf("initiate: %v%s", err, logs(a, b))
 			}
 			d := time.Since(began)
-			t.Logf("the first of two addresses is dead: tunnel after %v", d.Round(time.Millisecond))
+			t.Logf("recovery: the first of two addresses is dead: tunnel after %v", d.Round(time.Millisecond))
 			if d > 5*time.Second {
 				t.Errorf("the dead address cost %v, want about 3 s%s", d, logs(a))
 			}

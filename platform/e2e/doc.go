@@ -19,8 +19,12 @@
 //
 //	POSTERN_BIN=FILE   test this binary instead of building the module's main package
 //	POSTERN_E2E_KEEP=1 keep the work folder of failed tests (configurations, logs, captures)
+//	POSTERN_E2E_LONG=1 outages of the WAN that last 60 s instead of 20 s
 //	POSTERN_E2E_PAIRS  run the matrix with these pairs only: postern-postern,
 //	                   postern-charon, charon-postern, charon-charon (initiator first)
+//
+// How long a tunnel takes to work again after this and that is logged in lines that begin with
+// "recovery:": with -v, grep makes a table of them.
 //
 // Namespaces are named pt-PID-N-ROLE; a run removes what a killed run has left.
 package e2e

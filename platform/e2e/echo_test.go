@@ -68,6 +68,9 @@ func (s *site) openEchoes(ns string, to netip.Addr, o echoOptions) *echoes {
 		if err != nil {
 			return err
 		}
+		// An answer that waits too long for this process would be taken for lost. Refused
+		// without privileges, which do not matter then.
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) })
 		// Without this, a request larger than the path's MTU is refused and not fragmented.
 		var opt error
 		err = raw.Control(func(fd uintptr) {
@@ -255,9 +258,13 @@ type pinger struct {
 }
 
 // startPinger sends rate echo requests per second.
-func (s *site) startPinger(ns string, to netip.Addr, rate int) *pinger {
+func (s *site) startPinger(ns string, to netip.Addr, rate int, o ...echoOptions) *pinger {
 	s.t.Helper()
-	p := &pinger{s.openEchoes(ns, to, echoOptions{}), make(chan struct{}), make(chan struct{})}
+	opt := echoOptions{}
+	if len(o) > 0 {
+		opt = o[0]
+	}
+	p := &pinger{s.openEchoes(ns, to, opt), make(chan struct{}), make(chan struct{})}
 	go func() {
 		defer close(p.idle)
 		tick := time.NewTicker(time.Second / time.Duration(rate))

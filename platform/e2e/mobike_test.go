@@ -62,7 +62,7 @@ func moves(t *testing.T, s *site, what string, a, b daemon, deed func() time.Tim
 	time.Sleep(recovery + time.Second)
 	r := ping.stop()
 	lost, took := ping.lastLoss(at)
-	t.Logf("%s: %d of %d echoes lost, the last %v after the network allowed it", what, lost, r.sent, took.Round(time.Millisecond))
+	t.Logf("recovery: %s: %d of %d echoes lost, the last %v after the network allowed it", what, lost, r.sent, took.Round(time.Millisecond))
 	if took > recovery {
 		t.Errorf("%s: the tunnel took %v to work again, want at most %v: %v%s", what, took, recovery, r, logs(a, b))
 	}
@@ -167,7 +167,7 @@ func TestAddressChangesWithoutMOBIKE(t *testing.T) {
 			time.Sleep(recovery + time.Second)
 			r := ping.stop()
 			lost, took := ping.lastLoss(at)
-			t.Logf("without MOBIKE: %d of %d echoes lost, the last %v after the change", lost, r.sent, took.Round(time.Millisecond))
+			t.Logf("recovery: without MOBIKE: %d of %d echoes lost, the last %v after the change", lost, r.sent, took.Round(time.Millisecond))
 			if took > recovery {
 				t.Errorf("the tunnel took %v to come up anew: %v%s", took, r, logs(a, b))
 			}

@@ -144,7 +144,7 @@ func TestWANLinkDownAndUp(t *testing.T) {
 				}
 				s.ip(s.gwA, "link set wan0 up\nroute add default via 198.51.100.254\n")
 				took := resumes(t, ping, 15*time.Second, a, b)
-				t.Logf("traffic resumed %.2f s after the link was up", took.Seconds())
+				t.Logf("recovery: the WAN link goes down and up: traffic resumed %.2f s after it was up", took.Seconds())
 			}
 			there, home := ping.stop(), back.stop()
 			t.Logf("there %d of %d, back %d of %d", there.answered, there.sent, home.answered, home.sent)

@@ -53,7 +53,7 @@ func TestRecoveryFromARestart(t *testing.T) {
 			back := eventually(10*time.Second, func() bool { return s.pings(lan, to, 1, briefly).lost() == 0 })
 			took := time.Since(begin)
 			ping.stop()
-			t.Logf("%s: packets pass %v after the start of the daemon that was killed", c.name, took.Round(time.Millisecond))
+			t.Logf("recovery: %s: packets pass %v after the start of the daemon that was killed", c.name, took.Round(time.Millisecond))
 			if !back || took > recoveryLimit {
 				t.Errorf("packets pass again after %v, want at most %v%s", took, recoveryLimit, logs(a, b))
 			}
