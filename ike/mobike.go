@@ -489,7 +489,7 @@ func (m *Machine) heard(sa *ikeSA, p Path, response bool) {
 	if p == sa.path || sa.state == StateConnecting {
 		return
 	}
-	if response && slices.Contains(sa.req.detours, p) {
+	if response && slices.Contains(sa.req.detours, p) && m.passable(sa, p) {
 		m.setPath(sa, p)
 		sa.req.stale = sa.req.task.kind.ofAddresses()
 		for i := range sa.window.parked { // those that have no answer yet

@@ -73,8 +73,8 @@ func (m *Machine) floated(p Path) Path {
 // A host that is behind a NAT itself should not, because one packet that somebody has
 // redirected would break the connection: it asks first whether the peer answers from there.
 func (m *Machine) follow(sa *ikeSA, p Path) {
-	if sa.state == StateConnecting || !sa.natPeer || !p.NATT || p.Remote.Port() == 0 || p == sa.path {
-		return
+	if sa.state == StateConnecting || !sa.natPeer || !p.NATT || p.Remote.Port() == 0 || p == sa.path || !m.passable(sa, p) {
+		return // what has come to an address that has gone since says nothing
 	}
 	if sa.natLocal && !sa.mobike.faked {
 		sa.mobike.suspect = p

@@ -299,7 +299,7 @@ func (m *Machine) detour(sa *ikeSA) {
 	switch {
 	case sa.leads() && sa.req.before+sa.req.tries >= 2: // one message may get lost on a good path
 		list = m.paths(sa)
-	case !sa.mobike.on && sa.mobike.suspect.Remote.IsValid():
+	case !sa.mobike.on && sa.mobike.suspect.Remote.IsValid() && m.passable(sa, sa.mobike.suspect):
 		list = []Path{sa.mobike.suspect}
 	}
 	for _, p := range list {
