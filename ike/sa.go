@@ -123,6 +123,12 @@ type childSA struct {
 	expireAt  time.Duration
 }
 
+// keptUp tells whether a child whose making was cut off by the end of its IKE SA, because of
+// err, is tried again.
+func (c *Child) keptUp(err error) bool {
+	return c.StartAction == StartStart && err != ErrTerminated && (err != ErrPeerDeleted || c.CloseAction == ActionRestart)
+}
+
 // connState is what the machine knows of a connection beside its SAs.
 type connState struct {
 	conn     *Conn
@@ -328,7 +334,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	m.dropRequest(sa, err)
 	for i := range lost {
 		t := &lost[i]
-		if t.kind == taskCreateChild && t.cfg.StartAction == StartStart && err != ErrTerminated {
+		if t.kind == taskCreateChild && t.cfg.keptUp(err) {
 			m.wishAgain(sa.conn, t.cfg)
 		}
 		if i < len(sa.tasks) { // dropRequest has told those of the request

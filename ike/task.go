@@ -226,7 +226,7 @@ func (m *Machine) closeIKE(sa *ikeSA, err error, w *waiter) {
 			sa.closeErr = err
 		}
 		for _, t := range sa.tasks {
-			if t.kind == taskCreateChild && t.cfg.StartAction == StartStart && err != ErrTerminated {
+			if t.kind == taskCreateChild && t.cfg.keptUp(err) {
 				m.wishAgain(sa.conn, t.cfg)
 			}
 			m.settle(t.waiters, err)
