@@ -203,6 +203,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	sa.window.ours = maxWindow
 	m.resumed(sa)
 	m.resolveDuplicates(sa, contact)
+	if !contact && sa.state == StateEstablished && m.ending(sa) {
+		m.closeIKE(sa, ErrTerminated, nil)
+	}
 }
 
 // authenticate finds the connection that the peer's identity and addresses fit, and

@@ -210,6 +210,46 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 		m.closeIKE(old, ErrReplaced, nil)
 	}
 	sa.reauth.old, sa.reauth.tried = 0, nil
+	if old == nil && !m.carries(sa, nil) {
+		m.closeIKE(sa, ErrReplaced, nil) // the peer has closed meanwhile what it was to carry on
+		return
+	}
+	m.closeDoubles(sa)
+}
+
+// carries tells whether an IKE SA has a CHILD SA of that child, or any if cfg is nil.
+func (m *Machine) carries(sa *ikeSA, cfg *Child) bool {
+	for i := range m.children {
+		c := &m.children[i]
+		if c.ike == sa.slot && (c.state == ChildInstalled || c.state == ChildRekeying) && (cfg == nil || c.cfg == cfg) {
+			return true
+		}
+	}
+	return false
+}
+
+// closeDoubles closes the other IKE SAs that we have made for the connection, as far as the
+// new one does all that they do. Two that both sides began at once on a slow line may have
+// missed each other, and would otherwise both be made anew for ever.
+func (m *Machine) closeDoubles(sa *ikeSA) {
+	if sa.conn.Unique == UniqueNever {
+		return
+	}
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o == sa || o.state != StateEstablished || o.closeErr != nil || o.conn != sa.conn || !o.origin.ours ||
+			!o.peerID.Equal(sa.peerID) || o.reauth.old != 0 || !o.idle() || len(o.tasks) > 0 {
+			continue
+		}
+		more := false
+		for j := range m.children {
+			c := &m.children[j]
+			more = more || c.state != ChildFree && c.ike == o.slot && c.state != ChildRekeyed && !m.carries(sa, c.cfg)
+		}
+		if !more {
+			m.closeIKE(o, ErrReplaced, nil)
+		}
+	}
 }
 
 // handTasks has the CHILD SAs that are still to be made on an IKE SA made on another one.
@@ -286,6 +326,18 @@ func (m *Machine) bequeath(sa *ikeSA) {
 			m.retire(c)
 		}
 	}
+}
+
+// ending tells whether the user is just closing another IKE SA with the peer of sa: what the
+// peer had begun in its place before it knew ends with it.
+func (m *Machine) ending(sa *ikeSA) bool {
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o != sa && o.state == StateDeleting && o.closeErr == ErrTerminated && o.conn == sa.conn && o.peerID.Equal(sa.peerID) {
+			return true
+		}
+	}
+	return false
 }
 
 // findIKE returns the IKE SA with that unique number, or nil.
