@@ -215,6 +215,9 @@ func live(seed uint64, trace bool) *life {
 		if chance(30) {
 			k.Loss = 0.45 * r.Float64()
 		}
+		if chance(15) { // one way only, most of the time: a satellite, or a queue that is full
+			k.Delay = span(200*time.Millisecond, 5*time.Second)
+		}
 		return k
 	}
 	ab, ba := bad(), bad()
