@@ -42,25 +42,6 @@ func (r *peerCreate) answer(spi uint32) Proposal {
 
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
-// spiMin is the lowest SPI that may be used: those below are reserved (RFC 4303 section 2.1).
-const spiMin = 256
-
-// withoutDH returns the proposals as IKE_AUTH carries them: the first CHILD SA takes its
-// keys from the IKE SA's exchange (RFC 7296 section 1.2).
-func withoutDH(ps []Proposal) []Proposal {
-	var out []Proposal
-	for _, p := range ps {
-		q := Proposal{Proto: p.Proto}
-		for _, t := range p.Transforms {
-			if t.Type != TransformDH {
-				q.Transforms = append(q.Transforms, t)
-			}
-		}
-		out = append(out, q)
-	}
-	return out
-}
-
 // createStart begins a CREATE_CHILD_SA of ours.
 func (m *Machine) createStart(sa *ikeSA, t task) {
 	req := request{active: true, task: t, exchange: ExchangeCreateChild}
@@ -194,69 +175,6 @@ func (m *Machine) createResponse(sa *ikeSA) {
 		return
 	}
 	m.startWork(sa, laneOurs, jobReqShared, req.group, req.pair, ke)
-}
-
-// parseCreated takes the CHILD SA of the message into sa.req, and returns the peer's
-// public value if there is one.
-func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
-	req := &sa.req
-	body, tsi, tsr := m.msg.Find(PayloadSA), m.msg.Find(PayloadTSi), m.msg.Find(PayloadTSr)
-	if body == nil || tsi == nil || tsr == nil {
-		return nil, ErrNoProposal
-	}
-	offer, err := ParseSA(body.Body)
-	if err != nil {
-		return nil, err
-	}
-	if len(offer) != 1 || !checkChosen(offer[0], req.offered) || len(offer[0].SPI) != 4 ||
-		binary.BigEndian.Uint32(offer[0].SPI) < spiMin {
-		return nil, ErrNoProposal
-	}
-	req.chosen = offer[0]
-	req.peerSPI = append([]byte(nil), offer[0].SPI...)
-	_, dh, err := offer[0].espSuite()
-	if err != nil {
-		return nil, err
-	}
-	local, err := ParseTS(tsi.Body)
-	if err != nil {
-		return nil, err
-	}
-	remote, err := ParseTS(tsr.Body)
-	if err != nil {
-		return nil, err
-	}
-	// The responder may only narrow (section 2.9).
-	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
-		return nil, ErrWidened
-	}
-	req.gotTS = [2][]esp.Selector{local, remote}
-	if n := m.msg.Find(PayloadNonce); n != nil {
-		if len(n.Body) < nonceMin || len(n.Body) > nonceMax {
-			return nil, ErrNonce
-		}
-		req.nr = append([]byte(nil), n.Body...)
-	}
-	if len(req.nr) == 0 {
-		return nil, ErrNonce
-	}
-	if dh == DHNone {
-		return nil, nil
-	}
-	return m.peerKE(dh, req)
-}
-
-// peerKE returns the public value of a response, which must be of the group that we sent ours for.
-func (m *Machine) peerKE(dh DHGroup, req *request) ([]byte, error) {
-	p := m.msg.Find(PayloadKE)
-	if p == nil || req.pair == nil || dh != req.group {
-		return nil, ErrGroup
-	}
-	g, ke, err := ParseKE(p.Body)
-	if err == nil && (g != dh || len(ke) != g.publicLen()) {
-		err = ErrGroup
-	}
-	return ke, err
 }
 
 // createKeyed installs what our CREATE_CHILD_SA has made.
@@ -469,85 +387,6 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 		return no
 	}
 	return m.parseCreate(sa, req, false)
-}
-
-// parseCreate chooses a CHILD SA of the connection for the proposals and selectors of the
-// message, as responder. first is set in IKE_AUTH, where there is no key exchange.
-func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
-	bad := func(err error) *refusal { return &refusal{t: NotifyInvalidSyntax, err: err} }
-	tsi, tsr := m.msg.Find(PayloadTSi), m.msg.Find(PayloadTSr)
-	if tsi == nil || tsr == nil {
-		return bad(ErrNoTS)
-	}
-	offered, err := ParseSA(m.msg.Find(PayloadSA).Body)
-	if err != nil {
-		return bad(err)
-	}
-	remoteTS, err := ParseTS(tsi.Body)
-	if err != nil {
-		return bad(err)
-	}
-	localTS, err := ParseTS(tsr.Body)
-	if err != nil {
-		return bad(err)
-	}
-	var group DHGroup
-	var ke []byte
-	if k := m.msg.Find(PayloadKE); k != nil && !first {
-		if group, ke, err = ParseKE(k.Body); err != nil {
-			return bad(err)
-		}
-	}
-	no := &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
-	best := 0
-	for _, cfg := range sa.conn.Children {
-		if req.kind == taskRekeyChild && cfg != req.cfg {
-			continue
-		}
-		local := narrowTS(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS)
-		remote := narrowTS(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
-		if !sharedFamily(local, remote) {
-			continue
-		}
-		chosen, ok := chooseProposal(cfg.Proposals, offered, group, first)
-		var suite esp.Suite
-		var dh DHGroup
-		if ok {
-			suite, dh, err = chosen.espSuite()
-			ok = err == nil && len(chosen.SPI) == 4 && binary.BigEndian.Uint32(chosen.SPI) >= spiMin
-		}
-		if !ok {
-			if best == 0 {
-				no = &refusal{t: NotifyNoProposalChosen, err: ErrNoProposal}
-			}
-			continue
-		}
-		// What takes the peer's selectors as they are fits better than what narrows them.
-		score := 1
-		if within(localTS, local) && within(remoteTS, remote) {
-			score = 2
-		}
-		if score <= best {
-			continue
-		}
-		best = score
-		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
-		req.local, req.remote = local, remote
-	}
-	if best == 0 {
-		return no
-	}
-	if first {
-		req.dh = DHNone
-	}
-	req.spiOut = binary.BigEndian.Uint32(req.chosen.SPI)
-	if req.dh != DHNone && group != req.dh {
-		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(req.dh)), err: ErrGroup}
-	}
-	if req.dh != DHNone && len(ke) != req.dh.publicLen() {
-		return bad(ErrKELength)
-	}
-	return nil
 }
 
 // createRespond answers the peer's CREATE_CHILD_SA once the shared secret, if any, is there.

@@ -1,0 +1,159 @@
+package ike
+
+import "slices"
+
+// Command takes a wish of the user or of the data path.
+func (m *Machine) Command(now Time, c Command) {
+	m.now = now
+	w := &waiter{tag: c.Tag, left: 1}
+	var err error
+	switch c.Kind {
+	case CmdInitiate, CmdAcquire:
+		err = m.cmdInitiate(&c, w)
+	case CmdTerminate:
+		err = m.cmdTerminate(&c, w)
+	case CmdRekey, CmdReauth:
+		err = m.cmdRekey(&c, w)
+	case CmdMoved:
+		m.cmdMoved(&c)
+	case CmdRedirect:
+		err = m.cmdRedirect(&c, w)
+	case CmdInvalidSPI:
+		m.cmdInvalidSPI(&c)
+	case CmdLimit:
+		m.cmdLimit(&c)
+	case CmdAddresses:
+		m.cmdAddresses()
+	case CmdUnreachable:
+		m.unreachable(c.Path)
+	}
+	m.settle([]*waiter{w}, err)
+	m.finish()
+}
+
+func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
+	found := false
+	for _, s := range m.conns {
+		if c.Conn != "" && s.conn.Name != c.Conn {
+			continue
+		}
+		for _, cfg := range s.conn.Children {
+			if c.Child != "" && cfg.Name != c.Child {
+				continue
+			}
+			found = true
+			if c.Kind == CmdAcquire {
+				m.want(s, wish{cfg: cfg, flow: c.Flow})
+				continue
+			}
+			w.left++
+			if m.established(s.conn) == nil {
+				s.retryAt = never // asked for: no back-off
+			}
+			m.want(s, wish{cfg: cfg, waiters: []*waiter{w}})
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
+
+func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
+	found := false
+	whole := c.Child == "" && c.ChildID == 0
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state == StateFree || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole {
+			if sa.state == StateConnecting && sa.conn == nil {
+				continue // nobody knows yet whose it is
+			}
+			found = true
+			w.left++
+			m.closeIKE(sa, ErrTerminated, w)
+			if c.Force {
+				m.abandon(sa)
+			}
+			continue
+		}
+		for j := range m.children {
+			k := &m.children[j]
+			if k.state != ChildInstalled && k.state != ChildRekeying || k.ike != sa.slot ||
+				c.Child != "" && k.cfg.Name != c.Child || c.ChildID != 0 && k.unique != c.ChildID {
+				continue
+			}
+			found = true
+			w.left++
+			m.closeChild(sa, k, ErrTerminated, w)
+		}
+	}
+	for _, s := range m.conns {
+		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
+			continue
+		}
+		if c.Child == "" {
+			s.dropTicket()
+		}
+		for _, cfg := range s.conn.Children {
+			if c.Child == "" || cfg.Name == c.Child {
+				if s.held == nil {
+					s.held = make(map[*Child]bool)
+				}
+				s.held[cfg] = true
+			}
+		}
+		s.wanted = slices.DeleteFunc(s.wanted, func(x wish) bool {
+			if c.Child != "" && x.cfg.Name != c.Child {
+				return false
+			}
+			found = true
+			m.settle(x.waiters, ErrTerminated)
+			return true
+		})
+		if len(s.wanted) == 0 {
+			s.retryAt, s.dial.waiting, s.dial.moving = never, false, false
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
+
+func (m *Machine) cmdRekey(c *Command, w *waiter) error {
+	found := false
+	whole := c.Child == "" && c.ChildID == 0
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state != StateEstablished || c.Kind == CmdReauth && sa.closeErr != nil || c.IKE != 0 && sa.unique != c.IKE || c.Conn != "" && sa.connName() != c.Conn {
+			continue
+		}
+		if whole && c.Kind == CmdReauth {
+			found = true
+			m.reauthenticate(sa)
+			continue
+		}
+		if whole {
+			found = true
+			w.left++
+			m.queue(sa, task{kind: taskRekeyIKE, waiters: []*waiter{w}})
+			continue
+		}
+		for j := range m.children {
+			k := &m.children[j]
+			if k.state != ChildInstalled || k.ike != i || c.Child != "" && k.cfg.Name != c.Child || c.ChildID != 0 && k.unique != c.ChildID {
+				continue
+			}
+			found = true
+			w.left++
+			m.queue(sa, task{kind: taskRekeyChild, cfg: k.cfg, target: k.unique, waiters: []*waiter{w}})
+		}
+	}
+	if !found {
+		return ErrNotFound
+	}
+	return nil
+}
