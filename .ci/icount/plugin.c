@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-#define MARK 0x69636e74 /* what esp/chapoly/icount_test.go passes */
+#define MARK 0x69636e74 /* what esp/aead/aeadtest passes */
 #define THREADS 256
 
 struct qemu_plugin_tb;

@@ -4,14 +4,15 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"encoding/hex"
-	"errors"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"postern/esp/aead"
+	"postern/esp/aead/aeadtest"
 )
 
 // releaseOne says that the emulator was told to be a MIPS32 of release 1. Otherwise it is one
@@ -30,57 +31,16 @@ func each(t *testing.T, f func(t *testing.T, r Routine)) {
 	}
 }
 
-func aead(t testing.TB, r Routine, key []byte) cipher.AEAD {
+func zeroKeyed(t testing.TB, r Routine) cipher.AEAD {
 	t.Helper()
-	a, err := newAEAD(r, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func reference(t testing.TB, key []byte) cipher.AEAD {
-	t.Helper()
-	a, err := chacha20poly1305.New(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func fromHex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func random(rng *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
-	return b
-}
-
-// at returns a copy of b that begins offset octets past a boundary of 16, with room behind it.
-func at(b []byte, offset, room int) []byte {
-	buf := make([]byte, 16+offset+len(b)+room)
-	for uintptr(unsafe.Pointer(&buf[0]))%16 != 0 {
-		buf = buf[1:]
-	}
-	out := buf[offset : offset+len(b) : offset+len(b)+room]
-	copy(out, b)
-	return out
+	return aeadtest.Make(t, maker(r), make([]byte, KeySize))
 }
 
 func TestRFC8439Example(t *testing.T) {
-	key, nonce := fromHex(t, vectorKey), fromHex(t, vectorNonce)
-	additional, want := fromHex(t, vectorAdditional), fromHex(t, vectorSealed)
+	key, nonce := aeadtest.FromHex(t, vectorKey), aeadtest.FromHex(t, vectorNonce)
+	additional, want := aeadtest.FromHex(t, vectorAdditional), aeadtest.FromHex(t, vectorSealed)
 	each(t, func(t *testing.T, r Routine) {
-		a := aead(t, r, key)
+		a := aeadtest.Make(t, maker(r), key)
 		if got := a.Seal(nil, nonce, []byte(vectorPlaintext), additional); !bytes.Equal(got, want) {
 			t.Errorf("section 2.8.2 seals to\n%x\nnot\n%x", want, got)
 		}
@@ -93,10 +53,10 @@ func TestRFC8439Example(t *testing.T) {
 
 // Appendix A.5 of RFC 8439, which is to be opened.
 func TestRFC8439DecryptionVector(t *testing.T) {
-	key := fromHex(t, "1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0")
-	nonce := fromHex(t, "000000000102030405060708")
-	additional := fromHex(t, "f33388860000000000004e91")
-	sealed := fromHex(t, "64a0861575861af460f062c79be643bd5e805cfd345cf389f108670ac76c8cb2"+
+	key := aeadtest.FromHex(t, "1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0")
+	nonce := aeadtest.FromHex(t, "000000000102030405060708")
+	additional := aeadtest.FromHex(t, "f33388860000000000004e91")
+	sealed := aeadtest.FromHex(t, "64a0861575861af460f062c79be643bd5e805cfd345cf389f108670ac76c8cb2"+
 		"4c6cfc18755d43eea09ee94e382d26b0bdb7b73c321b0100d4f03b7f355894cf"+
 		"332f830e710b97ce98c8a84abd0b948114ad176e008d33bd60f982b1ff37c855"+
 		"9797a06ef4f0ef61c186324e2b3506383606907b6a7c02b0f9f6157b53c867e4"+
@@ -109,7 +69,7 @@ func TestRFC8439DecryptionVector(t *testing.T) {
 		"replaced, or obsoleted by other documents at any time. It is inappropriate to use Internet-Drafts " +
 		"as reference material or to cite them other than as /“work in progress./”"
 	each(t, func(t *testing.T, r Routine) {
-		got, err := aead(t, r, key).Open(nil, nonce, sealed, additional)
+		got, err := aeadtest.Make(t, maker(r), key).Open(nil, nonce, sealed, additional)
 		if err != nil || string(got) != want {
 			t.Errorf("appendix A.5 opens to %q, %v", got, err)
 		}
@@ -148,9 +108,9 @@ func TestPoly1305Vectors(t *testing.T) {
 				p     poly
 				tag   [Overhead]byte
 			)
-			copy(octets(block[:]), fromHex(t, v.key))
+			copy(octets(block[:]), aeadtest.FromHex(t, v.key))
 			p.init(&block)
-			p.sum(r, at(fromHex(t, v.message), 0, 0))
+			p.sum(r, aeadtest.At(aeadtest.FromHex(t, v.message), 0, 0))
 			p.tag(&tag)
 			if hex.EncodeToString(tag[:]) != v.tag {
 				t.Errorf("%s: the tag is %x, not %s", v.name, tag, v.tag)
@@ -209,120 +169,25 @@ func TestChaCha20CounterPasses32Bits(t *testing.T) {
 }
 
 func TestAllLengthsAsLibrary(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	lengths := []int{511, 512, 513, 1399, 1400, 1401, 1500, 4096, 9000, 65535}
-	for n := range 301 {
-		lengths = append(lengths, n)
-	}
 	each(t, func(t *testing.T, r Routine) {
-		for _, n := range lengths {
-			key, nonce := random(rng, KeySize), random(rng, NonceSize)
-			text, additional := random(rng, n), random(rng, rng.IntN(40))
-			ours := aead(t, r, key)
-			want := reference(t, key).Seal(nil, nonce, text, additional)
-			if got := ours.Seal(nil, nonce, text, additional); !bytes.Equal(got, want) {
-				t.Fatalf("%d octets with %d associated seal differently than with the library", n, len(additional))
-			}
-			got, err := ours.Open(nil, nonce, want, additional)
-			if err != nil || !bytes.Equal(got, text) {
-				t.Fatalf("%d octets with %d associated, sealed by the library, do not open: %v", n, len(additional), err)
-			}
-		}
+		aeadtest.Lengths(t, maker(r), chacha20poly1305.New, []int{KeySize}, 301, 511, 512, 513, 1399, 1400, 1401, 1500, 4096, 9000, 65535)
 	})
 }
 
 func TestAllAlignmentsInPlaceAndApart(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 4))
+	key := aeadtest.Random(rand.New(rand.NewPCG(3, 5)), KeySize)
 	each(t, func(t *testing.T, r Routine) {
-		key, nonce := random(rng, KeySize), random(rng, NonceSize)
-		ours, lib := aead(t, r, key), reference(t, key)
-		for _, n := range []int{0, 1, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 600} {
-			text := random(rng, n)
-			for from := range 5 {
-				additional := at(random(rng, 8+4*from), from, 0)
-				want := lib.Seal(nil, nonce, text, additional)
-				for to := range 5 {
-					dst := at([]byte("head"), to, n+Overhead)
-					sealed := ours.Seal(dst, nonce, at(text, from, 0), additional)
-					if string(sealed[:4]) != "head" || !bytes.Equal(sealed[4:], want) {
-						t.Fatalf("%d octets from offset %d to offset %d seal wrongly", n, from, to)
-					}
-					opened, err := ours.Open(at([]byte("head"), to, n), nonce, at(want, from, 0), additional)
-					if err != nil || string(opened[:4]) != "head" || !bytes.Equal(opened[4:], text) {
-						t.Fatalf("%d octets from offset %d to offset %d open wrongly: %v", n, from, to, err)
-					}
-				}
-				in := at(text, from, Overhead)
-				sealed := ours.Seal(in[:0], nonce, in, additional)
-				if !bytes.Equal(sealed, want) || n > 0 && &sealed[0] != &in[0] {
-					t.Fatalf("%d octets at offset %d seal wrongly in place", n, from)
-				}
-				opened, err := ours.Open(sealed[:0], nonce, sealed, additional)
-				if err != nil || !bytes.Equal(opened, text) {
-					t.Fatalf("%d octets at offset %d open wrongly in place: %v", n, from, err)
-				}
-			}
-		}
+		aeadtest.Alignments(t, aeadtest.Make(t, maker(r), key), aeadtest.Make(t, chacha20poly1305.New, key),
+			0, 1, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 600)
 	})
 }
 
-// Nothing around the destination is touched.
 func TestWritesNothingBesideItsOutput(t *testing.T) {
-	rng := rand.New(rand.NewPCG(8, 9))
-	each(t, func(t *testing.T, r Routine) {
-		a := aead(t, r, random(rng, KeySize))
-		nonce := random(rng, NonceSize)
-		for n := range 200 {
-			for offset := range 4 {
-				buf := at(bytes.Repeat([]byte{0x5a}, n+Overhead+64), offset, 0)
-				a.Seal(buf[32:32], nonce, buf[32:32+n], buf[:8])
-				for i, b := range buf {
-					if (i < 32 || i >= 32+n+Overhead) && b != 0x5a {
-						t.Fatalf("sealing %d octets at %d changed the octet at %d", n, 32, i)
-					}
-				}
-			}
-		}
-	})
+	each(t, func(t *testing.T, r Routine) { aeadtest.WritesNothingBeside(t, zeroKeyed(t, r)) })
 }
 
 func TestOpenRejectsEveryChange(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	each(t, func(t *testing.T, r Routine) {
-		a := aead(t, r, random(rng, KeySize))
-		nonce, additional := random(rng, NonceSize), random(rng, 12)
-		text := random(rng, 100)
-		sealed := a.Seal(nil, nonce, text, additional)
-		for i := range sealed {
-			for bit := range 8 {
-				sealed[i] ^= 1 << bit
-				before := bytes.Clone(sealed)
-				if _, err := a.Open(sealed[:0], nonce, sealed, additional); err == nil {
-					t.Fatalf("opens with bit %d of octet %d changed", bit, i)
-				}
-				if bytes.Contains(sealed, text[:8]) || bytes.Contains(sealed, text[80:88]) {
-					t.Fatal("what fails to open was decrypted all the same")
-				}
-				copy(sealed, before) // the library clears it
-				sealed[i] ^= 1 << bit
-			}
-		}
-		for i := range additional {
-			additional[i] ^= 4
-			if _, err := a.Open(nil, nonce, sealed, additional); err == nil {
-				t.Fatalf("opens with octet %d of the associated data changed", i)
-			}
-			additional[i] ^= 4
-		}
-		for n := range len(sealed) {
-			if _, err := a.Open(nil, nonce, sealed[:n], additional); err == nil {
-				t.Fatalf("opens when cut to %d octets", n)
-			}
-		}
-		if _, err := a.Open(nil, nonce, sealed, additional); err != nil {
-			t.Fatal("does not open unchanged")
-		}
-	})
+	each(t, func(t *testing.T, r Routine) { aeadtest.RejectsEveryChange(t, zeroKeyed(t, r)) })
 }
 
 func TestMisuse(t *testing.T) {
@@ -331,53 +196,11 @@ func TestMisuse(t *testing.T) {
 			t.Errorf("a key of %d octets is taken", n)
 		}
 	}
-	each(t, func(t *testing.T, r Routine) {
-		a := aead(t, r, make([]byte, KeySize))
-		if a.NonceSize() != NonceSize || a.Overhead() != Overhead {
-			t.Errorf("nonce of %d, overhead of %d octets", a.NonceSize(), a.Overhead())
-		}
-		b := make([]byte, 300)
-		for name, f := range map[string]func(){
-			"a short nonce to seal":   func() { a.Seal(nil, b[:11], b[20:40], nil) },
-			"a long nonce to open":    func() { a.Open(nil, b[:24], b[20:40], nil) },
-			"a long nonce, short box": func() { a.Open(nil, b[:24], b[20:30], nil) },
-			"sealing one octet on":    func() { a.Seal(b[101:101], b[:12], b[100:150], nil) },
-			"sealing one octet back":  func() { a.Seal(b[99:99], b[:12], b[100:150], nil) },
-			"opening one octet on":    func() { a.Open(b[101:101], b[:12], b[100:150], nil) },
-			"sealing into the last":   func() { a.Seal(b[149:149], b[:12], b[100:150], nil) },
-		} {
-			func() {
-				defer func() {
-					if recover() == nil {
-						t.Errorf("%s does not panic", name)
-					}
-				}()
-				f()
-			}()
-		}
-	})
+	each(t, func(t *testing.T, r Routine) { aeadtest.Misuse(t, zeroKeyed(t, r)) })
 }
 
 func TestNoAllocations(t *testing.T) {
-	each(t, func(t *testing.T, r Routine) {
-		a := aead(t, r, make([]byte, KeySize))
-		buf, nonce := make([]byte, 1600), make([]byte, NonceSize)
-		for _, off := range []int{64, 65} {
-			n := testing.AllocsPerRun(100, func() {
-				sealed := a.Seal(buf[off:off], nonce, buf[off:off+1399], buf[:8])
-				if _, err := a.Open(sealed[:0], nonce, sealed, buf[:8]); err != nil {
-					t.Fatal(err)
-				}
-				sealed[0] ^= 1
-				if _, err := a.Open(sealed[:0], nonce, sealed, buf[:8]); err == nil {
-					t.Fatal("opens a changed packet")
-				}
-			})
-			if n != 0 {
-				t.Errorf("a packet at offset %d allocates %v times", off, n)
-			}
-		}
-	})
+	each(t, func(t *testing.T, r Routine) { aeadtest.NoAllocations(t, zeroKeyed(t, r), func([]byte) {}) })
 }
 
 func TestSelfTestPassesAndFindsBrokenRoutine(t *testing.T) {
@@ -394,47 +217,7 @@ func TestSelfTestPassesAndFindsBrokenRoutine(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := selfTestOf(Library, func([]byte) (cipher.AEAD, error) {
-		return newOwn(Plain, make([]byte, KeySize)), nil
-	}); !errors.Is(err, errSelfTest) {
-		t.Errorf("a routine that ignores its key passes: %v", err)
-	}
-	for _, length := range []int{0, 63, 1400} {
-		if err := selfTestOf(Library, func(key []byte) (cipher.AEAD, error) {
-			return wrongAt{newOwn(Plain, key), length}, nil
-		}); !errors.Is(err, errSelfTest) {
-			t.Errorf("a routine that is wrong at %d octets only passes: %v", length, err)
-		}
-	}
-	if err := selfTestOf(Library, func(key []byte) (cipher.AEAD, error) {
-		return credulous{newOwn(Plain, key)}, nil
-	}); !errors.Is(err, errSelfTest) {
-		t.Errorf("a routine that does not check tags passes: %v", err)
-	}
-}
-
-// wrongAt seals wrongly at one length, as a processor that lacks an instruction of one path.
-type wrongAt struct {
-	cipher.AEAD
-	length int
-}
-
-func (w wrongAt) Seal(dst, nonce, plaintext, additional []byte) []byte {
-	out := w.AEAD.Seal(dst, nonce, plaintext, additional)
-	if len(plaintext) == w.length {
-		out[len(out)-1] ^= 1
-	}
-	return out
-}
-
-type credulous struct{ cipher.AEAD }
-
-func (c credulous) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	out, _ := c.AEAD.Open(dst, nonce, ciphertext, additional)
-	if out == nil {
-		out = ciphertext[:len(ciphertext)-Overhead]
-	}
-	return out, nil
+	aeadtest.SelfTestFinds(t, errSelfTest, func(m aead.Maker) error { return selfTestOf(Library, m) }, maker(Plain))
 }
 
 func TestUseRefusesWhatTheProgramLacks(t *testing.T) {
@@ -462,51 +245,22 @@ func TestUseRefusesWhatTheProgramLacks(t *testing.T) {
 }
 
 func FuzzAsLibrary(f *testing.F) {
-	f.Add([]byte("key"), []byte("nonce"), []byte(vectorPlaintext), []byte("associated"), uint8(0))
-	f.Add(bytes.Repeat([]byte{0xff}, 32), bytes.Repeat([]byte{0xff}, 12), bytes.Repeat([]byte{0xff}, 333), []byte{}, uint8(0x31))
-	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, uint8(2))
-	f.Fuzz(func(t *testing.T, k, n, text, additional []byte, offsets uint8) {
-		key, nonce := make([]byte, KeySize), make([]byte, NonceSize)
+	aeadtest.Seeds(f)
+	f.Fuzz(func(t *testing.T, k, nonce, text, additional []byte, offsets uint8) {
+		key := make([]byte, KeySize)
 		copy(key, k)
-		copy(nonce, n)
-		lib := reference(t, key)
-		want := lib.Seal(nil, nonce, text, additional)
+		lib := aeadtest.Make(t, chacha20poly1305.New, key)
 		for _, r := range runnable() {
-			a := aead(t, r, key)
-			in := at(text, int(offsets&15), Overhead)
-			ad := at(additional, int(offsets>>4), 0)
-			got := a.Seal(in[:0], nonce, in, ad)
-			if !bytes.Equal(got, want) {
-				t.Fatalf("%s seals to %x, the library to %x", r, got, want)
-			}
-			// What the fuzzer made is opened as well: both must agree that it is forged.
-			if len(text) >= Overhead {
-				ours, err := a.Open(nil, nonce, at(text, int(offsets&15), 0), ad)
-				theirs, err2 := lib.Open(nil, nonce, text, additional)
-				if (err == nil) != (err2 == nil) || !bytes.Equal(ours, theirs) {
-					t.Fatalf("%s opens to %x, %v, the library to %x, %v", r, ours, err, theirs, err2)
-				}
-			}
-			if opened, err := a.Open(got[:0], nonce, got, ad); err != nil || !bytes.Equal(opened, text) {
-				t.Fatalf("%s opens its own to %x, %v", r, opened, err)
-			}
+			aeadtest.Fuzz(t, r.String(), aeadtest.Make(t, maker(r), key), lib, nonce, text, additional, offsets)
 		}
 	})
 }
 
-// BenchmarkSeal is what .ci/icount counts the instructions of.
 func BenchmarkSeal(b *testing.B) {
-	key, nonce := make([]byte, KeySize), make([]byte, NonceSize)
-	seal := func(b *testing.B, a cipher.AEAD) {
-		buf := make([]byte, 1500)
-		b.SetBytes(1400)
-		b.ReportAllocs()
-		for b.Loop() {
-			a.Seal(buf[16:16], nonce, buf[16:1416], buf[:8])
-		}
-	}
-	b.Run("x-crypto", func(b *testing.B) { seal(b, reference(b, key)) })
+	b.Run("x-crypto", func(b *testing.B) {
+		aeadtest.BenchmarkSeal(b, aeadtest.Make(b, chacha20poly1305.New, make([]byte, KeySize)))
+	})
 	for _, r := range Routines() {
-		b.Run(r.String(), func(b *testing.B) { seal(b, aead(b, r, key)) })
+		b.Run(r.String(), func(b *testing.B) { aeadtest.BenchmarkSeal(b, zeroKeyed(b, r)) })
 	}
 }

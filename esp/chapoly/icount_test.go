@@ -3,51 +3,18 @@
 package chapoly
 
 import (
-	"crypto/cipher"
-	"os"
-	"runtime"
-	"runtime/debug"
-	"strconv"
-	"syscall"
 	"testing"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"postern/esp/aead/aeadtest"
 )
 
-// TestCountInstructions is run by .ci/icount/run in an emulator that counts what this thread
-// executes between two marks. It writes to standard error, as the emulator does, so that
-// each count follows its name.
+// TestCountInstructions is run by .ci/icount/run.
 func TestCountInstructions(t *testing.T) {
-	const (
-		mark    = 0x69636e74 // no such file descriptor; .ci/icount/plugin.c looks for it
-		packets = 200
-		octets  = 1400
-	)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-
-	key, nonce := make([]byte, KeySize), make([]byte, NonceSize)
-	buf := make([]byte, 1500)
-	count := func(name string, f func()) {
-		f()
-		os.Stderr.WriteString("count " + strconv.Itoa(packets*octets) + " " + name + "\n")
-		syscall.Close(mark)
-		for range packets {
-			f()
-		}
-		syscall.Close(mark)
-	}
-	both := func(name string, a cipher.AEAD) {
-		count("seal, "+name, func() { a.Seal(buf[16:16], nonce, buf[16:16+octets], buf[:8]) })
-		sealed := a.Seal(nil, nonce, buf[16:16+octets], buf[:8])
-		count("open, "+name, func() {
-			copy(buf[16:], sealed) // not free, but the same for all
-			if _, err := a.Open(buf[16:16], nonce, buf[16:16+len(sealed)], buf[:8]); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-	both("x/crypto", reference(t, key))
+	c, key := aeadtest.NewCounter(t), make([]byte, KeySize)
+	c.SealAndOpen("x/crypto", aeadtest.Make(t, chacha20poly1305.New, key))
 	for _, r := range Routines() {
-		both(r.String(), aead(t, r, key))
+		c.SealAndOpen(r.String(), aeadtest.Make(t, maker(r), key))
 	}
 }

@@ -6,8 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
-	"slices"
 	"unsafe"
+
+	"postern/esp/aead"
 )
 
 var errOpen = errors.New("chapoly: message authentication failed")
@@ -37,10 +38,8 @@ func (a *own) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
 		panic("chapoly: plaintext too large")
 	}
-	ret, out := grow(dst, len(plaintext)+Overhead)
-	if overlapsUnlike(out, plaintext) {
-		panic("chapoly: plaintext and output overlap, but do not begin together")
-	}
+	ret, out := aead.Grow(dst, len(plaintext)+Overhead)
+	aead.CheckOverlap(out, plaintext)
 	var (
 		s state
 		p poly
@@ -58,15 +57,11 @@ func (a *own) Seal(dst, nonce, plaintext, additional []byte) []byte {
 func (a *own) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	n := len(ciphertext) - Overhead
 	if n < 0 || uint64(n) > maxLen {
-		if len(nonce) != NonceSize {
-			panic("chapoly: the nonce must have 12 octets")
-		}
+		aead.CheckNonce(nonce)
 		return nil, errOpen
 	}
-	ret, out := grow(dst, n)
-	if overlapsUnlike(out, ciphertext) {
-		panic("chapoly: ciphertext and output overlap, but do not begin together")
-	}
+	ret, out := aead.Grow(dst, n)
+	aead.CheckOverlap(out, ciphertext)
 	var (
 		s    state
 		p    poly
@@ -87,9 +82,7 @@ func (a *own) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 // start sets up the state of RFC 8439 section 2.3 with counter 1, and Poly1305 with the
 // key stream's block 0 (section 2.6).
 func (a *own) start(s *state, p *poly, nonce []byte) {
-	if len(nonce) != NonceSize {
-		panic("chapoly: the nonce must have 12 octets")
-	}
+	aead.CheckNonce(nonce)
 	s[0], s[1], s[2], s[3] = 0x61707865, 0x3320646e, 0x79622d32, 0x6b206574
 	copy(s[4:12], a.key[:])
 	s[12] = 0
@@ -99,22 +92,6 @@ func (a *own) start(s *state, p *poly, nonce []byte) {
 	var block [blockLen / 4]uint32
 	xorBlocks(a.routine, &block[0], &block[0], 1, s)
 	p.init(&block)
-}
-
-// grow appends n octets to b, of which out is the new part; it allocates only if b lacks
-// the room.
-func grow(b []byte, n int) (all, out []byte) {
-	all = slices.Grow(b, n)[:len(b)+n]
-	return all, all[len(b):]
-}
-
-// overlapsUnlike says whether a and b have an octet in common at different indexes.
-func overlapsUnlike(a, b []byte) bool {
-	if len(a) == 0 || len(b) == 0 || &a[0] == &b[0] {
-		return false
-	}
-	firstA, firstB := uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&b[0]))
-	return firstA <= firstB+uintptr(len(b)-1) && firstB <= firstA+uintptr(len(a)-1)
 }
 
 // aligned says whether b, which is not empty, begins at a word boundary.

@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+
+	"postern/esp/aead"
 )
 
 const (
-	KeySize   = 32 // octets of key
-	NonceSize = 12 // octets of nonce; one must never seal twice under the same key
-	Overhead  = 16 // octets of tag that follow the ciphertext
+	KeySize   = 32             // octets of key
+	NonceSize = aead.NonceSize // octets of nonce; one must never seal twice under the same key
+	Overhead  = aead.Overhead  // octets of tag that follow the ciphertext
 )
 
 // A Routine is one way of computing the cipher. All have the same results.

@@ -1,6 +1,10 @@
 package ctaes
 
-import "crypto/cipher"
+import (
+	"crypto/cipher"
+
+	"postern/esp/aead"
+)
 
 // cbcDecrypter is CBC (SP 800-38A section 6.2) backwards, where the blocks do not wait for
 // each other.
@@ -32,9 +36,8 @@ func (d *cbcDecrypter) CryptBlocks(dst, src []byte) {
 		panic("ctaes: the text is not of whole blocks")
 	case len(dst) < len(src):
 		panic("ctaes: the output is shorter than the text")
-	case overlapsUnlike(dst[:len(src)], src):
-		panic("ctaes: text and output overlap, but do not begin together")
 	}
+	aead.CheckOverlap(dst[:len(src)], src)
 	for len(src) > 0 {
 		n := min(len(src)/blockLen, lanes)
 		var (

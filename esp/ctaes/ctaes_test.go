@@ -5,12 +5,13 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"unsafe"
+
+	"postern/esp/aead"
+	"postern/esp/aead/aeadtest"
 )
 
 // both runs the test with either routine.
@@ -20,13 +21,9 @@ func both(t *testing.T, f func(t *testing.T, r Routine)) {
 	}
 }
 
-func aead(t testing.TB, r Routine, key []byte) cipher.AEAD {
+func made(t testing.TB, r Routine, key []byte) cipher.AEAD {
 	t.Helper()
-	a, err := newAEAD(r, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
+	return aeadtest.Make(t, maker(r), key)
 }
 
 func blockOf(t testing.TB, r Routine, key []byte) cipher.Block {
@@ -36,34 +33,6 @@ func blockOf(t testing.TB, r Routine, key []byte) cipher.Block {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func fromHex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func random(rng *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
-	return b
-}
-
-// at returns a copy of b that begins offset octets past a boundary of 16, with room behind it.
-func at(b []byte, offset, room int) []byte {
-	buf := make([]byte, 16+offset+len(b)+room)
-	for uintptr(unsafe.Pointer(&buf[0]))%16 != 0 {
-		buf = buf[1:]
-	}
-	out := buf[offset : offset+len(b) : offset+len(b)+room]
-	copy(out, b)
-	return out
 }
 
 // The circuit against the definition: the inverse in GF(2^8), then the affine map, less the
@@ -154,9 +123,9 @@ func TestFIPS197Examples(t *testing.T) {
 		{"8e73b0f7da0e6452c810f32b809079e562f8ead2522c6b7b", "6bc1bee22e409f96e93d7e117393172a", "bd334f1d6e45f25ff712a214571fa5cc"},
 		{"603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4", "6bc1bee22e409f96e93d7e117393172a", "f3eed1bdb5d2a03c064b5a7e3db181f8"},
 	} {
-		b := blockOf(t, Sliced, fromHex(t, v.key))
+		b := blockOf(t, Sliced, aeadtest.FromHex(t, v.key))
 		out := make([]byte, 16)
-		if b.Encrypt(out, fromHex(t, v.plain)); hex.EncodeToString(out) != v.sealed {
+		if b.Encrypt(out, aeadtest.FromHex(t, v.plain)); hex.EncodeToString(out) != v.sealed {
 			t.Errorf("%s under %s becomes %x, not %s", v.plain, v.key, out, v.sealed)
 		}
 		if b.Decrypt(out, out); hex.EncodeToString(out) != v.plain {
@@ -193,11 +162,11 @@ func TestMcGrewViegaVectors(t *testing.T) {
 		{"16", key, vectorNonce, vectorPlain, vectorAdditional, vectorSealed},
 	} {
 		both(t, func(t *testing.T, r Routine) {
-			a := aead(t, r, fromHex(t, v.key))
-			if got := a.Seal(nil, fromHex(t, v.nonce), fromHex(t, v.plain), fromHex(t, v.additional)); hex.EncodeToString(got) != v.sealed {
+			a := made(t, r, aeadtest.FromHex(t, v.key))
+			if got := a.Seal(nil, aeadtest.FromHex(t, v.nonce), aeadtest.FromHex(t, v.plain), aeadtest.FromHex(t, v.additional)); hex.EncodeToString(got) != v.sealed {
 				t.Errorf("case %s seals to\n%x\nnot\n%s", v.name, got, v.sealed)
 			}
-			got, err := a.Open(nil, fromHex(t, v.nonce), fromHex(t, v.sealed), fromHex(t, v.additional))
+			got, err := a.Open(nil, aeadtest.FromHex(t, v.nonce), aeadtest.FromHex(t, v.sealed), aeadtest.FromHex(t, v.additional))
 			if err != nil || hex.EncodeToString(got) != v.plain {
 				t.Errorf("case %s opens to %x, %v", v.name, got, err)
 			}
@@ -206,24 +175,7 @@ func TestMcGrewViegaVectors(t *testing.T) {
 }
 
 func TestAllLengthsAsLibrary(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	lengths := []int{1399, 1400, 1401, 1500, 4096, 9000, 65535}
-	for n := range 601 {
-		lengths = append(lengths, n)
-	}
-	for i, n := range lengths {
-		key, nonce := random(rng, 16+8*(i%3)), random(rng, NonceSize)
-		text, additional := random(rng, n), random(rng, i/3%70)
-		ours := aead(t, Sliced, key)
-		want := aead(t, Library, key).Seal(nil, nonce, text, additional)
-		if got := ours.Seal(nil, nonce, text, additional); !bytes.Equal(got, want) {
-			t.Fatalf("%d octets with %d associated under %d of key seal differently than with the library", n, len(additional), len(key))
-		}
-		got, err := ours.Open(nil, nonce, want, additional)
-		if err != nil || !bytes.Equal(got, text) {
-			t.Fatalf("%d octets with %d associated under %d of key, sealed by the library, do not open: %v", n, len(additional), len(key), err)
-		}
-	}
+	aeadtest.Lengths(t, maker(Sliced), maker(Library), []int{16, 24, 32}, 601, 1399, 1400, 1401, 1500, 4096, 9000, 65535)
 }
 
 // Zeros and ones in every combination of H and the sum, where the products of masked integers
@@ -262,88 +214,16 @@ func TestHashOfExtremesAsDefined(t *testing.T) {
 }
 
 func TestAllAlignmentsInPlaceAndApart(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 4))
-	key, nonce := random(rng, 16), random(rng, NonceSize)
-	ours, lib := aead(t, Sliced, key), aead(t, Library, key)
-	for _, n := range []int{0, 1, 15, 16, 17, 63, 64, 65, 239, 240, 241, 255, 256, 257, 600} {
-		text := random(rng, n)
-		for from := range 5 {
-			additional := at(random(rng, 8+4*from), from, 0)
-			want := lib.Seal(nil, nonce, text, additional)
-			for to := range 5 {
-				dst := at([]byte("head"), to, n+Overhead)
-				sealed := ours.Seal(dst, nonce, at(text, from, 0), additional)
-				if string(sealed[:4]) != "head" || !bytes.Equal(sealed[4:], want) {
-					t.Fatalf("%d octets from offset %d to offset %d seal wrongly", n, from, to)
-				}
-				opened, err := ours.Open(at([]byte("head"), to, n), nonce, at(want, from, 0), additional)
-				if err != nil || string(opened[:4]) != "head" || !bytes.Equal(opened[4:], text) {
-					t.Fatalf("%d octets from offset %d to offset %d open wrongly: %v", n, from, to, err)
-				}
-			}
-			in := at(text, from, Overhead)
-			sealed := ours.Seal(in[:0], nonce, in, additional)
-			if !bytes.Equal(sealed, want) || n > 0 && &sealed[0] != &in[0] {
-				t.Fatalf("%d octets at offset %d seal wrongly in place", n, from)
-			}
-			opened, err := ours.Open(sealed[:0], nonce, sealed, additional)
-			if err != nil || !bytes.Equal(opened, text) {
-				t.Fatalf("%d octets at offset %d open wrongly in place: %v", n, from, err)
-			}
-		}
-	}
+	key := aeadtest.Random(rand.New(rand.NewPCG(3, 5)), 16)
+	aeadtest.Alignments(t, made(t, Sliced, key), made(t, Library, key), 0, 1, 15, 16, 17, 63, 64, 65, 239, 240, 241, 255, 256, 257, 600)
 }
 
-// Nothing around the destination is touched.
 func TestWritesNothingBesideItsOutput(t *testing.T) {
-	rng := rand.New(rand.NewPCG(8, 9))
-	a := aead(t, Sliced, random(rng, 16))
-	nonce := random(rng, NonceSize)
-	for n := range 300 {
-		buf := at(bytes.Repeat([]byte{0x5a}, n+Overhead+64), n%4, 0)
-		a.Seal(buf[32:32], nonce, buf[32:32+n], buf[:8])
-		for i, b := range buf {
-			if (i < 32 || i >= 32+n+Overhead) && b != 0x5a {
-				t.Fatalf("sealing %d octets at %d changed the octet at %d", n, 32, i)
-			}
-		}
-	}
+	aeadtest.WritesNothingBeside(t, made(t, Sliced, make([]byte, 16)))
 }
 
 func TestOpenRejectsEveryChange(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	a := aead(t, Sliced, random(rng, 16))
-	nonce, additional := random(rng, NonceSize), random(rng, 12)
-	text := random(rng, 100)
-	sealed := a.Seal(nil, nonce, text, additional)
-	for i := range sealed {
-		for bit := range 8 {
-			sealed[i] ^= 1 << bit
-			before := bytes.Clone(sealed)
-			if got, err := a.Open(sealed[:0], nonce, sealed, additional); err == nil || got != nil {
-				t.Fatalf("opens with bit %d of octet %d changed", bit, i)
-			}
-			if !bytes.Equal(sealed, before) {
-				t.Fatal("what fails to open was written to")
-			}
-			sealed[i] ^= 1 << bit
-		}
-	}
-	for i := range additional {
-		additional[i] ^= 4
-		if _, err := a.Open(nil, nonce, sealed, additional); err == nil {
-			t.Fatalf("opens with octet %d of the associated data changed", i)
-		}
-		additional[i] ^= 4
-	}
-	for n := range len(sealed) {
-		if _, err := a.Open(nil, nonce, sealed[:n], additional); err == nil {
-			t.Fatalf("opens when cut to %d octets", n)
-		}
-	}
-	if _, err := a.Open(nil, nonce, sealed, additional); err != nil {
-		t.Fatal("does not open unchanged")
-	}
+	aeadtest.RejectsEveryChange(t, made(t, Sliced, make([]byte, 16)))
 }
 
 func TestCBCAsLibrary(t *testing.T) {
@@ -354,7 +234,7 @@ func TestCBCAsLibrary(t *testing.T) {
 	}
 	for n := range 20 {
 		for _, size := range []int{16, 24, 32} {
-			key, iv, text := random(rng, size), random(rng, 16), random(rng, 16*n)
+			key, iv, text := aeadtest.Random(rng, size), aeadtest.Random(rng, 16), aeadtest.Random(rng, 16*n)
 			ours, lib := blockOf(t, Sliced, key), blockOf(t, Library, key)
 			sealed := make([]byte, len(text))
 			cipher.NewCBCEncrypter(lib, iv).CryptBlocks(sealed, text)
@@ -393,70 +273,37 @@ func TestMisuse(t *testing.T) {
 			t.Errorf("a key of %d octets: %v, %v, %v", n, err, err2, err3)
 		}
 	}
-	a, b := aead(t, Sliced, make([]byte, 16)), make([]byte, 300)
-	if a.NonceSize() != NonceSize || a.Overhead() != Overhead {
-		t.Errorf("nonce of %d, overhead of %d octets", a.NonceSize(), a.Overhead())
-	}
+	aeadtest.Misuse(t, made(t, Sliced, make([]byte, 16)))
+	b := make([]byte, 300)
 	cbc := blockOf(t, Sliced, b[:16]).(*block)
-	for name, f := range map[string]func(){
-		"a short nonce to seal":   func() { a.Seal(nil, b[:11], b[20:40], nil) },
-		"a long nonce to open":    func() { a.Open(nil, b[:24], b[20:40], nil) },
-		"a long nonce, short box": func() { a.Open(nil, b[:24], b[20:30], nil) },
-		"sealing one octet on":    func() { a.Seal(b[101:101], b[:12], b[100:150], nil) },
-		"sealing one octet back":  func() { a.Seal(b[99:99], b[:12], b[100:150], nil) },
-		"opening one octet on":    func() { a.Open(b[101:101], b[:12], b[100:150], nil) },
-		"sealing into the last":   func() { a.Seal(b[149:149], b[:12], b[100:150], nil) },
-		"less than a block":       func() { cbc.Encrypt(b, b[:15]) },
-		"less room than a block":  func() { cbc.Decrypt(b[:15], b) },
-		"a short IV":              func() { cbc.NewCBCDecrypter(b[:15]) },
-		"CBC of half a block":     func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b, b[:24]) },
-		"CBC into less":           func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b[:16], b[:32]) },
-		"CBC one octet on":        func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b[1:], b[:32]) },
-	} {
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("%s does not panic", name)
-				}
-			}()
-			f()
-		}()
-	}
+	aeadtest.Panics(t, map[string]func(){
+		"less than a block":      func() { cbc.Encrypt(b, b[:15]) },
+		"less room than a block": func() { cbc.Decrypt(b[:15], b) },
+		"a short IV":             func() { cbc.NewCBCDecrypter(b[:15]) },
+		"CBC of half a block":    func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b, b[:24]) },
+		"CBC into less":          func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b[:16], b[:32]) },
+		"CBC one octet on":       func() { cbc.NewCBCDecrypter(b[:16]).CryptBlocks(b[1:], b[:32]) },
+	})
 }
 
 func TestNoAllocations(t *testing.T) {
-	a := aead(t, Sliced, make([]byte, 16))
 	b := blockOf(t, Sliced, make([]byte, 32))
-	buf, nonce := make([]byte, 1600), make([]byte, NonceSize)
-	enc, dec := cipher.NewCBCEncrypter(b, buf[:16]), cipher.NewCBCDecrypter(b, buf[:16])
-	for _, off := range []int{64, 65} {
-		n := testing.AllocsPerRun(100, func() {
-			sealed := a.Seal(buf[off:off], nonce, buf[off:off+1399], buf[:8])
-			if _, err := a.Open(sealed[:0], nonce, sealed, buf[:8]); err != nil {
-				t.Fatal(err)
-			}
-			sealed[0] ^= 1
-			if _, err := a.Open(sealed[:0], nonce, sealed, buf[:8]); err == nil {
-				t.Fatal("opens a changed packet")
-			}
-			enc.CryptBlocks(buf[off:off+160], buf[off:off+160])
-			dec.CryptBlocks(buf[off:off+160], buf[off:off+160])
-		})
-		if n != 0 {
-			t.Errorf("a packet at offset %d allocates %v times", off, n)
-		}
-	}
+	enc, dec := cipher.NewCBCEncrypter(b, make([]byte, 16)), cipher.NewCBCDecrypter(b, make([]byte, 16))
+	aeadtest.NoAllocations(t, made(t, Sliced, make([]byte, 16)), func(buf []byte) {
+		enc.CryptBlocks(buf, buf)
+		dec.CryptBlocks(buf, buf)
+	})
 }
 
 func TestOneKeyForManyGoroutines(t *testing.T) {
 	key := []byte("0123456789abcdef")
-	a, lib, b := aead(t, Sliced, key), aead(t, Library, key), blockOf(t, Sliced, key)
+	a, lib, b := made(t, Sliced, key), made(t, Library, key), blockOf(t, Sliced, key)
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(g), 0))
 			for range 50 {
-				nonce, text := random(rng, NonceSize), random(rng, rng.IntN(500))
+				nonce, text := aeadtest.Random(rng, NonceSize), aeadtest.Random(rng, rng.IntN(500))
 				sealed := a.Seal(nil, nonce, text, key)
 				if !bytes.Equal(sealed, lib.Seal(nil, nonce, text, key)) {
 					t.Errorf("goroutine %d seals wrongly beside others", g)
@@ -464,7 +311,7 @@ func TestOneKeyForManyGoroutines(t *testing.T) {
 				if opened, err := a.Open(nil, nonce, sealed, key); err != nil || !bytes.Equal(opened, text) {
 					t.Errorf("goroutine %d opens wrongly beside others: %v", g, err)
 				}
-				x := random(rng, 16)
+				x := aeadtest.Random(rng, 16)
 				y := bytes.Clone(x)
 				b.Encrypt(y, y)
 				if b.Decrypt(y, y); !bytes.Equal(x, y) {
@@ -490,42 +337,7 @@ func TestSelfTestPassesAndFindsBrokenRoutine(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for name, broken := range map[string]func(a cipher.AEAD) cipher.AEAD{
-		"is wrong at 0 octets only":    func(a cipher.AEAD) cipher.AEAD { return wrongAt{a, 0} },
-		"is wrong at 1400 octets only": func(a cipher.AEAD) cipher.AEAD { return wrongAt{a, 1400} },
-		"does not check tags":          func(a cipher.AEAD) cipher.AEAD { return credulous{a} },
-		"ignores its key":              func(cipher.AEAD) cipher.AEAD { return aead(t, Sliced, make([]byte, 16)) },
-	} {
-		if err := selfTestOf(Library, func(key []byte) (cipher.AEAD, error) {
-			return broken(aead(t, Sliced, key)), nil
-		}); !errors.Is(err, errSelfTest) {
-			t.Errorf("a routine that %s passes: %v", name, err)
-		}
-	}
-}
-
-// wrongAt seals wrongly at one length, as a processor that lacks an instruction of one path.
-type wrongAt struct {
-	cipher.AEAD
-	length int
-}
-
-func (w wrongAt) Seal(dst, nonce, plaintext, additional []byte) []byte {
-	out := w.AEAD.Seal(dst, nonce, plaintext, additional)
-	if len(plaintext) == w.length {
-		out[len(out)-1] ^= 1
-	}
-	return out
-}
-
-type credulous struct{ cipher.AEAD }
-
-func (c credulous) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	out, _ := c.AEAD.Open(dst, nonce, ciphertext, additional)
-	if out == nil {
-		out = ciphertext[:len(ciphertext)-Overhead]
-	}
-	return out, nil
+	aeadtest.SelfTestFinds(t, errSelfTest, func(m aead.Maker) error { return selfTestOf(Library, m) }, maker(Sliced))
 }
 
 func TestLibraryOnlyWithInstructions(t *testing.T) {
@@ -555,32 +367,11 @@ func TestLibraryOnlyWithInstructions(t *testing.T) {
 }
 
 func FuzzAsLibrary(f *testing.F) {
-	f.Add([]byte("key"), []byte("nonce"), []byte(vectorPlain), []byte("associated"), uint8(0))
-	f.Add(bytes.Repeat([]byte{0xff}, 32), bytes.Repeat([]byte{0xff}, 12), bytes.Repeat([]byte{0xff}, 333), []byte{}, uint8(0x31))
-	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, uint8(2))
-	f.Fuzz(func(t *testing.T, k, n, text, additional []byte, offsets uint8) {
-		key, nonce := make([]byte, 16+8*min(len(k)/16, 2)), make([]byte, NonceSize)
+	aeadtest.Seeds(f)
+	f.Fuzz(func(t *testing.T, k, nonce, text, additional []byte, offsets uint8) {
+		key := make([]byte, 16+8*min(len(k)/16, 2))
 		copy(key, k)
-		copy(nonce, n)
-		lib, a := aead(t, Library, key), aead(t, Sliced, key)
-		want := lib.Seal(nil, nonce, text, additional)
-		in := at(text, int(offsets&15), Overhead)
-		ad := at(additional, int(offsets>>4), 0)
-		got := a.Seal(in[:0], nonce, in, ad)
-		if !bytes.Equal(got, want) {
-			t.Fatalf("seals to %x, the library to %x", got, want)
-		}
-		// What the fuzzer made is opened as well: both must agree that it is forged.
-		if len(text) >= Overhead {
-			ours, err := a.Open(nil, nonce, at(text, int(offsets&15), 0), ad)
-			theirs, err2 := lib.Open(nil, nonce, text, additional)
-			if (err == nil) != (err2 == nil) || !bytes.Equal(ours, theirs) {
-				t.Fatalf("opens to %x, %v, the library to %x, %v", ours, err, theirs, err2)
-			}
-		}
-		if opened, err := a.Open(got[:0], nonce, got, ad); err != nil || !bytes.Equal(opened, text) {
-			t.Fatalf("opens its own to %x, %v", opened, err)
-		}
+		aeadtest.Fuzz(t, Sliced.String(), made(t, Sliced, key), made(t, Library, key), nonce, text, additional, offsets)
 		if len(text) >= blockLen {
 			block, libBlock := blockOf(t, Sliced, key), blockOf(t, Library, key)
 			text = text[:len(text)&^(blockLen-1)]
@@ -595,13 +386,6 @@ func FuzzAsLibrary(f *testing.F) {
 
 func BenchmarkSeal(b *testing.B) {
 	for _, r := range []Routine{Sliced, Library} {
-		b.Run(r.String(), func(b *testing.B) {
-			a := aead(b, r, make([]byte, 16))
-			buf, nonce := make([]byte, 1500), make([]byte, NonceSize)
-			b.SetBytes(1400)
-			for b.Loop() {
-				a.Seal(buf[16:16], nonce, buf[16:1416], buf[:8])
-			}
-		})
+		b.Run(r.String(), func(b *testing.B) { aeadtest.BenchmarkSeal(b, made(b, r, make([]byte, 16))) })
 	}
 }

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"math"
 	"math/bits"
-	"slices"
-	"unsafe"
+
+	"postern/esp/aead"
 )
 
 const (
-	NonceSize = 12 // octets of nonce; one must never seal twice under the same key
-	Overhead  = 16 // octets of tag that follow the ciphertext
+	NonceSize = aead.NonceSize // octets of nonce; one must never seal twice under the same key
+	Overhead  = aead.Overhead  // octets of tag that follow the ciphertext
 )
 
 // maxLen is the most that one nonce may seal: the counter has 32 bits, and two of its values
@@ -53,10 +53,8 @@ func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
 		panic("ctaes: plaintext too large")
 	}
-	ret, out := grow(dst, len(plaintext)+Overhead)
-	if overlapsUnlike(out, plaintext) {
-		panic("ctaes: plaintext and output overlap, but do not begin together")
-	}
+	ret, out := aead.Grow(dst, len(plaintext)+Overhead)
+	aead.CheckOverlap(out, plaintext)
 	var st stream
 	st.start(&g.block, nonce, len(plaintext))
 	ciphertext := out[:len(plaintext)]
@@ -70,15 +68,11 @@ func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	n := len(ciphertext) - Overhead
 	if n < 0 || uint64(n) > maxLen {
-		if len(nonce) != NonceSize {
-			panic("ctaes: the nonce must have 12 octets")
-		}
+		aead.CheckNonce(nonce)
 		return nil, errOpen
 	}
-	ret, out := grow(dst, n)
-	if overlapsUnlike(out, ciphertext) {
-		panic("ctaes: ciphertext and output overlap, but do not begin together")
-	}
+	ret, out := aead.Grow(dst, n)
+	aead.CheckOverlap(out, ciphertext)
 	var (
 		st   stream
 		want [Overhead]byte
@@ -129,9 +123,7 @@ type stream struct {
 
 // start makes mask, and with it the first part of the key stream for n octets.
 func (st *stream) start(b *block, nonce []byte, n int) {
-	if len(nonce) != NonceSize {
-		panic("ctaes: the nonce must have 12 octets")
-	}
+	aead.CheckNonce(nonce)
 	for i := range 3 {
 		st.col[i] = binary.LittleEndian.Uint32(nonce[4*i:])
 	}
@@ -170,20 +162,4 @@ func (st *stream) fill(b *block, n int) {
 			store(st.buf[at+lane*blockLen:], &c)
 		}
 	}
-}
-
-// grow appends n octets to b, of which out is the new part; it allocates only if b lacks
-// the room.
-func grow(b []byte, n int) (all, out []byte) {
-	all = slices.Grow(b, n)[:len(b)+n]
-	return all, all[len(b):]
-}
-
-// overlapsUnlike says whether a and b have an octet in common at different indexes.
-func overlapsUnlike(a, b []byte) bool {
-	if len(a) == 0 || len(b) == 0 || &a[0] == &b[0] {
-		return false
-	}
-	firstA, firstB := uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&b[0]))
-	return firstA <= firstB+uintptr(len(b)-1) && firstB <= firstA+uintptr(len(a)-1)
 }
