@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"postern/esp"
@@ -63,11 +64,8 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 		return nil, ErrWidened
 	}
 	req.gotTS = [2][]esp.Selector{local, remote}
-	if n := m.msg.Find(PayloadNonce); n != nil {
-		if len(n.Body) < nonceMin || len(n.Body) > nonceMax {
-			return nil, ErrNonce
-		}
-		req.nr = append([]byte(nil), n.Body...)
+	if m.msg.Find(PayloadNonce) != nil { // IKE_AUTH has none
+		req.nr = bytes.Clone(m.nonceAtHand())
 	}
 	if len(req.nr) == 0 {
 		return nil, ErrNonce
@@ -161,11 +159,8 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		req.dh = DHNone
 	}
 	req.spiOut = binary.BigEndian.Uint32(req.chosen.SPI)
-	if req.dh != DHNone && group != req.dh {
-		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(req.dh)), err: ErrGroup}
+	if req.dh == DHNone {
+		return nil
 	}
-	if req.dh != DHNone && len(ke) != req.dh.publicLen() {
-		return bad(ErrKELength)
-	}
-	return nil
+	return checkKE(req.dh, group, ke)
 }

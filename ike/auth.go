@@ -20,6 +20,14 @@ func idOfAddr(a netip.Addr) ID {
 	return ID{IDIPv6, string(a.AsSlice())}
 }
 
+// ownID returns who we are on a connection: what is configured, else our address.
+func (c *Conn) ownID(p Path) ID {
+	if c.LocalID == (ID{}) {
+		return idOfAddr(p.Local.Addr())
+	}
+	return c.LocalID
+}
+
 // findSecret returns the secret that fits the pair of identities best, or nil.
 func findSecret(secrets []Secret, local, remote ID) *Secret {
 	var best *Secret
@@ -34,10 +42,7 @@ func findSecret(secrets []Secret, local, remote ID) *Secret {
 // authSend sends our IKE_AUTH request.
 func (m *Machine) authSend(sa *ikeSA) {
 	c := sa.conn
-	sa.localID = c.LocalID
-	if sa.localID == (ID{}) {
-		sa.localID = idOfAddr(sa.path.Local.Addr())
-	}
+	sa.localID = c.ownID(sa.path)
 	if sa.resume.on {
 		sa.localID = sa.resume.with.local
 	}
@@ -208,40 +213,39 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	}
 }
 
+// parseClaim reads who an initiator says that it is, whom it asks for (nobody, if idr is nil),
+// and the proof.
+func parseClaim(idi, idr, auth *Payload) (peer, asked ID, proof []byte, err error) {
+	if idi == nil {
+		return peer, asked, nil, ErrNoIdentity
+	}
+	if peer, err = ParseID(idi.Body); err == nil && idr != nil {
+		asked, err = ParseID(idr.Body)
+	}
+	if err != nil {
+		return peer, asked, nil, err
+	}
+	if auth == nil {
+		return peer, asked, nil, ErrNoAuth
+	}
+	method, proof, err := ParseAuth(auth.Body)
+	if err == nil && method != AuthPSK {
+		err = ErrAuthMethod
+	}
+	return peer, asked, proof, err
+}
+
 // authenticate finds the connection that the peer's identity and addresses fit, and
 // checks its AUTH payload. sa.conn is set only if all is well.
 func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
-	if idi == nil {
-		return ErrNoIdentity
-	}
-	peer, err := ParseID(idi.Body)
+	peer, asked, data, err := parseClaim(idi, idr, auth)
 	if err != nil {
 		return err
 	}
-	var asked ID
-	if idr != nil {
-		if asked, err = ParseID(idr.Body); err != nil {
-			return err
-		}
-	}
-	if auth == nil {
-		return ErrNoAuth
-	}
-	method, data, err := ParseAuth(auth.Body)
-	if err != nil {
-		return err
-	}
-	if method != AuthPSK {
-		return ErrAuthMethod
-	}
-	own := idOfAddr(sa.path.Local.Addr())
 	err = &IdentityError{peer, asked}
 	for _, s := range m.conns {
 		c := s.conn
-		local := c.LocalID
-		if local == (ID{}) {
-			local = own
-		}
+		local := c.ownID(sa.path)
 		if !m.matches(c, sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
 			continue
 		}

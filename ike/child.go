@@ -138,14 +138,13 @@ func (m *Machine) createAbandoned(sa *ikeSA) {
 // createResponse handles the peer's answer to our CREATE_CHILD_SA.
 func (m *Machine) createResponse(sa *ikeSA) {
 	req := &sa.req
-	if n, ok := m.msg.FindNotify(NotifyInvalidKEPayload); ok {
-		var g DHGroup
-		if len(n.Data) == 2 {
-			g = DHGroup(binary.BigEndian.Uint16(n.Data))
-		}
+	if g, asked, err := m.otherGroup(req.offered, req.group); asked {
 		t := req.task
-		if g == req.group || !offers(req.offered, g) || t.tries > maxInitRetries {
-			m.createFailed(sa, &NotifyError{n.Type, "asks for a group that we did not offer"})
+		if err == nil && t.tries > maxInitRetries {
+			err = ErrTooManyRetries
+		}
+		if err != nil {
+			m.createFailed(sa, err)
 			return
 		}
 		m.createReset(sa)
@@ -351,11 +350,11 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 	if sa.state != StateEstablished || sa.closeErr != nil {
 		return busy(ErrClosing)
 	}
-	body, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadNonce)
-	if body == nil || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+	body, ni := m.msg.Find(PayloadSA), m.nonceAtHand()
+	if body == nil || ni == nil {
 		return &refusal{t: NotifyInvalidSyntax, err: ErrNonce}
 	}
-	req.ni = append([]byte(nil), ni.Body...)
+	req.ni = bytes.Clone(ni)
 	offered, err := ParseSA(body.Body)
 	if err != nil {
 		return &refusal{t: NotifyInvalidSyntax, err: err}

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -114,6 +115,41 @@ func (m *Machine) nonce() []byte {
 	return n
 }
 
+// nonceAtHand returns the nonce of the message, of which it is a part, nil if there is none of
+// the right length.
+func (m *Machine) nonceAtHand() []byte {
+	n := m.msg.Find(PayloadNonce)
+	if n == nil || len(n.Body) < nonceMin || len(n.Body) > nonceMax {
+		return nil
+	}
+	return n.Body
+}
+
+// checkKE tells what is wrong with a peer's public value ke of a group, where the chosen
+// proposal has the group want: that group is asked for (section 1.3).
+func checkKE(want, group DHGroup, ke []byte) *refusal {
+	if want != group {
+		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(want)), err: ErrGroup}
+	}
+	if len(ke) != group.publicLen() {
+		return &refusal{t: NotifyInvalidSyntax, err: ErrKELength}
+	}
+	return nil
+}
+
+// otherGroup returns the group that an INVALID_KE_PAYLOAD of the message asks for, in place of
+// used. There is an error if that is none which we offered otherwise.
+func (m *Machine) otherGroup(offered []Proposal, used DHGroup) (g DHGroup, asked bool, err error) {
+	n, asked := m.msg.FindNotify(NotifyInvalidKEPayload)
+	if len(n.Data) == 2 {
+		g = DHGroup(binary.BigEndian.Uint16(n.Data))
+	}
+	if asked && (g == used || !offers(offered, g)) {
+		err = &NotifyError{n.Type, "asks for a group that we did not offer"}
+	}
+	return g, asked, err
+}
+
 // firstGroup returns the first DH group of the proposals, DHNone if there is none.
 func firstGroup(ps []Proposal) DHGroup {
 	for _, p := range ps {
@@ -148,14 +184,21 @@ func (m *Machine) initSend(sa *ikeSA, r Result) {
 	m.initTransmit(sa)
 }
 
+// initTransmit sends our first message: IKE_SA_INIT, or IKE_SESSION_RESUME with the ticket.
 func (m *Machine) initTransmit(sa *ikeSA) {
-	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeInit, 0, false))
+	ex := sa.req.exchange
+	b := NewBuilder(make([]byte, 0, 1024), sa.header(ex, 0, false))
 	if len(sa.init.cookie) > 0 {
 		b.Notify(NotifyCookie, ProtoNone, nil, sa.init.cookie) // first of all (section 2.6)
 	}
-	b.SA(numbered(sa.init.offered, ProtoIKE, nil))
-	b.KE(sa.init.group, sa.init.pair.public())
-	b.Nonce(sa.ni)
+	if ex == ExchangeSessionResume {
+		b.Nonce(sa.ni)
+		b.Notify(NotifyTicketOpaque, ProtoNone, nil, sa.resume.with.opaque)
+	} else {
+		b.SA(numbered(sa.init.offered, ProtoIKE, nil))
+		b.KE(sa.init.group, sa.init.pair.public())
+		b.Nonce(sa.ni)
+	}
 	m.natNotifies(b, sa, sa.path)
 	if sa.conn.announces() {
 		fragmentNotify(b)
@@ -163,7 +206,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	m.redirectNotify(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
-	m.transmit(sa, ExchangeInit, sa.init.request)
+	m.transmit(sa, ex, sa.init.request)
 }
 
 // numbered returns proposals as they stand in an SA payload: numbered from 1, for the
@@ -243,24 +286,24 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	m.tracePayloads("received", p, nil)
-	saBody, keBody, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
+	saBody, keBody, ni := m.msg.Find(PayloadSA), m.msg.Find(PayloadKE), m.nonceAtHand()
 	resume := h.Exchange == ExchangeSessionResume
-	if (saBody == nil || keBody == nil) && !resume || ni == nil || len(ni.Body) < nonceMin || len(ni.Body) > nonceMax {
+	if (saBody == nil || keBody == nil) && !resume || ni == nil {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrNonce)
 		return
 	}
-	if !m.checkCookie(h, p, ni.Body, half) {
+	if !m.checkCookie(h, p, ni, half) {
 		return
 	}
 	if half >= m.halfOpenMax || host >= m.halfOpenPerHost() {
 		m.drop(p, ErrHalfOpen)
 		return
 	}
-	if m.redirectInit(p, h, ni.Body) {
+	if m.redirectInit(p, h, ni) {
 		return
 	}
 	if resume {
-		m.resumeRequest(p, h, b, ni.Body)
+		m.resumeRequest(p, h, b, ni)
 		return
 	}
 	offered, err := ParseSA(saBody.Body)
@@ -295,12 +338,8 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.refuseInit(p, h, NotifyNoProposalChosen, nil, err)
 		return
 	}
-	if suite.DH != group {
-		m.refuseInit(p, h, NotifyInvalidKEPayload, binary.BigEndian.AppendUint16(nil, uint16(suite.DH)), ErrGroup)
-		return
-	}
-	if len(ke) != group.publicLen() {
-		m.refuseInit(p, h, NotifyInvalidSyntax, nil, ErrKELength)
+	if no := checkKE(suite.DH, group, ke); no != nil {
+		m.refuseInit(p, h, no.t, no.data, no.err)
 		return
 	}
 	sa := m.newSA(false, false)
@@ -309,7 +348,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		return
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, suite, force || m.encap
-	sa.ni, sa.nr = append([]byte(nil), ni.Body...), m.nonce()
+	sa.ni, sa.nr = bytes.Clone(ni), m.nonce()
 	sa.init.from, sa.init.bare = p.Remote, bare
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
@@ -353,6 +392,17 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeInit, 0, true))
 	b.SA(sa.init.offered)
 	b.KE(sa.suite.DH, r.pair.public())
+	r.pair.wipe()
+	m.initReply(sa, b, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared))
+}
+
+// initReply sends the response to a first message, of either kind, of which b has what comes
+// before the nonce, and makes the keys.
+func (m *Machine) initReply(sa *ikeSA, b *Builder, seed []byte) {
+	if err := m.keyed(sa, seed); err != nil {
+		m.destroy(sa, err)
+		return
+	}
 	b.Nonce(sa.nr)
 	m.natNotifies(b, sa, sa.path)
 	if sa.frag.on {
@@ -362,11 +412,6 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
 	}
 	sa.init.response = b.Finish()
-	r.pair.wipe()
-	if err := m.keyed(sa, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared)); err != nil {
-		m.destroy(sa, err)
-		return
-	}
 	m.traceMessage("sending", sa.path, sa, sa.init.response)
 	sa.reply = reply{valid: true, data: sa.init.response}
 	sa.recvID = 1
@@ -394,32 +439,41 @@ func (m *Machine) keyed(sa *ikeSA, skeyseed []byte) (err error) {
 	return nil
 }
 
-// initResponse handles what comes back for our initial request. It is not
-// authenticated: what it says is believed only as far as it makes sense.
-func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
-	if !sa.initiator || sa.state != StateConnecting || !sa.req.active || sa.req.exchange != ExchangeInit ||
+// initAnswer tells whether a message can be the answer to our first one, of either kind, and
+// leaves it in m.msg.
+func (m *Machine) initAnswer(sa *ikeSA, p Path, h *Header, b []byte) bool {
+	if !sa.initiator || sa.state != StateConnecting || !sa.req.active || sa.req.exchange != h.Exchange ||
 		h.Flags&FlagResponse == 0 || h.ID != 0 || sa.jobs[laneOurs] != jobNone || !sameHost(sa.path.Remote, p.Remote) {
 		m.drop(p, ErrUnexpected)
-		return
+		return false
 	}
 	err := m.msg.Parse(b)
 	if err == nil {
-		err = checkRules(&m.msg, ExchangeInit, true, false)
+		err = checkRules(&m.msg, h.Exchange, true, false)
 	}
 	if err != nil {
 		m.drop(p, err)
-		return
+		return false
 	}
 	m.tracePayloads("received", p, sa)
+	return true
+}
+
+// initResponse handles what comes back for our initial request. It is not
+// authenticated: what it says is believed only as far as it makes sense.
+func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
+	if !m.initAnswer(sa, p, h, b) {
+		return
+	}
 	if m.msg.Find(PayloadSA) == nil {
 		m.initRefused(sa, p)
 		return
 	}
-	ke, nr := m.msg.Find(PayloadKE), m.msg.Find(PayloadNonce)
+	ke, nr := m.msg.Find(PayloadKE), m.nonceAtHand()
 	offer, err := ParseSA(m.msg.Find(PayloadSA).Body)
 	switch {
 	case err != nil:
-	case ke == nil || nr == nil || len(nr.Body) < nonceMin || len(nr.Body) > nonceMax || h.SPIr == 0:
+	case ke == nil || nr == nil || h.SPIr == 0:
 		err = ErrNonce
 	case len(offer) != 1 || len(offer[0].SPI) != 0 || !checkChosen(offer[0], numbered(sa.init.offered, ProtoIKE, nil)):
 		err = ErrNoProposal
@@ -441,7 +495,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	}
 	sa.spiR = h.SPIr
 	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
-	sa.nr = append([]byte(nil), nr.Body...)
+	sa.nr = bytes.Clone(nr)
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never
 	sa.frag.on = m.agreed(sa.conn.announces())
@@ -452,25 +506,15 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 // initRefused handles an answer without an SA: COOKIE (section 2.6), INVALID_KE_PAYLOAD
 // (section 1.3), or an error.
 func (m *Machine) initRefused(sa *ikeSA, p Path) {
-	if m.initRedirected(sa, p) {
+	if m.initRedirected(sa, p) || m.initCookie(sa, p) {
 		return
 	}
-	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
-		if sa.init.retries++; sa.init.retries > maxInitRetries {
-			m.drop(p, ErrTooManyRetries)
-			return
+	if g, asked, err := m.otherGroup(sa.init.offered, sa.init.group); asked {
+		if sa.init.retries++; err == nil && sa.init.retries > maxInitRetries {
+			err = ErrTooManyRetries
 		}
-		sa.init.cookie = append([]byte(nil), n.Data...)
-		m.initTransmit(sa)
-		return
-	}
-	if n, ok := m.msg.FindNotify(NotifyInvalidKEPayload); ok {
-		var g DHGroup
-		if len(n.Data) == 2 {
-			g = DHGroup(binary.BigEndian.Uint16(n.Data))
-		}
-		if sa.init.retries++; sa.init.retries > maxInitRetries || g == sa.init.group || !offers(sa.init.offered, g) {
-			m.drop(p, &NotifyError{n.Type, "asks for a group that we did not offer"})
+		if err != nil {
+			m.drop(p, err)
 			return
 		}
 		sa.init.group = g
@@ -484,6 +528,22 @@ func (m *Machine) initRefused(sa *ikeSA, p Path) {
 		return
 	}
 	m.drop(p, ErrUnexpected)
+}
+
+// initCookie sends our first message, of either kind, again with the cookie that the answer asks
+// for (section 2.6), if it is one that does.
+func (m *Machine) initCookie(sa *ikeSA, p Path) bool {
+	n, ok := m.msg.FindNotify(NotifyCookie)
+	if !ok || len(n.Data) < 1 || len(n.Data) > 64 {
+		return false
+	}
+	if sa.init.retries++; sa.init.retries > maxInitRetries {
+		m.drop(p, ErrTooManyRetries)
+		return true
+	}
+	sa.init.cookie = append([]byte(nil), n.Data...)
+	m.initTransmit(sa)
+	return true
 }
 
 // notifyError returns the first error notify of the message, or nil.

@@ -74,8 +74,8 @@ func (m *Machine) rekeyReset(sa *ikeSA) {
 // public value.
 func (m *Machine) parseRekeyed(sa *ikeSA) ([]byte, error) {
 	req := &sa.req
-	body, nr := m.msg.Find(PayloadSA), m.msg.Find(PayloadNonce)
-	if body == nil || nr == nil || len(nr.Body) < nonceMin || len(nr.Body) > nonceMax {
+	body, nr := m.msg.Find(PayloadSA), m.nonceAtHand()
+	if body == nil || nr == nil {
 		return nil, ErrNonce
 	}
 	offer, err := ParseSA(body.Body)
@@ -89,7 +89,7 @@ func (m *Machine) parseRekeyed(sa *ikeSA) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.chosen, req.nr = offer[0], append([]byte(nil), nr.Body...)
+	req.chosen, req.nr = offer[0], bytes.Clone(nr)
 	req.peerSPI = append([]byte(nil), offer[0].SPI...)
 	req.token = m.sentToken()
 	return m.peerKE(suite.DH, req)
@@ -163,11 +163,8 @@ func (m *Machine) parseRekey(sa *ikeSA, req *peerCreate, offered []Proposal) *re
 	if !ok {
 		return &refusal{t: NotifyNoProposalChosen, err: ErrNoProposal}
 	}
-	if req.ike.DH != group {
-		return &refusal{t: NotifyInvalidKEPayload, data: binary.BigEndian.AppendUint16(nil, uint16(req.ike.DH)), err: ErrGroup}
-	}
-	if len(ke) != group.publicLen() {
-		return &refusal{t: NotifyInvalidSyntax, err: ErrKELength}
+	if no := checkKE(req.ike.DH, group, ke); no != nil {
+		return no
 	}
 	req.chosen, req.dh, req.peerSPI = chosen, group, be64(chosen.SPI)
 	return nil

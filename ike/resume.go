@@ -1,6 +1,9 @@
 package ike
 
-import "errors"
+import (
+	"bytes"
+	"errors"
+)
 
 // IKE_SESSION_RESUME (RFC 5723): a client that has lost its IKE SA shows the gateway the
 // ticket of it, and both derive new keys from the old ones and two nonces. It takes the
@@ -57,25 +60,8 @@ func (m *Machine) resumeStart(sa *ikeSA, s *connState) bool {
 	}
 	sa.resume.with, sa.suite = t, t.suite
 	sa.req.exchange = ExchangeSessionResume
-	m.resumeTransmit(sa)
+	m.initTransmit(sa)
 	return true
-}
-
-func (m *Machine) resumeTransmit(sa *ikeSA) {
-	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeSessionResume, 0, false))
-	if len(sa.init.cookie) > 0 {
-		b.Notify(NotifyCookie, ProtoNone, nil, sa.init.cookie)
-	}
-	b.Nonce(sa.ni)
-	b.Notify(NotifyTicketOpaque, ProtoNone, nil, sa.resume.with.opaque)
-	m.natNotifies(b, sa, sa.path)
-	if sa.conn.announces() {
-		fragmentNotify(b)
-	}
-	m.redirectNotify(b, sa)
-	sa.init.request = b.Finish()
-	m.traceMessage("sending", sa.path, sa, sa.init.request)
-	m.transmit(sa, ExchangeSessionResume, sa.init.request)
 }
 
 // resumeRequest handles the ticket in m.msg, after initRequest has let the request pass as
@@ -97,7 +83,7 @@ func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
 		return
 	}
 	sa.spiI, sa.path, sa.suite, sa.force = h.SPIi, p, s.suite, conn.Encap || m.encap
-	sa.ni, sa.nr = append([]byte(nil), ni...), m.nonce()
+	sa.ni, sa.nr = bytes.Clone(ni), m.nonce()
 	sa.init.from, sa.init.tried, sa.init.bare = p.Remote, conn.Name, conn.Childless != ChildlessNever
 	sa.init.request = append([]byte(nil), b...)
 	sa.resume.on, sa.resume.session = true, s
@@ -105,54 +91,27 @@ func (m *Machine) resumeRequest(p Path, h *Header, b, ni []byte) {
 	sa.redirect.able = m.redirectAble()
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
-	if err := m.keyed(sa, resumeSeed(sa.suite.PRF, s.skd, sa.ni, sa.nr)); err != nil {
-		m.destroy(sa, err)
-		return
-	}
 	w := NewBuilder(make([]byte, 0, 512), sa.header(ExchangeSessionResume, 0, true))
-	w.Nonce(sa.nr)
-	m.natNotifies(w, sa, p)
-	if sa.frag.on {
-		fragmentNotify(w)
-	}
-	if sa.init.bare {
-		w.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
-	}
-	sa.init.response = w.Finish()
-	m.traceMessage("sending", p, sa, sa.init.response)
-	sa.reply = reply{valid: true, data: sa.init.response}
-	sa.recvID = 1
-	m.send(p, sa.init.response)
+	m.initReply(sa, w, resumeSeed(sa.suite.PRF, s.skd, sa.ni, sa.nr))
 }
 
 // resumeResponse handles the answer to our ticket. It is not authenticated: that it lets us
 // fall back to IKE_SA_INIT is all that somebody else can do with it.
 func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
-	if !sa.initiator || sa.state != StateConnecting || !sa.req.active || sa.req.exchange != ExchangeSessionResume ||
-		h.Flags&FlagResponse == 0 || h.ID != 0 || !sameHost(sa.path.Remote, p.Remote) {
-		m.drop(p, ErrUnexpected)
+	if !m.initAnswer(sa, p, h, b) {
 		return
 	}
-	err := m.msg.Parse(b)
-	if err == nil {
-		err = checkRules(&m.msg, ExchangeSessionResume, true, false)
-	}
-	if err != nil {
-		m.drop(p, err)
-		return
-	}
-	m.tracePayloads("received", p, sa)
-	nr := m.msg.Find(PayloadNonce)
-	if nr == nil {
+	if m.msg.Find(PayloadNonce) == nil {
 		m.resumeRefused(sa, p)
 		return
 	}
-	if len(nr.Body) < nonceMin || len(nr.Body) > nonceMax || h.SPIr == 0 {
+	nr := m.nonceAtHand()
+	if nr == nil || h.SPIr == 0 {
 		m.drop(p, ErrNonce)
 		return
 	}
 	t := sa.resume.with
-	sa.spiR, sa.nr = h.SPIr, append([]byte(nil), nr.Body...)
+	sa.spiR, sa.nr = h.SPIr, bytes.Clone(nr)
 	_, sa.init.bare = m.msg.FindNotify(NotifyChildlessIKEv2Supported)
 	sa.init.response = append([]byte(nil), b...)
 	sa.frag.on = m.agreed(sa.conn.announces())
@@ -175,16 +134,7 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 
 // resumeRefused handles an answer without a nonce.
 func (m *Machine) resumeRefused(sa *ikeSA, p Path) {
-	if m.initRedirected(sa, p) {
-		return
-	}
-	if n, ok := m.msg.FindNotify(NotifyCookie); ok && len(n.Data) >= 1 && len(n.Data) <= 64 {
-		if sa.init.retries++; sa.init.retries > maxInitRetries {
-			m.drop(p, ErrTooManyRetries)
-			return
-		}
-		sa.init.cookie = append([]byte(nil), n.Data...)
-		m.resumeTransmit(sa)
+	if m.initRedirected(sa, p) || m.initCookie(sa, p) {
 		return
 	}
 	if _, ok := m.msg.FindNotify(NotifyTicketNack); ok {
@@ -220,33 +170,14 @@ func (m *Machine) resumeFailed(sa *ikeSA, err error) {
 // what they were a moment ago.
 func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error {
 	s := sa.resume.session
-	if idi == nil {
-		return ErrNoIdentity
-	}
-	if auth == nil {
-		return ErrNoAuth
-	}
-	method, data, err := ParseAuth(auth.Body)
+	peer, asked, data, err := parseClaim(idi, idr, auth)
 	if err != nil {
 		return err
-	}
-	if method != AuthPSK {
-		return ErrAuthMethod
 	}
 	if want := sa.authData(nil, sa.init.request, sa.nr, sa.keys.pi, idi.Body); !constantEqual(want, data) {
 		return &AuthError{s.client}
 	}
-	peer, err := ParseID(idi.Body)
-	if err != nil {
-		return err
-	}
-	asked := s.gateway
-	if idr != nil {
-		if asked, err = ParseID(idr.Body); err != nil {
-			return err
-		}
-	}
-	if !peer.Equal(s.client) || !asked.Equal(s.gateway) {
+	if !peer.Equal(s.client) || idr != nil && !asked.Equal(s.gateway) {
 		return &IdentityError{peer, s.client}
 	}
 	n, ok := m.resumeTicket(sa)

@@ -180,7 +180,7 @@ func (m *Machine) roamConnecting(sa *ikeSA) {
 		sa.mobike.moved = true
 		m.resend(sa)
 	case sa.req.exchange == ExchangeSessionResume:
-		m.resumeTransmit(sa)
+		m.initTransmit(sa)
 	case sa.jobs[laneOurs] == jobInitShared:
 		sa.mobike.moved = true
 	case sa.req.data != nil && sa.jobs[laneOurs] == jobNone:

@@ -249,13 +249,9 @@ func (m *Machine) redeem(p Path, t []byte) (*sessionState, *Conn, error) {
 		if c.Name != s.conn {
 			continue
 		}
-		local := c.LocalID
-		if local == (ID{}) {
-			local = idOfAddr(p.Local.Addr())
-		}
 		_, proposed := chooseProposal(c.Proposals, []Proposal{s.suite.proposal()}, s.suite.DH, false)
 		secret := findSecret(m.secrets, s.gateway, s.client)
-		if !c.Resumption || !m.matches(c, p) || !local.Equal(s.gateway) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(s.client) ||
+		if !c.Resumption || !m.matches(c, p) || !c.ownID(p).Equal(s.gateway) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(s.client) ||
 			!proposed || secret == nil {
 			break
 		}
