@@ -32,6 +32,13 @@ func anywhere(p *pair) {
 	p.cfgB.Conns[0].RemoteAddrs = nil
 }
 
+// rise starts both hosts and waits until all is well.
+func (p *pair) rise() {
+	p.boot()
+	p.Run(time.Second)
+	_ = p.upAndRunning()
+}
+
 // identityOf returns what stays the same of an IKE SA that lives on.
 func identityOf(p *pair, h *Host) (id [2]uint64, path ike.Path, encap bool) {
 	h.M.List(func(sa *ike.SAInfo) bool {
@@ -82,9 +89,7 @@ func (p *pair) at(a, b netip.Addr, encap bool) {
 func TestMovesToANewAddress(t *testing.T) {
 	seeds(t, 20, mobile(options{}), func(p *pair) {
 		anywhere(p)
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(time.Second, func() { p.a.SetAddrs(addrA2) })
 		p.at(addrA2, addrB1, false)
 		p.survives(time.Second, func() { p.a.SetAddrs(addrA1) })
@@ -96,9 +101,7 @@ func TestFailsOverAndBack(t *testing.T) {
 	seeds(t, 20, mobile(options{}), func(p *pair) {
 		anywhere(p)
 		p.a.Addrs = []netip.Addr{addrA1, addrA2}
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		// A route changes, the addresses stay.
 		p.survives(time.Second, func() { p.a.SetAddrs(addrA2, addrA1) })
 		p.at(addrA2, addrB1, false)
@@ -113,9 +116,7 @@ func TestFailsOverIntoANAT(t *testing.T) {
 		anywhere(p)
 		p.a.Addrs = []netip.Addr{addrA1, insA2}
 		p.a.NAT = &NAT{Outside: natA2, Only: insA2}
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(time.Second, func() { p.a.SetAddrs(insA2, addrA1) })
 		p.at(insA2, addrB1, true)
 		p.survives(time.Second, func() { p.a.SetAddrs(addrA1, insA2) })
@@ -127,9 +128,7 @@ func TestMovesFromIPv4ToIPv6(t *testing.T) {
 	seeds(t, 10, mobile(options{}), func(p *pair) {
 		anywhere(p)
 		p.b.Addrs = []netip.Addr{addrB1, addrB6}
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(2*time.Second, func() { p.a.SetAddrs(addrA6) })
 		p.at(addrA6, addrB6, false)
 		p.survives(2*time.Second, func() { p.a.SetAddrs(addrA1) })
@@ -145,9 +144,7 @@ func TestWaitsForACable(t *testing.T) {
 			o.dpd = 0
 			seeds(t, 10, o, func(p *pair) {
 				anywhere(p)
-				p.boot()
-				p.Run(time.Second)
-				_ = p.upAndRunning()
+				p.rise()
 				p.survives(61*time.Second, func() {
 					p.a.SetAddrs()
 					p.After(p.between(time.Second), func() { p.rekeyChild(p.a, "net0") })
@@ -164,9 +161,7 @@ func TestResponderMoves(t *testing.T) {
 	seeds(t, 20, mobile(options{}), func(p *pair) {
 		anywhere(p)
 		p.b.Addrs = []netip.Addr{addrB1, addrB2}
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(2*time.Second, func() { p.b.SetAddrs(addrB2) })
 		p.at(addrA1, addrB2, false)
 	})
@@ -178,9 +173,7 @@ func TestProbesThePeersOtherAddress(t *testing.T) {
 	seeds(t, 20, mobile(options{}), func(p *pair) {
 		anywhere(p)
 		p.b.Addrs = []netip.Addr{addrB1, addrB2}
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		before, _, _ := identityOf(p, p.a)
 		p.Block = func(src, dst netip.Addr) bool { return dst == addrB1 || src == addrB1 }
 		p.Run(p.Now() + 2*time.Minute) // 80 s until an idle peer is asked, 11 s until the second retransmission
@@ -202,9 +195,7 @@ func TestConnectsAnewWithoutMOBIKE(t *testing.T) {
 	o.mobike = false
 	seeds(t, 20, o, func(p *pair) {
 		anywhere(p)
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.a.SetAddrs(addrA2)
 		p.Run(p.Now() + 2*time.Second)
 		_ = p.CheckPair(p.a, p.b, connName, p.children...)
@@ -219,9 +210,7 @@ func TestNATRebindingWithMOBIKE(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := mobile(options{natA: true})
 			seeds(t, 20, o, func(p *pair) {
-				p.boot()
-				p.Run(time.Second)
-				_ = p.upAndRunning()
+				p.rise()
 				p.Run(p.Now() + 30*time.Second)
 				p.survives(2*time.Second, func() { p.a.NAT.Rebind(outside) })
 				// In silence it is found by the liveness check.
@@ -246,9 +235,7 @@ func TestNATRebindingBehindTwoNATs(t *testing.T) {
 	o := mobile(options{natA: true, natB: true})
 	o.mobike = false
 	seeds(t, 20, o, func(p *pair) {
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(8*time.Second, func() { p.a.NAT.Rebind(netip.Addr{}) })
 	})
 }
@@ -258,9 +245,7 @@ func TestForcedEncapsulationFollowsANAT(t *testing.T) {
 	o := mobile(options{natA: true, encap: true})
 	o.mobike = false
 	seeds(t, 10, o, func(p *pair) {
-		p.boot()
-		p.Run(time.Second)
-		_ = p.upAndRunning()
+		p.rise()
 		p.survives(time.Second, func() { p.a.NAT.Rebind(netip.Addr{}) })
 	})
 }
