@@ -11,7 +11,7 @@ import (
 )
 
 // Machine speaks IKEv2 for one host. Call one method at a time, from one goroutine;
-// after each of Configure, Datagram, Command, Timeout and Done, take the outputs with
+// after each of Configure, Datagram, Command, Timeout, Done and Resolved, take the outputs with
 // Next until it returns false, then wait for the next input or for Deadline.
 type Machine struct {
 	// Trace, if it is set and returns true, makes the machine tell about each message with
