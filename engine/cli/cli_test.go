@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"postern/engine/control"
 )
@@ -447,17 +446,18 @@ func TestReloadTellsConfigurationErrorsApart(t *testing.T) {
 	}
 }
 
-// mute takes connections and never answers.
-type mute chan struct{}
+// mute takes a command, tells so, and never answers.
+type mute struct{ asked, end chan struct{} }
 
 func (m mute) Command(string, *control.Message, func(string, *control.Message) error) (*control.Message, bool) {
-	<-m
+	m.asked <- struct{}{}
+	<-m.end
 	return nil, false
 }
 
 func TestDaemonThatEndsMeanwhileIsReported(t *testing.T) {
-	m := make(mute)
-	defer close(m)
+	m := mute{make(chan struct{}, 1), make(chan struct{})}
+	defer close(m.end)
 	path := filepath.Join(t.TempDir(), "vici")
 	l, err := control.Listen(path)
 	if err != nil {
@@ -466,7 +466,7 @@ func TestDaemonThatEndsMeanwhileIsReported(t *testing.T) {
 	s := control.NewServer(l, m, control.Options{})
 	go func() { _ = s.Serve() }()
 	go func() {
-		time.Sleep(50 * time.Millisecond)
+		<-m.asked
 		_ = s.Close()
 	}()
 	status, _, errs := call(System{}, "status", "--socket", path)
