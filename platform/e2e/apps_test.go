@@ -106,43 +106,31 @@ func snmp(t *testing.T, s *site) {
 
 // The first packet of a connection that is negotiated on demand waits for the tunnel.
 func TestFirstPacketBringsTheTunnelUp(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			ca.conns[0].children[0].start = "trap"
-			c := s.capture()
-			a, b := startPair(s, p, ca, cb)
-			if r := s.pings(s.lanA, hostB4, 20); r.lost() != 0 {
-				t.Errorf("the first packet starts the tunnel and waits for it, but %v%s", r, logs(a, b))
-			}
-			installed(t, a, "net")
-			c.stop().nothingInClear(t, []byte(mark))
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		ca.conns[0].children[0].start = "trap"
+		c := s.capture()
+		a, b := startPair(s, p, ca, cb)
+		if r := s.pings(s.lanA, hostB4, 20); r.lost() != 0 {
+			t.Errorf("the first packet starts the tunnel and waits for it, but %v%s", r, logs(a, b))
+		}
+		installed(t, a, "net")
+		c.stop().nothingInClear(t, []byte(mark))
+	})
 }
 
 // A connection that starts by itself comes up as soon as the peer is there.
 func TestConnectionStartsByItself(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			ca.conns[0].children[0].start = "start"
-			ca.retryTimeout, ca.retryTries, ca.retryBase = time.Second, 3, 1
-			a := start(s, p.a, 'a', ca)
-			time.Sleep(1500 * time.Millisecond) // the first attempt finds nobody
-			b := start(s, p.b, 'b', cb)
-			if !eventually(20*time.Second, func() bool { return len(children(a, "net")) == 1 }) {
-				t.Fatalf("no tunnel 20 s after the peer came%s", logs(a, b))
-			}
-			s.mustPing(t, false, a, b)
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		ca.conns[0].children[0].start = "start"
+		ca.retryTimeout, ca.retryTries, ca.retryBase = time.Second, 3, 1
+		a := start(s, p.a, 'a', ca)
+		time.Sleep(1500 * time.Millisecond) // the first attempt finds nobody
+		b := start(s, p.b, 'b', cb)
+		if !eventually(20*time.Second, func() bool { return len(children(a, "net")) == 1 }) {
+			t.Fatalf("no tunnel 20 s after the peer came%s", logs(a, b))
+		}
+		s.mustPing(t, false, a, b)
+	})
 }

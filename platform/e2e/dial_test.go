@@ -177,33 +177,28 @@ func TestPeerByName(t *testing.T) {
 
 // Of two addresses the first is dead: that costs seconds, and the next time nothing.
 func TestDeadFirstAddress(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run(peer, func(t *testing.T) {
-			ready(t, pair{"postern", peer})
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			b := start(s, peer, 'b', cb)
-			a := startNamed(s, ca, `["203.0.113.77", "203.0.113.1"]`)
-			began := time.Now()
-			if err := a.initiate("net"); err != nil {
-				t.Fatalf("initiate: %v%s", err, logs(a, b))
-			}
-			d := time.Since(began)
-			t.Logf("recovery: the first of two addresses is dead: tunnel after %v", d.Round(time.Millisecond))
-			if d > 5*time.Second {
-				t.Errorf("the dead address cost %v, want about 3 s%s", d, logs(a))
-			}
-			s.mustPing(t, false, a, b)
-			if err := a.terminate(""); err != nil {
-				t.Errorf("terminate: %v", err)
-			}
-			began = time.Now()
-			if err := a.initiate("net"); err != nil || time.Since(began) > 2*time.Second {
-				t.Errorf("the second time: %v after %v, want the address that worked to be called first%s", err, time.Since(began), logs(a))
-			}
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		b := start(s, p.b, 'b', cb)
+		a := startNamed(s, ca, `["203.0.113.77", "203.0.113.1"]`)
+		began := time.Now()
+		if err := a.initiate("net"); err != nil {
+			t.Fatalf("initiate: %v%s", err, logs(a, b))
+		}
+		d := time.Since(began)
+		t.Logf("recovery: the first of two addresses is dead: tunnel after %v", d.Round(time.Millisecond))
+		if d > 5*time.Second {
+			t.Errorf("the dead address cost %v, want about 3 s%s", d, logs(a))
+		}
+		s.mustPing(t, false, a, b)
+		if err := a.terminate(""); err != nil {
+			t.Errorf("terminate: %v", err)
+		}
+		began = time.Now()
+		if err := a.initiate("net"); err != nil || time.Since(began) > 2*time.Second {
+			t.Errorf("the second time: %v after %v, want the address that worked to be called first%s", err, time.Since(began), logs(a))
+		}
+	})
 }
 
 // A reload adds a child, takes one away and changes dpd_delay, while pings pass through a

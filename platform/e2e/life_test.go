@@ -132,33 +132,27 @@ func TestChildless(t *testing.T) {
 
 // A tunnel that nobody uses is closed, and the next packet brings it back.
 func TestInactivity(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			ca.conns[0].children[0].inactivity = 3 * time.Second
-			ca.conns[0].children[0].start = "trap"
-			a, b := startPair(s, p, ca, cb)
-			for range 2 {
-				if !eventually(10*time.Second, func() bool { return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0 }) {
-					t.Fatalf("no packet brings the tunnel up%s", logs(a, b))
-				}
-				for range 5 { // longer than the inactivity
-					time.Sleep(time.Second)
-					if r := s.pings(s.lanA, hostB4, 1, briefly); r.lost() > 0 {
-						t.Errorf("the tunnel was closed though it was in use: %v%s", r, logs(a, b))
-					}
-				}
-				established(t, a)
-				for _, d := range []daemon{a, b} {
-					if !gone(d, 10*time.Second) {
-						t.Errorf("%s still has an IKE SA after ten idle seconds with an inactivity of three%s", d.kind(), logs(a, b))
-					}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		ca.conns[0].children[0].inactivity = 3 * time.Second
+		ca.conns[0].children[0].start = "trap"
+		a, b := startPair(s, p, ca, cb)
+		for range 2 {
+			if !eventually(10*time.Second, func() bool { return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0 }) {
+				t.Fatalf("no packet brings the tunnel up%s", logs(a, b))
+			}
+			for range 5 { // longer than the inactivity
+				time.Sleep(time.Second)
+				if r := s.pings(s.lanA, hostB4, 1, briefly); r.lost() > 0 {
+					t.Errorf("the tunnel was closed though it was in use: %v%s", r, logs(a, b))
 				}
 			}
-		})
-	}
+			established(t, a)
+			for _, d := range []daemon{a, b} {
+				if !gone(d, 10*time.Second) {
+					t.Errorf("%s still has an IKE SA after ten idle seconds with an inactivity of three%s", d.kind(), logs(a, b))
+				}
+			}
+		}
+	})
 }

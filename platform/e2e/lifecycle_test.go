@@ -157,37 +157,31 @@ func TestDeadPeerIsFound(t *testing.T) {
 
 // The WAN is down for a while: postern brings the tunnel back by itself, with either peer.
 func TestTunnelComesBackAfterAnOutage(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			dead(&ca)
-			dead(&cb)
-			ca.conns[0].children[0].start = "start"
-			ca.conns[0].children[0].dpdAction = "restart"
-			a, b := startPair(s, p, ca, cb)
-			if !eventually(10*time.Second, func() bool { return len(children(a, "net")) == 1 }) {
-				t.Fatalf("no tunnel%s", logs(a, b))
-			}
-			s.mustPing(t, false, a, b)
-			c := s.capture()
-			s.cut(true)
-			if !eventually(20*time.Second, func() bool { return len(children(a, "net")) == 0 && len(children(b, "net")) == 0 }) {
-				t.Errorf("20 s into the outage the SAs are still there%s", logs(a, b))
-			}
-			s.pings(s.lanA, hostB4, 3, briefly) // must not go in clear meanwhile
-			s.cut(false)
-			if !eventually(20*time.Second, func() bool {
-				return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0
-			}) {
-				t.Errorf("the tunnel did not come back 20 s after the WAN did%s", logs(a, b))
-			}
-			c.stop().noClear(t, []byte(mark))
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		dead(&ca)
+		dead(&cb)
+		ca.conns[0].children[0].start = "start"
+		ca.conns[0].children[0].dpdAction = "restart"
+		a, b := startPair(s, p, ca, cb)
+		if !eventually(10*time.Second, func() bool { return len(children(a, "net")) == 1 }) {
+			t.Fatalf("no tunnel%s", logs(a, b))
+		}
+		s.mustPing(t, false, a, b)
+		c := s.capture()
+		s.cut(true)
+		if !eventually(20*time.Second, func() bool { return len(children(a, "net")) == 0 && len(children(b, "net")) == 0 }) {
+			t.Errorf("20 s into the outage the SAs are still there%s", logs(a, b))
+		}
+		s.pings(s.lanA, hostB4, 3, briefly) // must not go in clear meanwhile
+		s.cut(false)
+		if !eventually(20*time.Second, func() bool {
+			return s.pings(s.lanA, hostB4, 1, briefly).lost() == 0
+		}) {
+			t.Errorf("the tunnel did not come back 20 s after the WAN did%s", logs(a, b))
+		}
+		c.stop().noClear(t, []byte(mark))
+	})
 }
 
 // The WAN loses every fifth packet: retransmissions get the negotiation through.
@@ -219,39 +213,33 @@ table inet lossy {
 
 // Both sides start the connection at the same time.
 func TestBothInitiateAtOnce(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := pairSpecs(false, false)
-			both(&ca, &cb, func(c *conn) { c.children[0].start = "start" })
-			a, b := startPair(s, p, ca, cb)
-			if !eventually(10*time.Second, func() bool { return len(children(a, "net")) > 0 && len(children(b, "net")) > 0 }) {
-				t.Fatalf("no tunnel%s", logs(a, b))
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := pairSpecs(false, false)
+		both(&ca, &cb, func(c *conn) { c.children[0].start = "start" })
+		a, b := startPair(s, p, ca, cb)
+		if !eventually(10*time.Second, func() bool { return len(children(a, "net")) > 0 && len(children(b, "net")) > 0 }) {
+			t.Fatalf("no tunnel%s", logs(a, b))
+		}
+		// Whoever was first found nobody, and repeats its request after four seconds; what
+		// is then there twice may be closed again. After that nothing changes any more.
+		spis := func() (list []string) {
+			for _, c := range children(a, "net") {
+				list = append(list, c.spiIn)
 			}
-			// Whoever was first found nobody, and repeats its request after four seconds; what
-			// is then there twice may be closed again. After that nothing changes any more.
-			spis := func() (list []string) {
-				for _, c := range children(a, "net") {
-					list = append(list, c.spiIn)
-				}
-				return list
+			return list
+		}
+		time.Sleep(5 * time.Second)
+		last, since := spis(), time.Now()
+		if !eventually(20*time.Second, func() bool {
+			if now := spis(); !slices.Equal(now, last) {
+				last, since = now, time.Now()
 			}
-			time.Sleep(5 * time.Second)
-			last, since := spis(), time.Now()
-			if !eventually(20*time.Second, func() bool {
-				if now := spis(); !slices.Equal(now, last) {
-					last, since = now, time.Now()
-				}
-				return time.Since(since) > 5*time.Second
-			}) || len(last) < 1 || len(last) > 2 {
-				t.Errorf("the tunnel does not settle: CHILD SAs %v since %v%s", last, time.Since(since), logs(a, b))
-			}
-			s.mustPing(t, false, a, b)
-		})
-	}
+			return time.Since(since) > 5*time.Second
+		}) || len(last) < 1 || len(last) > 2 {
+			t.Errorf("the tunnel does not settle: CHILD SAs %v since %v%s", last, time.Since(since), logs(a, b))
+		}
+		s.mustPing(t, false, a, b)
+	})
 }
 
 // The two sides do not have the same key: the initiator is told AUTHENTICATION_FAILED, and

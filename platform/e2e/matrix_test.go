@@ -34,6 +34,18 @@ func ready(t *testing.T, p pair, tools ...string) {
 	t.Parallel()
 }
 
+// facing runs f beside other tests for a postern with each kind of peer, at a site of their own.
+func facing(t *testing.T, f func(t *testing.T, s *site, p pair)) {
+	t.Parallel()
+	for _, peer := range []string{"postern", "charon"} {
+		p := pair{"postern", peer}
+		t.Run(p.String(), func(t *testing.T) {
+			ready(t, p)
+			f(t, newSite(t), p)
+		})
+	}
+}
+
 // eachPair runs a test with every pair of the matrix.
 func eachPair(t *testing.T, f func(t *testing.T, p pair)) {
 	t.Helper()

@@ -123,59 +123,47 @@ func TestMOBIKEFailover(t *testing.T) {
 
 // The cable is pulled out and put back: the kernel leaves address and route in place.
 func TestWANDownAndBack(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run(peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := mobileSpecs()
-			ca.conns[0].dpdDelay = time.Second
-			ca.retryTimeout, ca.retryTries, ca.retryBase = time.Second, 2, 1
-			a, b := startPair(s, p, ca, cb)
-			mustInitiate(t, "net", a, b)
-			// Longer than the requests of a would be repeated.
-			moves(t, s, "cable out for 8 s", a, b, func() time.Time {
-				s.ip(s.wan, "link set a0 down\n")
-				time.Sleep(8 * time.Second)
-				s.ip(s.wan, "link set a0 up\n")
-				return time.Now()
-			})
-			if n := len(matching(a.log(), "no address, route or link leads to the peer")); n != 1 {
-				t.Errorf("%d lines say that no way leads to the peer, want one%s", n, logs(a))
-			}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := mobileSpecs()
+		ca.conns[0].dpdDelay = time.Second
+		ca.retryTimeout, ca.retryTries, ca.retryBase = time.Second, 2, 1
+		a, b := startPair(s, p, ca, cb)
+		mustInitiate(t, "net", a, b)
+		// Longer than the requests of a would be repeated.
+		moves(t, s, "cable out for 8 s", a, b, func() time.Time {
+			s.ip(s.wan, "link set a0 down\n")
+			time.Sleep(8 * time.Second)
+			s.ip(s.wan, "link set a0 up\n")
+			return time.Now()
 		})
-	}
+		if n := len(matching(a.log(), "no address, route or link leads to the peer")); n != 1 {
+			t.Errorf("%d lines say that no way leads to the peer, want one%s", n, logs(a))
+		}
+	})
 }
 
 // Without MOBIKE the tunnel comes up anew from the new address, at once.
 func TestAddressChangesWithoutMOBIKE(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run(peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			ca, cb := mobileSpecs()
-			both(&ca, &cb, func(c *conn) { c.mobike = "no" })
-			a, b := startPair(s, p, ca, cb)
-			mustInitiate(t, "net", a, b)
-			ping := s.startPinger(s.lanA, hostB4, 100)
-			eventually(5*time.Second, func() bool { return ping.answers() > 20 })
-			s.ip(s.gwA, "addr del 198.51.100.1/24 dev wan0\naddr add 198.51.100.7/24 dev wan0\nroute add default via 198.51.100.254\n")
-			at := time.Now()
-			time.Sleep(recovery + time.Second)
-			r := ping.stop()
-			lost, took := ping.lastLoss(at)
-			t.Logf("recovery: without MOBIKE: %d of %d echoes lost, the last %v after the change", lost, r.sent, took.Round(time.Millisecond))
-			if took > recovery {
-				t.Errorf("the tunnel took %v to come up anew: %v%s", took, r, logs(a, b))
-			}
-			if sa := established(t, a); sa.localHost != "198.51.100.7" || len(matching(a.log(), "IKE SA closed", "address has changed")) != 1 {
-				t.Errorf("a is at %s, want the new address, with a line that tells why the former IKE SA ended%s", sa.localHost, logs(a, b))
-			}
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		ca, cb := mobileSpecs()
+		both(&ca, &cb, func(c *conn) { c.mobike = "no" })
+		a, b := startPair(s, p, ca, cb)
+		mustInitiate(t, "net", a, b)
+		ping := s.startPinger(s.lanA, hostB4, 100)
+		eventually(5*time.Second, func() bool { return ping.answers() > 20 })
+		s.ip(s.gwA, "addr del 198.51.100.1/24 dev wan0\naddr add 198.51.100.7/24 dev wan0\nroute add default via 198.51.100.254\n")
+		at := time.Now()
+		time.Sleep(recovery + time.Second)
+		r := ping.stop()
+		lost, took := ping.lastLoss(at)
+		t.Logf("recovery: without MOBIKE: %d of %d echoes lost, the last %v after the change", lost, r.sent, took.Round(time.Millisecond))
+		if took > recovery {
+			t.Errorf("the tunnel took %v to come up anew: %v%s", took, r, logs(a, b))
+		}
+		if sa := established(t, a); sa.localHost != "198.51.100.7" || len(matching(a.log(), "IKE SA closed", "address has changed")) != 1 {
+			t.Errorf("a is at %s, want the new address, with a line that tells why the former IKE SA ended%s", sa.localHost, logs(a, b))
+		}
+	})
 }
 
 // flushConntrack makes the NAT in a namespace forget everything.

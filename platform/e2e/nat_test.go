@@ -54,36 +54,30 @@ func TestInitiatorBehindNAT(t *testing.T) {
 // The NAT forgets an idle mapping after 25 s. Whoever is behind it sends a keepalive more
 // often than that (every 20 s, RFC 3948 section 4), so that the other side still gets in.
 func TestKeepaliveHoldsTheMapping(t *testing.T) {
-	t.Parallel()
-	for _, peer := range []string{"postern", "charon"} {
-		t.Run("postern-"+peer, func(t *testing.T) {
-			p := pair{"postern", peer}
-			ready(t, p)
-			s := newSite(t)
-			s.hideA()
-			s.sysctl(s.wan, "net/netfilter/nf_conntrack_udp_timeout", "25")
-			s.sysctl(s.wan, "net/netfilter/nf_conntrack_udp_timeout_stream", "25")
-			ca, cb := natSpecs()
-			ca.conns[0].dpdDelay = 10 * time.Minute
-			cb.conns[0].dpdDelay = 10 * time.Minute
-			c := s.capture()
-			a, b := startPair(s, p, ca, cb)
-			mustInitiate(t, "net", a, b)
-			s.mustPing(t, false, a, b)
-			time.Sleep(32 * time.Second)
-			// The peer speaks first: this gets through only if the mapping is still there.
-			if r := s.pings(s.lanB, hostA4, 3); r.lost() != 0 {
-				t.Errorf("towards the side behind the NAT, after 32 idle seconds: %v%s", r, logs(a, b))
-			}
-			w := c.stop()
-			if n := w.count("a0", "b0", isClass(classKeepalive)); n < 1 || n > 3 {
-				t.Errorf("%d keepalives in 32 idle seconds, want one or two", n)
-			}
-			if n := w.count("b0", "a0", isClass(classKeepalive)); peer == "postern" && n != 0 {
-				t.Errorf("the side that is not behind a NAT sent %d keepalives", n)
-			}
-		})
-	}
+	facing(t, func(t *testing.T, s *site, p pair) {
+		s.hideA()
+		s.sysctl(s.wan, "net/netfilter/nf_conntrack_udp_timeout", "25")
+		s.sysctl(s.wan, "net/netfilter/nf_conntrack_udp_timeout_stream", "25")
+		ca, cb := natSpecs()
+		ca.conns[0].dpdDelay = 10 * time.Minute
+		cb.conns[0].dpdDelay = 10 * time.Minute
+		c := s.capture()
+		a, b := startPair(s, p, ca, cb)
+		mustInitiate(t, "net", a, b)
+		s.mustPing(t, false, a, b)
+		time.Sleep(32 * time.Second)
+		// The peer speaks first: this gets through only if the mapping is still there.
+		if r := s.pings(s.lanB, hostA4, 3); r.lost() != 0 {
+			t.Errorf("towards the side behind the NAT, after 32 idle seconds: %v%s", r, logs(a, b))
+		}
+		w := c.stop()
+		if n := w.count("a0", "b0", isClass(classKeepalive)); n < 1 || n > 3 {
+			t.Errorf("%d keepalives in 32 idle seconds, want one or two", n)
+		}
+		if n := w.count("b0", "a0", isClass(classKeepalive)); p.b == "postern" && n != 0 {
+			t.Errorf("the side that is not behind a NAT sent %d keepalives", n)
+		}
+	})
 }
 
 // The NAT forgets the mapping and gives out another port: the responder follows the peer's
