@@ -85,6 +85,12 @@ func (m *meter) noneLost(r result) {
 		m.t.Logf("charon did not send %d packets that it was given", byCharon)
 	}
 	if r.lost() > byCharon {
+		for _, d := range []daemon{m.a, m.b} {
+			if p, ok := d.(*postern); ok {
+				m.t.Logf("%s has counted %v", p.kind(), p.counters())
+			}
+		}
+		m.t.Logf("over the WAN went %d ESP packets from a and %d from b, for %d echo requests", w.count("a0", "", isESP), w.count("b0", "", isESP), r.sent)
 		m.t.Errorf("under way, %v%s", r, logs(m.a, m.b))
 	}
 }
