@@ -16,7 +16,7 @@ type Profile struct {
 	ChildSAs   int // CHILD SA pairs; a power of two
 	Policies   int // SPD entries
 	FlowCache  int // entries of the flow cache; a power of two
-	Queue      int // packets that wait for an SA, over all policies
+	Queue      int // packets that wait for an SA, over all policies; as many wait on the way in
 	Buffers    int
 	BufferSize int // octets, headroom and tailroom included
 	Workers    int // goroutines for slow cryptography (DH)

@@ -27,9 +27,13 @@ const (
 	cOutSendError                 // the socket refused it
 	cAcquire                      // SAs asked for because a packet wanted one
 	cAcquireLost                  // … which the IKE loop was too busy to take
+	cInHeld                       // came before their SA, and were held
 	cInKeepalive                  // NAT keepalives (RFC 3948 section 2.3)
 	cInShort                      // shorter than its headers
 	cInUnknownSPI                 // no such SA
+	cInHoldFull                   // came before their SA, and were one too many
+	cInExpired                    // waited too long for their SA
+	cInReleased                   // waited for an SA that did not come about
 	cInReplay                     // seen before, or left of the window
 	cInAuth                       // integrity check failed
 	cInLimit                      // authentic, but beyond the hard limit of the SA
@@ -70,9 +74,13 @@ var counterNames = [numCounters]string{
 	cOutSendError:  "out_drop_send_error",
 	cAcquire:       "acquires",
 	cAcquireLost:   "acquires_lost",
+	cInHeld:        "in_held",
 	cInKeepalive:   "in_keepalives",
 	cInShort:       "in_drop_short",
 	cInUnknownSPI:  "in_drop_unknown_spi",
+	cInHoldFull:    "in_drop_hold_full",
+	cInExpired:     "in_drop_expired",
+	cInReleased:    "in_drop_released",
 	cInReplay:      "in_drop_replay",
 	cInAuth:        "in_drop_auth",
 	cInLimit:       "in_drop_limit",

@@ -54,7 +54,8 @@ const maxQueues = 8
 // the NAT-T sockets that have its number, modulo how many there are. By their numbers, package
 // esp tells goroutines apart that use an SA at the same time. Outbound: the workers, and the
 // IKE loop, ctxLoop, when it flushes what has waited. Inbound: the reader of each socket that
-// carries ESP, since a packet of any SA may arrive at any of them.
+// carries ESP, since a packet of any SA may arrive at any of them, and the IKE loop, ctxEarly,
+// when it opens what came before its SA.
 type datapath struct {
 	workers int
 	sad     *sad
@@ -62,6 +63,7 @@ type datapath struct {
 	turns   turns
 	counts  *counters
 	pending *pendingQueue
+	held    *holdQueue
 	ikeq    *ikeQueue
 	tuns    []Device           // the queues of the TUN device: 1 to workers
 	socks   [numSocks][]Socket // empty: this one is not there; of NAT-T 1 to workers, else 1
@@ -111,7 +113,10 @@ func (d *datapath) ctxLoop() int { return d.workers }
 // outContexts and inContexts are how many goroutines may use an SA at once.
 func (d *datapath) outContexts() int { return d.workers + 1 }
 
-func (d *datapath) inContexts() int {
+func (d *datapath) inContexts() int { return d.ctxEarly() + 1 }
+
+// ctxEarly is the IKE loop's number on the way in.
+func (d *datapath) ctxEarly() int {
 	n := 0
 	for s := sockNATT4; s < numSocks; s++ {
 		n += len(d.in[s])
@@ -138,12 +143,13 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		spd:     newSPD(p.Policies),
 		counts:  new(counters),
 		seed:    rand.Uint64(),
-		// The queue has its own buffers: packets that wait must not take those that move.
-		pool: newPool(workers*nTUN+2*nESP+p.Queue, p.BufferSize),
+		// The queues have their own buffers: packets that wait must not take those that move.
+		pool: newPool(workers*nTUN+2*nESP+2*p.Queue, p.BufferSize),
 		udp:  newPool(workers*2*nESP+2*nIKE+queue, max(p.BufferSize, minUDPBuffer)),
 	}
 	d.turns.init()
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
+	d.held = newHoldQueue(d.pool.take(p.Queue))
 	d.ikeq = newIKEQueue(d.udp.take(queue))
 	for w := range workers {
 		d.out = append(d.out, newOutbound(d, w, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64())))

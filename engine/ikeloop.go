@@ -54,6 +54,7 @@ type ikeLoop struct {
 	m       machine
 	d       *datapath
 	out     *outbound // for packets that have waited
+	early   *inbound  // for packets that came before their SA
 	net     Network
 	device  string
 	log     *log.Logger
@@ -101,6 +102,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		d: d, net: net, log: lg, now: now,
 		// One buffer: what waits leaves it one by one, before the next is sealed.
 		out:     newOutbound(d, d.ctxLoop(), make([][]byte, 1), flowCache{}),
+		early:   newInbound(d, sockNATT4, d.ctxEarly(), make([][]byte, d.held.share)),
 		wishes:  make(chan ike.Command, commandQueue),
 		calls:   make(chan func()),
 		feed:    make(chan *ike.Work),
@@ -404,6 +406,7 @@ func (e env) AllocSPI() (uint32, bool) { return e.l.d.sad.alloc() }
 func (e env) FreeSPI(spi uint32) {
 	in, out := e.l.d.sad.release(spi)
 	e.l.retire(in, out)
+	e.l.unhold(spi)
 }
 
 func (e env) Usage(spi uint32) (in, out esp.Usage, lastIn, lastOut time.Duration) {

@@ -83,7 +83,13 @@ type testLoop struct {
 
 func newTestLoop(t *testing.T) *testLoop {
 	t.Helper()
-	tp := newTestPath(t, board.Tiny)
+	return newTestLoopOf(t, 1)
+}
+
+// newTestLoopOf has a data path of so many workers.
+func newTestLoopOf(t *testing.T, workers int) *testLoop {
+	t.Helper()
+	tp := newTestPathOf(t, board.Tiny, workers)
 	text := &logLines{}
 	lg := log.New(text, log.Debug)
 	tp.datapath.log = lg

@@ -4,7 +4,7 @@ package engine
 //
 //  1. read a batch from the socket
 //  2. tell apart NAT keepalives, IKE (handed to the IKE loop) and ESP
-//  3. find the SA in the slot that the SPI names
+//  3. find the SA in the slot that the SPI names; if it is being negotiated, wait (hold.go)
 //  4. check the window, open the packet where it is, update the window
 //  5. next header and inner length: what it carries must be a whole IP packet
 //  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2)
@@ -138,15 +138,30 @@ func (in *inbound) demux(i int) {
 	}
 	sa := d.sad.lookup(spi)
 	if sa == nil {
-		d.counts.inc(cInUnknownSPI)
-		if d.mayNote(noteUnknownSPI, in.now) {
-			d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
-				log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
+		if sa = in.missing(g, spi); sa == nil {
+			return
 		}
-		in.tellUnknown(g, spi)
-		return
 	}
 	in.found = append(in.found, inPacket{sa, i})
+}
+
+// missing does step 3 for a packet whose SPI has no SA. It returns the SA if that has just
+// come up.
+func (in *inbound) missing(g *esp.Datagram, spi uint32) *inSA {
+	d := in.d
+	if in.hold(g, spi) {
+		return nil
+	}
+	if sa := d.sad.lookup(spi); sa != nil {
+		return sa
+	}
+	d.counts.inc(cInUnknownSPI)
+	if d.mayNote(noteUnknownSPI, in.now) {
+		d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
+			log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
+	}
+	in.tellUnknown(g, spi)
+	return nil
 }
 
 // ikeHeader is the length of an IKE header (RFC 7296 section 3.1): nothing shorter is

@@ -42,7 +42,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		}
 		sa.encap.Store(c.Encap)
 		sa.remote.Store(&c.Remote)
-		return l.d.sad.addIn(sa)
+		return l.publish(sa)
 	}
 	o, err := esp.NewOutbound(&c.SA, l.d.outContexts())
 	if err != nil {

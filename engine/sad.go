@@ -106,15 +106,18 @@ type sadSlot struct {
 
 // sad is the security association database. Its low SPI bits are the slot, the rest is
 // random: a look-up is one index and one compare, a stale SPI finds nothing, and the
-// table cannot grow. lookup may be called from any goroutine; everything else belongs
-// to the IKE loop.
+// table cannot grow. lookup and awaits may be called from any goroutine; everything else
+// belongs to the IKE loop.
 type sad struct {
-	slots  []sadSlot
-	mask   uint32
-	free   []uint32 // a ring: a slot that was given back is used again last
-	head   int
-	nfree  int
-	random func([]byte)
+	slots []sadSlot
+	mask  uint32
+	// awaited is, for each slot, the SPI that is reserved and has had no inbound SA yet; 0:
+	// there is none. It is apart, so that two slots fill a cache line.
+	awaited []atomic.Uint32
+	free    []uint32 // a ring: a slot that was given back is used again last
+	head    int
+	nfree   int
+	random  func([]byte)
 }
 
 // errSlot says that an SA arrived for an SPI that AllocSPI had not given out. The SAD
@@ -126,7 +129,7 @@ const minSPI = 256
 
 // newSAD returns a SAD of n slots, n a power of two.
 func newSAD(n int, random func([]byte)) *sad {
-	s := &sad{slots: make([]sadSlot, n), mask: uint32(n - 1), free: make([]uint32, n), nfree: n, random: random}
+	s := &sad{slots: make([]sadSlot, n), mask: uint32(n - 1), awaited: make([]atomic.Uint32, n), free: make([]uint32, n), nfree: n, random: random}
 	for i := range s.free {
 		s.free[i] = uint32(i)
 	}
@@ -139,6 +142,12 @@ func (s *sad) lookup(spi uint32) *inSA {
 		return sa
 	}
 	return nil
+}
+
+// awaits tells whether spi is reserved and has had no inbound SA yet. Whoever has found no
+// SA and then no reservation has to look for the SA once more.
+func (s *sad) awaits(spi uint32) bool {
+	return spi != 0 && s.awaited[spi&s.mask].Load() == spi
 }
 
 // alloc reserves a slot and returns the SPI for it.
@@ -158,6 +167,7 @@ func (s *sad) alloc() (uint32, bool) {
 		s.head = (s.head + 1) % len(s.free)
 		s.nfree--
 		slot.spi = spi
+		s.awaited[i].Store(spi)
 		return spi, true
 	}
 }
@@ -176,6 +186,7 @@ func (s *sad) release(spi uint32) (in *inSA, out *outSA) {
 	if slot == nil {
 		return nil, nil
 	}
+	s.awaited[spi&s.mask].Store(0)
 	in, out = slot.in.Swap(nil), slot.out
 	slot.out, slot.spent, slot.last, slot.spi = nil, nil, spi, 0
 	s.free[(s.head+s.nfree)%len(s.free)] = spi & s.mask
@@ -193,6 +204,7 @@ func (s *sad) addIn(sa *inSA) error {
 		return errSlot
 	}
 	slot.in.Store(sa)
+	s.awaited[sa.spi&s.mask].Store(0) // after the SA: see awaits
 	return nil
 }
 

@@ -68,6 +68,9 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 	if over == nil {
 		addresses = m.mobikeRequest(sa, p)
 	}
+	if over == ErrPeerDeleted {
+		m.useHeirs(sa)
+	}
 	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
 		if over == nil && len(spis) > 0 {
 			b.Delete(ProtoESP, spis)

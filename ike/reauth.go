@@ -313,6 +313,20 @@ func (m *Machine) heirReady(c *childSA) bool {
 	return false
 }
 
+// useHeirs moves traffic to the CHILD SAs that take the place of those of an IKE SA that the
+// peer deletes: once it has our answer it takes nothing more through the old ones.
+func (m *Machine) useHeirs(sa *ikeSA) {
+	for i := range m.children {
+		c := &m.children[i]
+		if c.state == ChildFree || c.ike != sa.slot || c.standby || c.outGone {
+			continue
+		}
+		if heir := m.findChild(c.heir); heir != nil && heir.ike != sa.slot && heir.state != ChildDeleting {
+			m.useChild(heir)
+		}
+	}
+}
+
 // bequeath takes the CHILD SAs that have a successor on another IKE SA out of one that ends:
 // they still take what is on its way.
 func (m *Machine) bequeath(sa *ikeSA) {
