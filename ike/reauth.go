@@ -23,6 +23,10 @@ const (
 	// a packet, and heirMax when it uses it all the same.
 	heirPoll = time.Second
 	heirMax  = 10 * time.Second
+	// reauthPause is how long the old IKE SA stays when all has moved to the new one: what the
+	// peer has sent through its CHILD SAs, or received through them and not opened yet, must
+	// not be lost with them.
+	reauthPause = time.Second
 	// lifetimeMargin bounds how long before the time that the peer has set we reauthenticate.
 	lifetimeMargin = 5 * time.Minute
 )
@@ -35,6 +39,7 @@ type reauthState struct {
 	hastened time.Duration // news of the network do not count before
 	old      uint32        // the IKE SA whose place this one is to take; 0: none
 	tried    []uint32      // CHILD SAs of old for which one has been asked for here
+	closeAt  time.Duration // when old is closed, once there is nothing more to ask for; 0: not known
 }
 
 // heirState is what a CHILD SA knows that takes the place of one of another IKE SA.
@@ -206,10 +211,17 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 		if old.creating() {
 			return // what comes of it is to be moved, too
 		}
+		if sa.reauth.closeAt == 0 {
+			sa.reauth.closeAt = m.now.Mono + reauthPause
+			m.arm(sa, tReplace, reauthPause)
+		}
+		if m.now.Mono < sa.reauth.closeAt {
+			return
+		}
 		m.handTasks(old, sa)
 		m.closeIKE(old, ErrReplaced, nil)
 	}
-	sa.reauth.old, sa.reauth.tried = 0, nil
+	sa.reauth.old, sa.reauth.tried, sa.reauth.closeAt = 0, nil, 0
 	if old == nil && !m.carries(sa, nil) {
 		m.closeIKE(sa, ErrReplaced, nil) // the peer has closed meanwhile what it was to carry on
 		return

@@ -18,7 +18,7 @@ func (h *host) ids() (list []uint32) {
 
 // The old IKE SA is deleted as soon as the new one has its CHILD SAs, and INITIAL_CONTACT,
 // which would have the peer throw the old one away, is not said.
-func TestReauthenticationDeletesTheOldIKESAAtOnce(t *testing.T) {
+func TestReauthenticationDeletesTheOldIKESASoon(t *testing.T) {
 	p := newPair(t, func(a, b *Conn) {
 		c := *a.Children[0]
 		c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
@@ -42,6 +42,13 @@ func TestReauthenticationDeletesTheOldIKESAAtOnce(t *testing.T) {
 	if contact {
 		t.Error("INITIAL_CONTACT was said though there is another IKE SA")
 	}
+	p.pass(reauthPause - time.Millisecond)
+	for _, h := range []*host{p.a, p.b} {
+		if ids := h.ids(); len(ids) != 2 || len(h.sas) != 8 {
+			t.Errorf("%v has the IKE SAs %v and %d simplex SAs; the old ones must still take what is on its way", h.addr, ids, len(h.sas))
+		}
+	}
+	p.pass(time.Millisecond)
 	for _, h := range []*host{p.a, p.b} {
 		if ids := h.ids(); len(ids) != 1 || ids[0] != 2 {
 			t.Errorf("%v has the IKE SAs %v, want the second one alone", h.addr, ids)

@@ -24,6 +24,7 @@ const (
 	tTask                      // a task that was put off may run
 	tFragments                 // an incomplete message is forgotten
 	tTicket                    // the ticket will soon be too old
+	tReplace                   // the IKE SA that this one takes the place of is closed
 	tPatience                  // another address of the peer is to be called
 	numSATimers
 )
@@ -174,8 +175,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 			sa.resume.asked = true
 			m.queue(sa, task{kind: taskTell})
 		}
-	case tTask:
-		// runTasks looks at the queue after every input.
+	case tTask, tReplace:
+		// runTasks looks after every input.
 	case tFragments:
 		m.dropFragments(sa)
 	case tPatience:
