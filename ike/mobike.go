@@ -248,6 +248,7 @@ func (m *Machine) repeat(sa *ikeSA, r *request) {
 	}
 	d, _ := m.unanswered(sa, 0)
 	r.tries, r.due = 0, m.now.Mono+d
+	m.noteSent(sa, r)
 	r.stale = r.stale || r.task.kind.ofAddresses()
 	m.sendParts(sa.path, sa, r.data, r.cut, false)
 }

@@ -18,6 +18,7 @@ type request struct {
 	tries    int
 	before   int           // transmissions in larger fragments
 	due      time.Duration // when it is repeated; 0: never
+	sent     time.Duration // when it left last
 	counted  bool          // it has taken its message ID
 	job      job           // while it is parked
 	jobID    uint64

@@ -25,6 +25,7 @@ const (
 	tFragments                 // an incomplete message is forgotten
 	tTicket                    // the ticket will soon be too old
 	tPatience                  // another address of the peer is to be called
+	tPress                     // packets wait: what is unanswered is repeated
 	numSATimers
 )
 
@@ -180,6 +181,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		m.dropFragments(sa)
 	case tPatience:
 		m.outOfPatience(sa)
+	case tPress:
+		m.repeatPressed(sa)
 	}
 }
 
