@@ -37,6 +37,11 @@ const (
 	// pressLife is how long a waiting packet counts: the data path tells of them every second
 	// for as long as more come.
 	pressLife = 3 * time.Second
+	// briefLife is how long an IKE SA lasts for sure that is of use. After briefMost in a row
+	// that did not, the next attempt backs off: a peer that takes us in and closes at once,
+	// without end, costs both a Diffie-Hellman exchange each time.
+	briefLife = 10 * time.Second
+	briefMost = 3
 	// jitterMax bounds RetryJitter, as charon does.
 	jitterMax = 20
 )
@@ -52,6 +57,8 @@ type dialing struct {
 	pressed time.Duration // when a packet last asked for the tunnel
 	silent  bool          // an address of this round did not answer
 	spoke   time.Duration // when an attempt last sent something
+	upAt    time.Duration // when the last one led to the peer
+	brief   int           // IKE SAs in a row that did not last for briefLife
 
 	hastened time.Duration // news of the network that change nothing here do not count before
 
@@ -119,13 +126,26 @@ func (sa *ikeSA) hurried() bool {
 }
 
 // reached notes that an attempt of ours has led to the peer.
-func (s *connState) reached(sa *ikeSA) {
+func (m *Machine) reached(s *connState, sa *ikeSA) {
 	d := &s.dial
 	d.failed, d.rounds, d.lost, d.nameless, d.waiting = 0, 0, false, false, false
+	d.upAt = m.now.Mono
 	if sa.conns == s {
 		d.worked = sa.dialled
 		d.replaced, d.moving = d.replaced || d.moving, false
 	}
+}
+
+// afterLoss returns when to connect again after an SA that was up has been lost.
+func (m *Machine) afterLoss(s *connState) time.Duration {
+	d := &s.dial
+	if d.brief++; m.now.Mono-d.upAt >= briefLife {
+		d.brief = 0
+	}
+	if d.brief > briefMost {
+		return m.backoff(d.brief - briefMost)
+	}
+	return m.random(time.Second)
 }
 
 // unanswered returns how long to wait for the response to transmission n of a request (0
