@@ -241,8 +241,21 @@ func (m *Machine) repeatPressed(sa *ikeSA) {
 // outOfPatience goes on to the next address, unless the peer has answered meanwhile.
 func (m *Machine) outOfPatience(sa *ikeSA) {
 	if sa.hurried() && sa.timers[tRetransmit] != never {
-		m.destroy(sa, ErrTimeout)
+		m.leave(sa, ErrTimeout)
 	}
+}
+
+// leave ends an attempt in favour of the next address. One in IKE_AUTH is given up with a
+// DELETE, should the answer come: the peer may have the IKE SA already. The request is
+// repeated for that as long as a responder keeps an unfinished one; if nothing comes by then,
+// the INITIAL_CONTACT of the attempt that succeeds clears up, or the peer's liveness check.
+func (m *Machine) leave(sa *ikeSA, err error) {
+	if !m.giveUp(sa, err) {
+		m.destroy(sa, err)
+		return
+	}
+	sa.timers[tPatience] = never
+	m.arm(sa, tConnect, halfOpenLife)
 }
 
 // unreachable takes the system's word that nothing can be sent along p. Where that is the
@@ -250,7 +263,7 @@ func (m *Machine) outOfPatience(sa *ikeSA) {
 func (m *Machine) unreachable(p Path) {
 	for i := range m.sas {
 		if sa := &m.sas[i]; sa.hurried() && sa.path == p && sa.timers[tRetransmit] != never {
-			m.destroy(sa, ErrNoRoute)
+			m.leave(sa, ErrNoRoute)
 		}
 	}
 }

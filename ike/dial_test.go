@@ -501,3 +501,61 @@ func TestChildOnDemandIsBackSoonAfterAnOutage(t *testing.T) {
 	}
 	p.same(2)
 }
+
+// An address is given up while the peer's answer to IKE_AUTH is on its way: the peer has an
+// IKE SA by then. Once messages pass, neither side has one too many.
+func TestAttemptGivenUpInAuthenticationLeavesNothingBehind(t *testing.T) {
+	slow := netip.MustParseAddr("192.0.2.2")
+	for name, c := range map[string]struct {
+		late bool // the answers along the first address come after 5 s; otherwise never
+		next bool // the second address works
+	}{
+		"late, another address of the peer":  {late: true, next: true},
+		"late, no other address":             {late: true},
+		"never, another address of the peer": {next: true},
+	} {
+		p := newPair(t, func(a, b *Conn) {
+			a.LocalAddrs, b.LocalAddrs = nil, nil
+			a.RemoteAddrs = hosts32("192.0.2.2", "192.0.2.3")
+			a.KeyingTries = 1
+		})
+		held := true
+		var queue []Output
+		p.b.mangle = func(o *Output) bool {
+			if o.Path.Local.Addr() == slow && Exchange(o.Data[18]) == ExchangeAuth && held {
+				queue = append(queue, *o)
+				return false
+			}
+			return true
+		}
+		p.a.mangle = func(o *Output) bool { return c.next || o.Path.Remote.Addr() == slow }
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		if n := p.b.count(EvIKEUp); n != 1 {
+			t.Fatalf("%s: the peer has %d IKE SAs after the first IKE_AUTH, want one", name, n)
+		}
+		p.pass(5 * time.Second)
+		if n := p.a.count(EvFailed); n == 0 {
+			t.Fatalf("%s: no attempt has failed by now", name)
+		}
+		if c.late {
+			held = false
+			for _, o := range queue {
+				p.a.m.Datagram(p.now, Path{Local: o.Path.Remote, Remote: o.Path.Local, NATT: o.Path.NATT}, o.Data)
+				p.run()
+			}
+		}
+		p.pass(2 * time.Minute)
+		want := 0
+		if c.next {
+			want = 1
+			p.done(p.a, 1, nil)
+		}
+		for _, h := range []*host{p.a, p.b} {
+			if n := len(h.ids()); n != want {
+				t.Errorf("%s: %v has %d IKE SAs in the end, want %d", name, h.addr, n, want)
+			}
+		}
+		p.same(want)
+	}
+}
