@@ -297,6 +297,9 @@ func (m *Machine) addressesStart(sa *ikeSA, t task) {
 // way first (section 3.10).
 func (m *Machine) livenessStart(sa *ikeSA, t task) {
 	sa.req = request{task: t}
+	if sa.conn != nil {
+		m.askAll(sa.conn, nameFresh) // it may have moved
+	}
 	var fill func(*Builder)
 	home, back := m.wayBack(sa)
 	if sa.leads() && sa.natLocal && sa.natKnown && !back {

@@ -177,7 +177,7 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.armRetransmit(sa, d)
-	if sa.req.tries == 1 && sa.state == StateEstablished && sa.conn != nil {
+	if sa.req.tries == 1 && sa.conn != nil {
 		m.askAll(sa.conn, nameFresh) // it may have moved
 	}
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,
