@@ -200,6 +200,7 @@ func (m *Machine) push(sa *ikeSA, kind taskKind) {
 // setPath makes p the path of the IKE SA, and unless the peer has to be asked first, that
 // of its CHILD SAs.
 func (m *Machine) setPath(sa *ikeSA, p Path) {
+	sa.frag.otherPath(sa.path, p)
 	sa.path = p
 	sa.mobike.movedAt = m.now.Mono
 	if !sa.mobike.checking {
@@ -456,6 +457,7 @@ func (m *Machine) acceptable(sa *ikeSA, p Path) bool {
 func (m *Machine) peerMoved(sa *ikeSA, p Path, nats bool) {
 	was := sa.espRoute()
 	moved := sa.path != p
+	sa.frag.otherPath(sa.path, p)
 	sa.path = p
 	if nats {
 		m.natDetect(sa, p, sa.spiR)

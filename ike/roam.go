@@ -174,6 +174,7 @@ func (m *Machine) roamConnecting(sa *ikeSA) {
 		return
 	}
 	sa.path.Local = withAddr(sa.path.Local, p.Local.Addr())
+	sa.frag.size = 0
 	sa.conns.last = p
 	switch {
 	case sa.req.exchange == ExchangeAuth:
