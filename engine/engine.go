@@ -310,9 +310,11 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	for _, conn := range cfg.IKE.Conns {
 		for _, child := range conn.Children {
 			trap := child.StartAction == ike.StartTrap || child.DPDAction == ike.ActionTrap || child.CloseAction == ike.ActionTrap
+			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
+			wait := trap || child.StartAction == ike.StartStart
 			spec = append(spec, policySpec{
 				Policy: policies[len(spec)], conn: conn.Name, child: child.Name,
-				acquire: trap, wait: trap || child.StartAction == ike.StartStart, dynamic: dynamic(child),
+				acquire: wait, wait: wait, dynamic: dynamic(child),
 			})
 		}
 	}

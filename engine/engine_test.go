@@ -526,7 +526,8 @@ func TestStatsAndVersion(t *testing.T) {
 	}
 	s, _ := a.command(control.CmdStats)
 	for _, want := range []string{`uptime{running="0 seconds" since="`, `workers{total="1" idle="1" active{critical="0" high="0" medium="0" low="0"}}`,
-		`ikesas{total="0" half-open="0"}`, "mallinfo{sbrk=", `counters{out_packets="0"`} {
+		`ikesas{total="0" half-open="0"}`, "mallinfo{sbrk=",
+		fmt.Sprintf(`sa-slots="%d" sa-slots-used="0"`, a.d.sad.used()+a.d.sad.nfree), `counters{out_packets="0"`} {
 		if !strings.Contains(s, want) {
 			t.Errorf("stats lack %s: %s", want, s)
 		}

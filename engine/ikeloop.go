@@ -20,7 +20,7 @@ type machine interface {
 	Command(now ike.Time, c ike.Command)
 	Timeout(now ike.Time)
 	Done(now ike.Time, r ike.Result)
-	Resolved(now ike.Time, name string, addrs []netip.Addr, err error)
+	Resolved(now ike.Time, name string, addrs []netip.Addr, ttl time.Duration, err error)
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
@@ -246,7 +246,7 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.drain()
 		case a := <-l.lookups.answers:
 			l.lookups.answered()
-			l.m.Resolved(l.now(), a.name, a.addrs, a.err)
+			l.m.Resolved(l.now(), a.name, a.addrs, a.ttl, a.err)
 			l.drain()
 		case feed <- job:
 			l.jobs[0] = nil

@@ -52,7 +52,7 @@ func (m *scriptedMachine) Command(now ike.Time, c ike.Command) {
 func (m *scriptedMachine) SetTicketKeys(keys []ike.TicketKey) { m.input("keys %d", len(keys)) }
 func (m *scriptedMachine) Timeout(now ike.Time)               { m.input("timeout") }
 func (m *scriptedMachine) Done(now ike.Time, r ike.Result)    { m.input("done") }
-func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, err error) {
+func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, ttl time.Duration, err error) {
 	m.input("resolved %s %v %v", name, addrs, err)
 }
 func (m *scriptedMachine) Next() (ike.Output, bool) {
@@ -412,7 +412,7 @@ func TestLookupsAreBoundedAndEndWithTheLoop(t *testing.T) {
 	tl := newTestLoop(t)
 	var now, most atomic.Int32
 	release := make(chan struct{})
-	tl.lookups.resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+	tl.lookups.resolve = func(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for {
@@ -422,9 +422,9 @@ func TestLookupsAreBoundedAndEndWithTheLoop(t *testing.T) {
 		}
 		select {
 		case <-release:
-			return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
+			return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, 0, nil
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, 0, ctx.Err()
 		}
 	}
 	const names = 3 * maxLookups

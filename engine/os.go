@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"postern/esp"
 )
@@ -88,9 +89,10 @@ type OS struct {
 	OpenState func(dir string) (State, error)
 	// Addresses lists the host's addresses; nil if the system cannot tell.
 	Addresses func() ([]netip.Addr, error)
-	// Resolve returns the addresses of a name of the DNS, as it is now, trying until ctx
-	// ends; its queries pass by the tunnel. nil: names of peers are refused.
-	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	// Resolve returns the addresses of a name of the DNS, as it is now, and how long they are
+	// good for (0: unknown), trying until ctx ends; its queries pass by the tunnel. nil: names
+	// of peers are refused.
+	Resolve func(ctx context.Context, name string) (list []netip.Addr, ttl time.Duration, err error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

@@ -24,12 +24,13 @@ var errNoResolver = errors.New("names cannot be resolved here: write addresses i
 type answer struct {
 	name  string
 	addrs []netip.Addr
+	ttl   time.Duration // 0: unknown
 	err   error
 }
 
 // lookups is the loop's side of it.
 type lookups struct {
-	resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+	resolve func(ctx context.Context, name string) ([]netip.Addr, time.Duration, error)
 	waiting []string // in the order in which the machine asked; it asks for each name once
 	running int
 	answers chan answer
@@ -68,7 +69,7 @@ func (k *lookups) look(name string) {
 	a := answer{name: name, err: errNoResolver}
 	if k.resolve != nil {
 		ctx, cancel := context.WithTimeout(k.ctx, lookupPatience)
-		a.addrs, a.err = k.resolve(ctx, name)
+		a.addrs, a.ttl, a.err = k.resolve(ctx, name)
 		cancel()
 	}
 	select {

@@ -96,10 +96,11 @@ func (h viciHandler) version() *control.Message {
 }
 
 func (h viciHandler) stats() (*control.Message, error) {
-	total, half, jobs := 0, 0, 0
+	total, half, jobs, slots, used := 0, 0, 0, 0, 0
 	if err := h.e.loop.do(func() {
 		total, half = h.e.loop.count()
 		jobs = len(h.e.loop.jobs)
+		slots, used = len(h.e.d.sad.slots), h.e.d.sad.used()
 	}); err != nil {
 		return nil, err
 	}
@@ -126,7 +127,8 @@ func (h viciHandler) stats() (*control.Message, error) {
 	f := &h.e.features
 	m.Section(control.KeyDataPath).
 		SetInt(control.KeyWorkers, int64(f.workers)).SetInt(control.KeySockets, int64(f.sockets)).
-		Set(control.KeyTUN, f.tun).Set(control.KeyUDP, f.udp).Set(control.KeyESP, f.esp)
+		Set(control.KeyTUN, f.tun).Set(control.KeyUDP, f.udp).Set(control.KeyESP, f.esp).
+		SetInt(control.KeySlots, int64(slots)).SetInt(control.KeySlotsUsed, int64(used))
 	c := m.Section("counters")
 	for _, v := range h.e.Counters() {
 		c.SetUint(v.Name, v.Value)

@@ -125,7 +125,7 @@ type Conn struct {
 	RetryTimeout time.Duration // first retransmission; 0: 4 s (strongSwan's)
 	RetryBase    float64       // factor between retransmissions; 0: 1.8
 	RetryTries   int           // retransmissions before the peer counts as dead; 0: 5
-	RetryLimit   time.Duration // no retransmission waits longer; 0: no limit
+	RetryLimit   time.Duration // no retransmission waits longer; 0: no limit. While packets wait, none waits longer than 2 s
 	RetryJitter  int           // percent, up to 20, by which one may come earlier, by chance
 
 	Fragmentation Fragmentation // of large messages (RFC 7383)
@@ -186,7 +186,7 @@ type CommandKind uint8
 const (
 	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children)
 	CmdTerminate                      // close the SAs that Conn, Child, IKE and ChildID select
-	CmdAcquire                        // a packet (Flow) wants Conn's Child
+	CmdAcquire                        // a packet (Flow) waits for Conn's Child; told every second while packets come
 	CmdReauth                         // authenticate anew, make before break, the IKE SAs that Conn and IKE select
 	CmdRekey                          // rekey what Conn, Child, IKE and ChildID select
 	CmdMoved                          // an authentic packet of the CHILD SA with inbound SPI came along Path

@@ -146,6 +146,12 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		m.destroy(sa, err)
 		return
 	}
+	eager, tooMany := m.overrun(sa)
+	if tooMany {
+		m.refuse(sa, p, ExchangeAuth, busy(ErrTooOften))
+		m.destroy(sa, ErrTooOften)
+		return
+	}
 	if m.mobikeAgree(sa, p) {
 		no := &refusal{t: NotifyUnexpectedNATDetected, err: &NotifyError{NotifyUnexpectedNATDetected, ""}}
 		m.refuse(sa, p, ExchangeAuth, no)
@@ -192,7 +198,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		if asked {
 			m.ticketNotify(b, sa)
 		}
-		m.writeLifetime(b, sa, sa.conn.ReauthTime)
+		if !eager {
+			m.writeLifetime(b, sa, sa.conn.ReauthTime)
+		}
 		if c != nil {
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
@@ -291,7 +299,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	if sa.initiator {
 		m.redirectEnds(s, true)
 	}
-	s.reached(sa)
+	m.reached(s, sa)
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}

@@ -277,6 +277,6 @@ func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	}
 	s.wanted = append(s.wanted, wish{cfg: cfg})
 	if s.retryAt == never {
-		m.armRetry(s, m.random(time.Second))
+		m.armRetry(s, m.afterLoss(s))
 	}
 }

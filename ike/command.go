@@ -43,7 +43,10 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 			}
 			found = true
 			if c.Kind == CmdAcquire {
-				m.want(s, wish{cfg: cfg, flow: c.Flow})
+				if !cfg.permanent() { // such a one is wanted anyway, unless the user has closed it
+					m.want(s, wish{cfg: cfg, flow: c.Flow})
+				}
+				m.press(s)
 				continue
 			}
 			w.left++

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"errors"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -29,6 +30,18 @@ const (
 	// hastenInterval is the least time between two attempts that news of the network cause
 	// although our way to the peer is the same: routes may come and go every second.
 	hastenInterval = 10 * time.Second
+	// pressPace is the least time between two transmissions, or between the end of an attempt
+	// and the next one, that packets which wait for the tunnel cause. With it the tunnel is
+	// back within three seconds after the network is.
+	pressPace = 2 * time.Second
+	// pressLife is how long a waiting packet counts: the data path tells of them every second
+	// for as long as more come.
+	pressLife = 3 * time.Second
+	// briefLife is how long an IKE SA lasts for sure that is of use. After briefMost in a row
+	// that did not, the next attempt backs off: a peer that takes us in and closes at once,
+	// without end, costs both a Diffie-Hellman exchange each time.
+	briefLife = 10 * time.Second
+	briefMost = 3
 	// jitterMax bounds RetryJitter, as charon does.
 	jitterMax = 20
 )
@@ -40,6 +53,12 @@ type dialing struct {
 	rounds int          // rounds since the last success
 	worked netip.Addr   // the last one by which the peer was reached
 	lost   bool         // it was found dead since
+
+	pressed time.Duration // when a packet last asked for the tunnel
+	silent  bool          // an address of this round did not answer
+	spoke   time.Duration // when an attempt last sent something
+	upAt    time.Duration // when the last one led to the peer
+	brief   int           // IKE SAs in a row that did not last for briefLife
 
 	hastened time.Duration // news of the network that change nothing here do not count before
 
@@ -83,7 +102,7 @@ func (m *Machine) callable(c *Conn) bool { return len(m.singles(c)) > 0 || len(c
 // newRound takes the peer's addresses as they are now.
 func (m *Machine) newRound(s *connState) {
 	d := &s.dial
-	d.addrs, d.failed = m.singles(s.conn), 0
+	d.addrs, d.failed, d.silent = m.singles(s.conn), 0, false
 	if to := s.redirect.to; to.IsValid() {
 		d.addrs = []netip.Addr{to}
 		return
@@ -107,13 +126,26 @@ func (sa *ikeSA) hurried() bool {
 }
 
 // reached notes that an attempt of ours has led to the peer.
-func (s *connState) reached(sa *ikeSA) {
+func (m *Machine) reached(s *connState, sa *ikeSA) {
 	d := &s.dial
 	d.failed, d.rounds, d.lost, d.nameless, d.waiting = 0, 0, false, false, false
+	d.upAt = m.now.Mono
 	if sa.conns == s {
 		d.worked = sa.dialled
 		d.replaced, d.moving = d.replaced || d.moving, false
 	}
+}
+
+// afterLoss returns when to connect again after an SA that was up has been lost.
+func (m *Machine) afterLoss(s *connState) time.Duration {
+	d := &s.dial
+	if d.brief++; m.now.Mono-d.upAt >= briefLife {
+		d.brief = 0
+	}
+	if d.brief > briefMost {
+		return m.backoff(d.brief - briefMost)
+	}
+	return m.random(time.Second)
 }
 
 // unanswered returns how long to wait for the response to transmission n of a request (0
@@ -138,15 +170,92 @@ func (m *Machine) unanswered(sa *ikeSA, n int) (time.Duration, bool) {
 // another address to call.
 func (m *Machine) armPatience(sa *ikeSA) {
 	if sa.hurried() {
-		m.arm(sa, tPatience, firstPatience<<min(sa.conns.dial.rounds, 6))
+		n := sa.conns.dial.rounds
+		if m.pressing(sa.conns) {
+			n = bits.TrailingZeros(uint(n + 1)) // mostly short ones: another address may be back
+		}
+		m.arm(sa, tPatience, firstPatience<<min(n, 6))
+	}
+}
+
+// press notes that a packet waits for a CHILD SA of the connection. What the peer
+// has left unanswered is repeated at once, and then as often as packets come, beside the
+// schedule of the retransmissions, which goes on as it is: when the peer is given up, and how
+// the waits grow while nobody wants anything, does not change. The next attempt comes as
+// soon, unless the peer has refused the last one. So a network that is back, of which nothing
+// tells, is noticed within pressPace, and a dead peer gets no more than one datagram in that
+// time. A tunnel that nobody uses waits for the next retransmission or the next attempt: up
+// to 76 s with the default ones (RetryLimit makes that shorter), and up to retryLast and a
+// quarter between attempts.
+func (m *Machine) press(s *connState) {
+	d := &s.dial
+	d.pressed = max(m.now.Mono, 1)
+	sa := m.attempt(s)
+	if sa == nil {
+		sa = m.established(s.conn)
+	}
+	if sa != nil {
+		m.repeatPressed(sa)
+		return
+	}
+	if at := max(d.spoke+pressPace, m.now.Mono); d.silent && !d.waiting && at < s.retryAt && s.retryAt != never {
+		m.armRetry(s, at-m.now.Mono)
+	}
+}
+
+// pressing tells whether packets wait.
+func (m *Machine) pressing(s *connState) bool {
+	return s.dial.pressed != 0 && m.now.Mono-s.dial.pressed <= pressLife
+}
+
+// noteSent remembers that a request of ours leaves now.
+func (m *Machine) noteSent(sa *ikeSA, r *request) {
+	if r.sent = m.now.Mono; sa.conns != nil {
+		sa.conns.dial.spoke = r.sent
+	}
+}
+
+// repeatPressed repeats what is unanswered for as long as packets wait.
+func (m *Machine) repeatPressed(sa *ikeSA) {
+	s := m.stateOf(sa.conn)
+	if s == nil || !m.pressing(s) || !m.sendable(sa) {
+		return
+	}
+	next := never
+	sa.outstanding(func(r *request) bool {
+		if r.data == nil || r.due == 0 {
+			return false // its job is out
+		}
+		if r.sent+pressPace <= m.now.Mono {
+			m.noteSent(sa, r)
+			m.sendParts(sa.path, sa, r.data, r.cut, false)
+		}
+		next = min(next, r.sent+pressPace)
+		return false
+	})
+	if next != never {
+		m.arm(sa, tPress, next-m.now.Mono)
 	}
 }
 
 // outOfPatience goes on to the next address, unless the peer has answered meanwhile.
 func (m *Machine) outOfPatience(sa *ikeSA) {
 	if sa.hurried() && sa.timers[tRetransmit] != never {
-		m.destroy(sa, ErrTimeout)
+		m.leave(sa, ErrTimeout)
 	}
+}
+
+// leave ends an attempt in favour of the next address. One in IKE_AUTH is given up with a
+// DELETE, should the answer come: the peer may have the IKE SA already. The request is
+// repeated for that as long as a responder keeps an unfinished one; if nothing comes by then,
+// the INITIAL_CONTACT of the attempt that succeeds clears up, or the peer's liveness check.
+func (m *Machine) leave(sa *ikeSA, err error) {
+	if !m.giveUp(sa, err) {
+		m.destroy(sa, err)
+		return
+	}
+	sa.timers[tPatience] = never
+	m.arm(sa, tConnect, halfOpenLife)
 }
 
 // unreachable takes the system's word that nothing can be sent along p. Where that is the
@@ -154,7 +263,7 @@ func (m *Machine) outOfPatience(sa *ikeSA) {
 func (m *Machine) unreachable(p Path) {
 	for i := range m.sas {
 		if sa := &m.sas[i]; sa.hurried() && sa.path == p && sa.timers[tRetransmit] != never {
-			m.destroy(sa, ErrNoRoute)
+			m.leave(sa, ErrNoRoute)
 		}
 	}
 }
@@ -215,6 +324,7 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 	s.tries++
 	m.redirectEnds(s, false)
 	d := &s.dial
+	d.silent = d.silent || err == ErrTimeout
 	d.failed++
 	more := d.failed < len(d.addrs)
 	if !more {
@@ -234,7 +344,9 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 				delay = nameFirst
 			}
 		case !more:
-			delay = m.backoff(d.rounds)
+			if delay = m.backoff(d.rounds); d.silent && m.pressing(s) {
+				delay = min(delay, max(d.spoke+pressPace-m.now.Mono, nextAddress))
+			}
 		}
 		m.armRetry(s, delay)
 	}

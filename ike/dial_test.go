@@ -354,3 +354,208 @@ func TestForcedEndRespectsThePeersWindow(t *testing.T) {
 		t.Errorf("%d datagrams left, %d simplex SAs, %d SPIs and %d IKE SAs are there still", n, len(p.a.sas), len(p.a.spis), p.ikes(p.a))
 	}
 }
+
+// press has a packet wait on a during d, in which nobody answers, and returns when a sends.
+func (p *pair) press(d time.Duration) (sent []time.Duration) {
+	start := p.now.Mono
+	p.a.mangle = func(*Output) bool {
+		sent = append(sent, p.now.Mono-start)
+		return false
+	}
+	for ; d > 0; d -= time.Second {
+		p.a.m.Command(p.now, Command{Kind: CmdAcquire, Conn: "link", Child: "net"})
+		p.run()
+		p.pass(min(d, time.Second))
+	}
+	p.a.mangle = nil
+	return sent
+}
+
+// restart has a begin to connect anew, without a word to b.
+func (p *pair) restart() {
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Conn: "link", Force: true})
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Conn: "link"})
+	p.a.mangle = func(*Output) bool { return false }
+	p.run()
+	p.a.events = nil
+}
+
+// permanent has a keep the tunnel up at all times.
+func permanent(a, _ *Conn) { a.Children[0].StartAction = StartStart }
+
+// The peer is away for longer than any back-off under traffic, and comes back without a sign.
+func TestPeerIsBackWithinThreeSecondsWhilePacketsWait(t *testing.T) {
+	for name, change := range map[string]func(a, b *Conn){
+		"on demand": func(a, _ *Conn) { a.Children[0].StartAction = StartTrap },
+		"permanent": permanent,
+		"few retransmissions": func(a, b *Conn) {
+			permanent(a, b)
+			a.RetryTries, a.RetryTimeout = 1, 500*time.Millisecond
+		},
+		"two addresses": func(a, b *Conn) {
+			permanent(a, b)
+			a.RemoteAddrs = hosts32("192.0.2.2", "203.0.113.9")
+			a.RetryTries = 2
+		},
+	} {
+		worst := time.Duration(0)
+		for away := 200 * time.Second; away < 230*time.Second; away += 2700 * time.Millisecond {
+			p := newPair(t, func(a, b *Conn) {
+				change(a, b)
+				a.LocalAddrs = nil
+			})
+			p.restart()
+			sent := p.press(away)
+			for i := 1; i < len(sent) && name != "two addresses"; i++ {
+				if gap := sent[i] - sent[i-1]; gap > pressPace+time.Second/2 {
+					t.Fatalf("%s: nothing is sent for %v while packets wait, want at most %v", name, gap, pressPace)
+				}
+			}
+			if per := away / time.Duration(len(sent)); per < pressPace/3 {
+				t.Errorf("%s: %d datagrams to a dead peer in %v", name, len(sent), away)
+			}
+			back := p.now.Mono
+			for p.a.count(EvChildUp) == 0 && p.now.Mono-back < time.Minute {
+				p.a.m.Command(p.now, Command{Kind: CmdAcquire, Conn: "link", Child: "net"})
+				p.run()
+				p.pass(100 * time.Millisecond)
+			}
+			worst = max(worst, p.now.Mono-back)
+		}
+		limit := 3 * time.Second
+		if name == "two addresses" {
+			limit += firstPatience // for the dead one; more than that is seldom
+		}
+		if worst > limit {
+			t.Errorf("%s: the tunnel is up %v after the peer is back, want at most %v", name, worst, limit)
+		}
+	}
+}
+
+// What is repeated for waiting packets does not count: a peer is given up as late as without.
+func TestWaitingPacketsDoNotShortenTheAttempt(t *testing.T) {
+	p := newPair(t, permanent)
+	p.restart()
+	p.press(160 * time.Second)
+	if n := p.a.count(EvFailed); n != 0 {
+		t.Errorf("%d attempts failed within 160 s, want none before 165 s", n)
+	}
+	p.press(10 * time.Second)
+	if n := p.a.count(EvFailed); n != 1 {
+		t.Errorf("%d attempts failed within 170 s, want one", n)
+	}
+}
+
+// A peer that says no is there: it is not asked more often because packets wait.
+func TestRefusedAttemptIsNotHastenedByPackets(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) {
+		permanent(a, b)
+		b.Proposals = mustProposals(t, ProtoIKE, "aes256-sha512-ecp384")
+	})
+	for range 120 {
+		p.a.m.Command(p.now, Command{Kind: CmdAcquire, Conn: "link", Child: "net"})
+		p.run()
+		p.pass(time.Second)
+	}
+	if n := p.a.count(EvInitiate); n > 8 {
+		t.Errorf("%d attempts in two minutes at a peer that refuses, want the back-off of 2, 4, 8 … s", n)
+	}
+}
+
+// The user has closed a permanent tunnel: packets do not bring it back.
+func TestPacketsDoNotBringBackAPermanentTunnelThatTheUserClosed(t *testing.T) {
+	p := newPair(t, permanent)
+	p.same(1)
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link"})
+	p.run()
+	p.done(p.a, 2, nil)
+	for range 5 {
+		p.a.m.Command(p.now, Command{Kind: CmdAcquire, Conn: "link", Child: "net"})
+		p.run()
+		p.pass(time.Second)
+	}
+	p.same(0)
+}
+
+// A request on an IKE SA that is there is repeated for waiting packets, too.
+func TestChildOnDemandIsBackSoonAfterAnOutage(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) {
+		for _, c := range []*Conn{a, b} {
+			k := *c.Children[0]
+			k.Name = "more"
+			k.LocalTS, k.RemoteTS = []TS{sel("10.3.0.0/24")}, []TS{sel("10.4.0.0/24")}
+			if c == b {
+				k.LocalTS, k.RemoteTS = k.RemoteTS, k.LocalTS
+			}
+			c.Children = append(c.Children, &k)
+		}
+	})
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link", Child: "more"})
+	p.run()
+	p.done(p.a, 1, nil)
+	p.press(50 * time.Second) // of the schedule 47 s and 89 s are next
+	for range 3 {
+		p.a.m.Command(p.now, Command{Kind: CmdAcquire, Conn: "link", Child: "net"})
+		p.run()
+		p.pass(time.Second)
+	}
+	p.same(2)
+}
+
+// An address is given up while the peer's answer to IKE_AUTH is on its way: the peer has an
+// IKE SA by then. Once messages pass, neither side has one too many.
+func TestAttemptGivenUpInAuthenticationLeavesNothingBehind(t *testing.T) {
+	slow := netip.MustParseAddr("192.0.2.2")
+	for name, c := range map[string]struct {
+		late bool // the answers along the first address come after 5 s; otherwise never
+		next bool // the second address works
+	}{
+		"late, another address of the peer":  {late: true, next: true},
+		"late, no other address":             {late: true},
+		"never, another address of the peer": {next: true},
+	} {
+		p := newPair(t, func(a, b *Conn) {
+			a.LocalAddrs, b.LocalAddrs = nil, nil
+			a.RemoteAddrs = hosts32("192.0.2.2", "192.0.2.3")
+			a.KeyingTries = 1
+		})
+		held := true
+		var queue []Output
+		p.b.mangle = func(o *Output) bool {
+			if o.Path.Local.Addr() == slow && Exchange(o.Data[18]) == ExchangeAuth && held {
+				queue = append(queue, *o)
+				return false
+			}
+			return true
+		}
+		p.a.mangle = func(o *Output) bool { return c.next || o.Path.Remote.Addr() == slow }
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		if n := p.b.count(EvIKEUp); n != 1 {
+			t.Fatalf("%s: the peer has %d IKE SAs after the first IKE_AUTH, want one", name, n)
+		}
+		p.pass(5 * time.Second)
+		if n := p.a.count(EvFailed); n == 0 {
+			t.Fatalf("%s: no attempt has failed by now", name)
+		}
+		if c.late {
+			held = false
+			for _, o := range queue {
+				p.a.m.Datagram(p.now, Path{Local: o.Path.Remote, Remote: o.Path.Local, NATT: o.Path.NATT}, o.Data)
+				p.run()
+			}
+		}
+		p.pass(2 * time.Minute)
+		want := 0
+		if c.next {
+			want = 1
+			p.done(p.a, 1, nil)
+		}
+		for _, h := range []*host{p.a, p.b} {
+			if n := len(h.ids()); n != want {
+				t.Errorf("%s: %v has %d IKE SAs in the end, want %d", name, h.addr, n, want)
+			}
+		}
+		p.same(want)
+	}
+}

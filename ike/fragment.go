@@ -95,7 +95,7 @@ var (
 // fragments is what an IKE SA knows of fragmentation.
 type fragments struct {
 	on   bool             // both sides have said that they can
-	size int              // of IP datagrams, where that is below the configured size; 0: as configured
+	size int              // of IP datagrams, where that is below the configured size, on this path; 0: as configured
 	in   [2][]*reassembly // the peer's requests, and its responses; the oldest first
 }
 
@@ -132,8 +132,16 @@ func (m *Machine) agreed(ours bool) bool {
 }
 
 // inherit returns what the IKE SA that replaces this one starts with: only IKE_SA_INIT
-// negotiates.
-func (f *fragments) inherit() fragments { return fragments{on: f.on, size: f.size} }
+// negotiates. How large fragments may be is found out anew now and then: what made them
+// small may have been a loss.
+func (f *fragments) inherit() fragments { return fragments{on: f.on} }
+
+// otherPath forgets what is known of a path that is left: another one may have room for more.
+func (f *fragments) otherPath(was, now Path) {
+	if !sameHost(was.Local, now.Local) || !sameHost(was.Remote, now.Remote) {
+		f.size = 0
+	}
+}
 
 // sendsFragments tells whether what is too large is to be split.
 func (sa *ikeSA) sendsFragments() bool {

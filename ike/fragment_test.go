@@ -301,3 +301,35 @@ func TestTraceNamesFragmentsAsCharonDoes(t *testing.T) {
 		t.Errorf("the responder's trace has no %q:\n%s", want, got)
 	}
 }
+
+// What made fragments small is forgotten with the path, on both sides, and with the keys.
+func TestFragmentsGrowAgainOnAnotherPath(t *testing.T) {
+	shrunk := func() *pair {
+		p := newMobilePair(t, nil)
+		for _, h := range []*host{p.a, p.b} {
+			h.only().frag.on, h.only().frag.size = true, fragmentLow
+		}
+		return p
+	}
+	sizes := func(p *pair) [2]int { return [2]int{p.a.only().fragmentSize(), p.b.only().fragmentSize()} }
+	whole := [2]int{fragmentSize, fragmentSize}
+
+	p := shrunk()
+	p.a.m.Command(p.now, Command{Kind: CmdAddresses})
+	p.run()
+	if got := sizes(p); got != [2]int{fragmentLow, fragmentLow} {
+		t.Errorf("sizes %v although the path is the same, want %d", got, fragmentLow)
+	}
+	p.move(p.a, "192.0.2.77")
+	if got := sizes(p); got != whole {
+		t.Errorf("sizes %v after a move to another path, want %d", got, fragmentSize)
+	}
+
+	p = shrunk()
+	p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: 9, Conn: "link"})
+	p.run()
+	p.done(p.a, 9, nil)
+	if got := sizes(p); got != whole {
+		t.Errorf("sizes %v with new keys, want %d", got, fragmentSize)
+	}
+}

@@ -40,6 +40,7 @@ type Machine struct {
 	notices     limiter
 	qcd         qcdState
 	tickets     ticketJar
+	auths       []authRate // of the peers that have lately made IKE SAs
 
 	nextIKE   uint32
 	nextChild uint32

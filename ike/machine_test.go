@@ -24,6 +24,7 @@ type host struct {
 	out             []Output
 	mangle          func(*Output) bool                      // false drops a datagram
 	dns             func(name string) ([]netip.Addr, error) // nil: lookups are counted and not answered
+	ttl             time.Duration                           // that it tells
 	asked           int
 	lastIn, lastOut time.Duration // of all CHILD SAs
 
@@ -91,7 +92,7 @@ func (h *host) drain(now Time) {
 			if h.dns != nil {
 				h.drain(now)
 				addrs, err := h.dns(o.Name)
-				h.m.Resolved(now, o.Name, addrs, err)
+				h.m.Resolved(now, o.Name, addrs, h.ttl, err)
 			}
 		case OutAddSA:
 			h.sas[key(o.Add.SPI, o.Add.Dir)] = o.Add

@@ -200,6 +200,7 @@ func (m *Machine) push(sa *ikeSA, kind taskKind) {
 // setPath makes p the path of the IKE SA, and unless the peer has to be asked first, that
 // of its CHILD SAs.
 func (m *Machine) setPath(sa *ikeSA, p Path) {
+	sa.frag.otherPath(sa.path, p)
 	sa.path = p
 	sa.mobike.movedAt = m.now.Mono
 	if !sa.mobike.checking {
@@ -248,6 +249,7 @@ func (m *Machine) repeat(sa *ikeSA, r *request) {
 	}
 	d, _ := m.unanswered(sa, 0)
 	r.tries, r.due = 0, m.now.Mono+d
+	m.noteSent(sa, r)
 	r.stale = r.stale || r.task.kind.ofAddresses()
 	m.sendParts(sa.path, sa, r.data, r.cut, false)
 }
@@ -296,6 +298,9 @@ func (m *Machine) addressesStart(sa *ikeSA, t task) {
 // way first (section 3.10).
 func (m *Machine) livenessStart(sa *ikeSA, t task) {
 	sa.req = request{task: t}
+	if sa.conn != nil {
+		m.askAll(sa.conn, nameFresh) // it may have moved
+	}
 	var fill func(*Builder)
 	home, back := m.wayBack(sa)
 	if sa.leads() && sa.natLocal && sa.natKnown && !back {
@@ -452,6 +457,7 @@ func (m *Machine) acceptable(sa *ikeSA, p Path) bool {
 func (m *Machine) peerMoved(sa *ikeSA, p Path, nats bool) {
 	was := sa.espRoute()
 	moved := sa.path != p
+	sa.frag.otherPath(sa.path, p)
 	sa.path = p
 	if nats {
 		m.natDetect(sa, p, sa.spiR)

@@ -18,6 +18,7 @@ type request struct {
 	tries    int
 	before   int           // transmissions in larger fragments
 	due      time.Duration // when it is repeated; 0: never
+	sent     time.Duration // when it left last
 	counted  bool          // it has taken its message ID
 	job      job           // while it is parked
 	jobID    uint64
@@ -176,7 +177,7 @@ func (m *Machine) retransmit(sa *ikeSA) {
 		return
 	}
 	m.armRetransmit(sa, d)
-	if sa.req.tries == 1 && sa.state == StateEstablished && sa.conn != nil {
+	if sa.req.tries == 1 && sa.conn != nil {
 		m.askAll(sa.conn, nameFresh) // it may have moved
 	}
 	m.event(Event{Kind: EvRetransmit, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Count: sa.req.before + sa.req.tries,

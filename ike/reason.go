@@ -46,7 +46,7 @@ var (
 	ErrChildless = errors.New("one side wants the IKE SA without a CHILD SA at first and the other does not; compare childless of both sides")
 	ErrUnique    = errors.New("the peer is connected from another address, and unique is keep")
 
-	ErrTooOften   = errors.New("the peer asks for new keys or CHILD SAs too often")
+	ErrTooOften   = errors.New("the peer asks for new keys, IKE SAs or CHILD SAs too often")
 	ErrNotDeleted = errors.New("the peer does not delete the SAs that it replaces")
 	ErrTooMany    = errors.New("the peer has too many CHILD SAs already")
 

@@ -29,6 +29,9 @@ const (
 	reauthPause = time.Second
 	// lifetimeMargin bounds how long before the time that the peer has set we reauthenticate.
 	lifetimeMargin = 5 * time.Minute
+	// lifetimeLeast is the shortest AUTH_LIFETIME that is followed: a peer that sets less would
+	// have us do nothing else.
+	lifetimeLeast = 10 * time.Second
 )
 
 // reauthState is what an IKE SA knows of reauthentication.
@@ -88,10 +91,10 @@ func (m *Machine) readLifetime(sa *ikeSA, n *Notify) {
 	if n.Type != NotifyAuthLifetime || len(n.Data) != 4 || !sa.origin.ours || sa.state != StateEstablished {
 		return
 	}
-	life := time.Duration(binary.BigEndian.Uint32(n.Data)) * time.Second
+	life := max(time.Duration(binary.BigEndian.Uint32(n.Data))*time.Second, lifetimeLeast)
 	margin := min(max(life/10, 10*time.Second), lifetimeMargin, life/4)
 	life -= margin + m.random(margin)
-	at := m.now.Mono + max(life, time.Second)
+	at := m.now.Mono + life // at least half of it is left
 	if sa.reauth.asked == 0 || at < sa.reauth.asked {
 		sa.reauth.asked = at
 	}

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func TestReauthenticationDeletesTheOldIKESASoon(t *testing.T) {
 }
 
 func TestAuthLifetimeIsFollowedInTime(t *testing.T) {
-	for _, life := range []uint32{1, 10, 100, 3600, 86400, 1<<32 - 1} {
+	for _, life := range []uint32{10, 100, 3600, 86400, 1<<32 - 1} {
 		p := newPair(t, nil)
 		p.up()
 		a, b := &p.a.m.sas[0], &p.b.m.sas[0]
@@ -86,8 +87,8 @@ func TestAuthLifetimeIsFollowedInTime(t *testing.T) {
 		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime, Data: []byte{0, 0, 0}})
 		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime})
 		p.a.m.readLifetime(a, &Notify{Type: NotifyAuthLifetime, Data: []byte{0, 0, 0, 0}})
-		if a.reauth.at != p.now.Mono+time.Second && life != 1 {
-			t.Errorf("AUTH_LIFETIME of 0 s sets %v, want a second from now (the shorter and malformed ones before it nothing)", a.reauth.at-p.now.Mono)
+		if d := a.reauth.at - p.now.Mono; d < lifetimeLeast/2 || d > lifetimeLeast {
+			t.Errorf("AUTH_LIFETIME of 0 s sets %v, want what one of %v would (and the malformed ones before it nothing)", d, lifetimeLeast)
 		}
 	}
 }
@@ -144,4 +145,87 @@ func TestReauthenticationWaitsForTheChildThatIsBeingMade(t *testing.T) {
 		t.Errorf("the IKE SAs are %v, want the second one alone", ids)
 	}
 	p.same(2)
+}
+
+// A client that takes every lifetime of its authentication for over and authenticates anew at
+// once, as some do that subtract more from it than it is, is told none after a few times, and
+// so comes to rest. At the end of the lifetime it hears of it again.
+func TestAuthLifetimeDoesNotDriveAClientInCircles(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) { b.ReauthTime = 5 * time.Minute })
+	p.up()
+	anew := 0
+	for range 3000 {
+		p.a.m.List(func(s *SAInfo) bool {
+			if s.ReauthAt != 0 && s.State == StateEstablished {
+				defer p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
+				anew++
+			}
+			return false
+		})
+		p.run()
+		p.pass(100 * time.Millisecond)
+	}
+	if anew < authEager-1 || anew > authEager+1 {
+		t.Errorf("it authenticated anew %d times in a lifetime of five minutes, want %d", anew, authEager)
+	}
+	p.pass(30 * time.Second) // over_time, in which it is told once more
+	if anew = p.b.count(EvIKEUp); anew <= authEager+1 {
+		t.Errorf("b has had %d IKE SAs at the end of the lifetime, want another one by then", anew)
+	}
+	p.pass(2 * linger)
+	p.same(1)
+}
+
+// A peer that authenticates anew without end for whatever reason is refused after a while,
+// and the tunnel stays.
+func TestIKESAsWithoutEndAreBounded(t *testing.T) {
+	p := newPair(t, nil)
+	p.up()
+	for range 600 {
+		p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
+		p.run()
+		p.pass(100 * time.Millisecond)
+	}
+	if up, most := p.b.count(EvIKEUp), authBurst+int(time.Minute/authEvery)+1; up > most || up < authBurst {
+		t.Errorf("b let its peer make %d IKE SAs in a minute, want at most %d", up, most)
+	}
+	if n := p.b.refused()[ErrTooOften]; n < 100 {
+		t.Errorf("%d attempts were refused for being too many, want more than 100: %v", n, p.b.refused())
+	}
+	if n := len(p.b.m.auths); n != 1 {
+		t.Errorf("%d peers are being counted, want one", n)
+	}
+	p.pass(time.Minute)
+	p.same(1)
+	// Of many identities as many are counted as there is room for IKE SAs.
+	sa := p.b.m.established(p.b.m.conns[0].conn)
+	for i := range 1000 {
+		sa.peerID = ID{IDFQDN, fmt.Sprint(i)}
+		p.b.m.overrun(sa)
+	}
+	if n := len(p.b.m.auths); n > len(p.b.m.sas) {
+		t.Errorf("%d peers are being counted with room for %d IKE SAs", n, len(p.b.m.sas))
+	}
+}
+
+// A peer that takes the tunnel down as soon as it is up, without end, is left in peace.
+func TestPeerThatClosesAtOnceIsCalledLessAndLess(t *testing.T) {
+	p := newPair(t, func(a, b *Conn) { a.Children[0].StartAction, a.Children[0].CloseAction = StartStart, ActionRestart })
+	for range 1200 {
+		p.b.m.Command(p.now, Command{Kind: CmdTerminate, Conn: "link"})
+		p.run()
+		p.pass(100 * time.Millisecond)
+	}
+	if n := p.a.count(EvInitiate); n < 6 || n > 12 {
+		t.Errorf("%d attempts in two minutes, want a few quick ones and then the back-off", n)
+	}
+	p.pass(2 * retryLast)
+	p.same(1)
+	// One that lasts makes up for it.
+	p.pass(briefLife)
+	p.a.events = nil
+	p.b.m.Command(p.now, Command{Kind: CmdTerminate, Conn: "link"})
+	p.run()
+	p.pass(time.Second)
+	p.same(1)
 }

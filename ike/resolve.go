@@ -19,12 +19,17 @@ import (
 // there is a new answer.
 
 const (
-	// nameRefresh is how often the addresses of a name are looked up while all is well: a
-	// record of dynamic DNS lives for a minute as a rule.
+	// nameRefresh is how often the addresses of a name are looked up while all is well and
+	// nobody has said how long they are good for. Where the DNS has, it is then, but within
+	// nameShort and nameLong.
 	nameRefresh = time.Minute
+	nameShort   = 5 * time.Second
+	nameLong    = time.Hour
 	// nameFirst and nameLast are the waits after a lookup that failed, the first time and
 	// later. They do not grow: with the resolver's own second between queries, a tunnel is
 	// up within three seconds after DNS works, and a query every two seconds is nothing.
+	// nameLast is also how often we look while the peer leaves us without an answer: it may
+	// have moved, and its record follow later.
 	nameFirst = time.Second
 	nameLast  = 2 * time.Second
 	// nameFresh is how old an answer may be to count for another connection that asks, or
@@ -121,21 +126,28 @@ func (m *Machine) awaits(c *Conn) bool {
 	return slices.ContainsFunc(m.namesOf(c), func(n *peerName) bool { return n.asked })
 }
 
-// Resolved takes the answer to an OutResolve. An answer without addresses is an error.
-func (m *Machine) Resolved(now Time, name string, addrs []netip.Addr, err error) {
+// Resolved takes the answer to an OutResolve. An answer without addresses is an error. ttl is
+// how long the addresses are good for, 0 if that is not known.
+func (m *Machine) Resolved(now Time, name string, addrs []netip.Addr, ttl time.Duration, err error) {
 	m.now = now
 	if n := m.nameOf(name); n != nil && n.asked {
-		m.resolved(n, addrs, err)
+		m.resolved(n, addrs, ttl, err)
 	}
 	m.finish()
 }
 
-func (m *Machine) resolved(n *peerName, addrs []netip.Addr, err error) {
+func (m *Machine) resolved(n *peerName, addrs []netip.Addr, ttl time.Duration, err error) {
 	n.asked, n.at, n.err = false, max(m.now.Mono, 1), err
 	if err == nil && len(addrs) == 0 {
 		n.err = ErrNoAddress
 	}
 	wait := nameRefresh
+	if ttl > 0 {
+		wait = min(max(ttl, nameShort), nameLong)
+	}
+	if m.doubted(n) {
+		wait = nameLast
+	}
 	if n.err != nil {
 		n.fails++
 		wait = nameLast
@@ -169,8 +181,34 @@ func (m *Machine) resolved(n *peerName, addrs []netip.Addr, err error) {
 		case n.err == nil && s.dial.nameless && s.retryAt != never:
 			m.armRetry(s, 0) // what it has waited for is there
 		case n.err == nil:
+			m.redial(s)
 			m.checkMoved(s)
 		}
+	}
+}
+
+// doubted tells whether a peer of that name has left a request of ours unanswered for some time.
+func (m *Machine) doubted(n *peerName) bool {
+	for i := range m.sas {
+		sa := &m.sas[i]
+		if sa.state != StateFree && sa.conn != nil && slices.Contains(m.namesOf(sa.conn), n) &&
+			sa.outstanding(func(r *request) bool { return r.tries > 0 }) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// redial leaves an attempt that waits for an answer from where the names do not point any
+// more, for one at where they do.
+func (m *Machine) redial(s *connState) {
+	sa := m.attempt(s)
+	if sa == nil || sa.reauth.old != 0 || sa.timers[tRetransmit] == never || s.redirect.to.IsValid() || m.awaits(s.conn) {
+		return
+	}
+	if list := m.singles(s.conn); len(list) > 0 && !slices.Contains(list, sa.dialled) {
+		s.dial.addrs, s.dial.failed = list, -1 // a new round, which comes at once
+		m.leave(sa, ErrTimeout)
 	}
 }
 

@@ -46,7 +46,7 @@ func TestNameThatDoesNotResolveAtBootIsTriedUntilItDoes(t *testing.T) {
 		}
 		return dns, nil
 	}
-	p.a.m.Resolved(p.now, "gw.test", nil, errSilent) // the lookup that Configure has asked for
+	p.a.m.Resolved(p.now, "gw.test", nil, 0, errSilent) // the lookup that Configure has asked for
 	p.run()
 	p.pass(10 * time.Minute)
 	// One a second would be 600; the name's own rhythm and that of the connection coincide.
@@ -295,5 +295,66 @@ func TestTerminateEndsTheWaitForAName(t *testing.T) {
 	p.pass(time.Minute)
 	if n := p.a.count(EvInitiate); n != 0 {
 		t.Errorf("%d attempts after the user had closed the connection", n)
+	}
+}
+
+// The name is looked up again when the DNS says that its answer is over, within limits.
+func TestNamesAreLookedUpWhenTheirAnswersAreOver(t *testing.T) {
+	for ttl, want := range map[time.Duration]int{time.Second: 120, 20 * time.Second: 30, 0: 10, 5 * time.Minute: 2, 365 * 24 * time.Hour: 0} {
+		dns := addrs("192.0.2.2")
+		p := byName(t, &dns, nil)
+		p.a.ttl = ttl
+		p.up()
+		p.pass(nameRefresh) // what was asked for before the answers had a lifetime
+		p.a.asked = 0
+		p.pass(10 * time.Minute)
+		if n := p.a.asked; n < want-1 || n > want+1 {
+			t.Errorf("lifetime %v: %d lookups in ten minutes, want %d", ttl, n, want)
+		}
+	}
+}
+
+// The peer has moved while the SAs were lost already, and its record follows late, with an
+// answer that would be good for hours: the attempt under way at the old address is left for
+// one at the new.
+func TestAttemptFollowsTheRecord(t *testing.T) {
+	for name, c := range map[string]struct{ tries int }{"tried for ever": {0}, "tried once": {1}} {
+		dns := addrs("192.0.2.2")
+		p := byName(t, &dns, func(a, b *Conn) { b.LocalAddrs, a.KeyingTries = nil, c.tries })
+		p.a.ttl = 3 * time.Hour
+		dead := dns[0]
+		p.a.mangle = func(o *Output) bool { return o.Path.Remote.Addr() != dead }
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		p.pass(100 * time.Second)
+		dns = addrs("192.0.2.99")
+		p.pass(3 * time.Second)
+		p.done(p.a, 1, nil)
+		p.same(1)
+		if n := p.a.count(EvIKEUp); n != 1 {
+			t.Errorf("%s: %d IKE SAs", name, n)
+		}
+	}
+}
+
+// The peer has moved, its record follows half a minute later, while its SAs are still there:
+// the tunnel is back soon after.
+func TestSilentPeersNameIsWatchedClosely(t *testing.T) {
+	dns := addrs("192.0.2.2")
+	p := byName(t, &dns, func(a, b *Conn) { b.LocalAddrs, a.DPDDelay = nil, 10*time.Second })
+	p.a.ttl = time.Hour
+	p.up()
+	dead := dns[0]
+	p.a.lastOut = p.now.Mono + time.Millisecond
+	p.a.mangle = func(o *Output) bool { return o.Path.Remote.Addr() != dead }
+	p.pass(45 * time.Second)
+	dns = addrs("192.0.2.99")
+	p.pass(3 * time.Second)
+	found := false
+	for _, s := range p.a.sas {
+		found = found || s.Remote.Addr() == dns[0]
+	}
+	if !found {
+		t.Error("three seconds after the record has moved there is no SA with the new address")
 	}
 }

@@ -174,6 +174,7 @@ func (m *Machine) roamConnecting(sa *ikeSA) {
 		return
 	}
 	sa.path.Local = withAddr(sa.path.Local, p.Local.Addr())
+	sa.frag.size = 0
 	sa.conns.last = p
 	switch {
 	case sa.req.exchange == ExchangeAuth:
@@ -279,7 +280,8 @@ func (m *Machine) blocked(sa *ikeSA) bool {
 // dispatch sends our request at hand along the path of the IKE SA, if there is one. fresh is
 // set when that is done for the first time.
 func (m *Machine) dispatch(sa *ikeSA, fresh bool) {
-	if !m.passable(sa, sa.path) && (sa.state != StateConnecting || sa.conn == nil || len(sa.conn.LocalAddrs) == 0) {
+	m.noteSent(sa, &sa.req)
+	if !m.sendable(sa) {
 		return
 	}
 	if sa.mobike.stranded {
@@ -287,6 +289,11 @@ func (m *Machine) dispatch(sa *ikeSA, fresh bool) {
 		m.event(Event{Kind: EvStranded, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
 	}
 	m.sendParts(sa.path, sa, sa.req.data, sa.req.cut, fresh)
+}
+
+// sendable tells whether a request may be sent along the path of the IKE SA.
+func (m *Machine) sendable(sa *ikeSA) bool {
+	return m.passable(sa, sa.path) || sa.state == StateConnecting && sa.conn != nil && len(sa.conn.LocalAddrs) > 0
 }
 
 // detour sends our unanswered request along the other paths, too. The first response shows

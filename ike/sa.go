@@ -129,6 +129,11 @@ func (c *Child) keptUp(err error) bool {
 	return c.StartAction == StartStart && err != ErrTerminated && (err != ErrPeerDeleted || c.CloseAction == ActionRestart)
 }
 
+// permanent tells whether no packet is needed, or able, to bring a child up.
+func (c *Child) permanent() bool {
+	return c.StartAction == StartStart && c.DPDAction != ActionTrap && c.CloseAction != ActionTrap
+}
+
 // connState is what the machine knows of a connection beside its SAs.
 type connState struct {
 	conn     *Conn

@@ -198,8 +198,10 @@ func (m *Machine) giveUp(sa *ikeSA, err error) bool {
 	case s == nil:
 	case old != 0:
 		m.reauthFailed(s, old, nil)
-	default:
+	case err == ErrTerminated:
 		m.attemptFailed(s, nil)
+	default:
+		m.attemptFailed(s, err)
 	}
 	return true
 }

@@ -26,6 +26,7 @@ const (
 	tTicket                    // the ticket will soon be too old
 	tReplace                   // the IKE SA that this one takes the place of is closed
 	tPatience                  // another address of the peer is to be called
+	tPress                     // packets wait: what is unanswered is repeated
 	numSATimers
 )
 
@@ -181,6 +182,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		m.dropFragments(sa)
 	case tPatience:
 		m.outOfPatience(sa)
+	case tPress:
+		m.repeatPressed(sa)
 	}
 }
 

@@ -3,8 +3,10 @@ package platform
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"net/netip"
 	"strings"
+	"time"
 )
 
 // DNS messages (RFC 1035 section 4), as far as a stub resolver needs them: a query for the
@@ -76,43 +78,50 @@ func appendQuery(b []byte, id uint16, name string, typ uint16) ([]byte, error) {
 	return binary.BigEndian.AppendUint16(b, dnsClassIN), nil
 }
 
+// dnsAnswer is what the DNS has said of a name: its addresses, and how long they are good for.
+type dnsAnswer struct {
+	list []netip.Addr
+	ttl  time.Duration
+}
+
 // parseAnswer returns the addresses that a response has for the name and type of the
 // query, following aliases. errNotOurs means that it belongs to something else: go on
 // waiting. The other errors are errTruncated, errBadAnswer, errRefused, errNoName, errNoAddrs.
-func parseAnswer(b []byte, id uint16, name string, typ uint16) ([]netip.Addr, error) {
+func parseAnswer(b []byte, id uint16, name string, typ uint16) (ans dnsAnswer, err error) {
 	if len(b) < dnsHeader {
-		return nil, errNotOurs
+		return dnsAnswer{}, errNotOurs
 	}
 	flags := binary.BigEndian.Uint16(b[2:])
 	if binary.BigEndian.Uint16(b) != id || flags&(dnsResponse|dnsOpcode) != dnsResponse || binary.BigEndian.Uint16(b[4:]) != 1 {
-		return nil, errNotOurs
+		return dnsAnswer{}, errNotOurs
 	}
 	asked, at, ok := readName(b, dnsHeader)
 	if !ok || len(b)-at < 4 || asked != canonical(name) ||
 		binary.BigEndian.Uint16(b[at:]) != typ || binary.BigEndian.Uint16(b[at+2:]) != dnsClassIN {
-		return nil, errNotOurs
+		return dnsAnswer{}, errNotOurs
 	}
 	at += 4
 	switch rcode := flags & dnsRcode; {
 	case flags&dnsTruncated != 0:
-		return nil, errTruncated
+		return dnsAnswer{}, errTruncated
 	case rcode == rcodeNXDomain:
-		return nil, errNoName
+		return dnsAnswer{}, errNoName
 	case rcode != 0:
-		return nil, errRefused
+		return dnsAnswer{}, errRefused
 	}
 	// An alias stands before what it leads to, as all servers write it.
-	var list []netip.Addr
+	ans.ttl = math.MaxInt32 * time.Second
 	for range min(binary.BigEndian.Uint16(b[6:]), maxAnswers) {
 		owner, next, ok := readName(b, at)
 		if !ok || len(b)-next < 10 {
-			return nil, errBadAnswer
+			return dnsAnswer{}, errBadAnswer
 		}
 		t, class := binary.BigEndian.Uint16(b[next:]), binary.BigEndian.Uint16(b[next+2:])
+		ttl := time.Duration(int32(binary.BigEndian.Uint32(b[next+4:]))) * time.Second // RFC 2181 section 8: negative means 0
 		n := int(binary.BigEndian.Uint16(b[next+8:]))
 		next += 10
 		if len(b)-next < n {
-			return nil, errBadAnswer
+			return dnsAnswer{}, errBadAnswer
 		}
 		data := b[next : next+n]
 		at = next + n
@@ -123,21 +132,22 @@ func parseAnswer(b []byte, id uint16, name string, typ uint16) ([]netip.Addr, er
 		case t == dnsCNAME:
 			target, end, ok := readName(b, next)
 			if !ok || end != at {
-				return nil, errBadAnswer
+				return dnsAnswer{}, errBadAnswer
 			}
-			asked = target
+			asked, ans.ttl = target, min(ans.ttl, max(ttl, time.Second))
 		case t == typ && (typ == dnsTypeA && n == 4 || typ == dnsTypeAAAA && n == 16):
-			if a, _ := netip.AddrFromSlice(data); len(list) < maxAddrs {
-				list = append(list, a)
+			if a, _ := netip.AddrFromSlice(data); len(ans.list) < maxAddrs {
+				ans.list = append(ans.list, a)
 			}
+			ans.ttl = min(ans.ttl, max(ttl, time.Second))
 		case t == typ:
-			return nil, errBadAnswer
+			return dnsAnswer{}, errBadAnswer
 		}
 	}
-	if len(list) == 0 {
-		return nil, errNoAddrs
+	if len(ans.list) == 0 {
+		return dnsAnswer{}, errNoAddrs
 	}
-	return list, nil
+	return ans, nil
 }
 
 // readName reads a possibly compressed name at b[at:] (RFC 1035 section 4.1.4) and returns

@@ -48,30 +48,31 @@ type Resolver struct {
 	unmarked    bool   // for tests without privileges
 }
 
-// Resolve returns the addresses of a name, IPv4 before IPv6, in the order of the server. It
-// tries until ctx ends; that a name does not exist, or has no address, is an error at once.
-func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, error) {
-	list, err := r.resolve(ctx, name)
+// Resolve returns the addresses of a name, IPv4 before IPv6, in the order of the server, and
+// how long the server says that they are good for, at least a second; 0 where a file has them.
+// It tries until ctx ends; that a name does not exist, or has no address, is an error at once.
+func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
+	a, err := r.resolve(ctx, name)
 	if err != nil {
-		return nil, &OpError{Op: "resolve", Object: name, Err: err, Hint: resolverHint}
+		return nil, 0, &OpError{Op: "resolve", Object: name, Err: err, Hint: resolverHint}
 	}
-	return list, nil
+	return a.list, a.ttl, nil
 }
 
-func (r *Resolver) resolve(ctx context.Context, name string) ([]netip.Addr, error) {
+func (r *Resolver) resolve(ctx context.Context, name string) (dnsAnswer, error) {
 	if _, err := appendName(nil, name); err != nil {
-		return nil, err
+		return dnsAnswer{}, err
 	}
 	if list := r.fromHosts(name); len(list) > 0 {
-		return list, nil
+		return dnsAnswer{list: list}, nil
 	}
 	var last error
 	for {
 		conf := r.readConf()
 		began := time.Now()
-		list, err := r.round(ctx, &conf, name)
+		a, err := r.round(ctx, &conf, name)
 		if err == nil || errors.Is(err, errNoName) || errors.Is(err, errNoAddrs) {
-			return list, err
+			return a, err
 		}
 		if ctx.Err() == nil || last == nil {
 			last = err
@@ -81,43 +82,43 @@ func (r *Resolver) resolve(ctx context.Context, name string) ([]netip.Addr, erro
 		select {
 		case <-ctx.Done():
 			pause.Stop()
-			return nil, last
+			return dnsAnswer{}, last
 		case <-pause.C:
 		}
 	}
 }
 
 // round asks for each name that is meant, until one exists.
-func (r *Resolver) round(ctx context.Context, conf *resolvConf, name string) (list []netip.Addr, err error) {
+func (r *Resolver) round(ctx context.Context, conf *resolvConf, name string) (a dnsAnswer, err error) {
 	missing := errNoName
 	for _, full := range conf.candidates(name) {
-		list, err = r.ask(ctx, conf, full)
+		a, err = r.ask(ctx, conf, full)
 		switch {
 		case errors.Is(err, errNoAddrs):
 			missing = errNoAddrs
 		case !errors.Is(err, errNoName):
-			return list, err
+			return a, err
 		}
 	}
-	return nil, missing
+	return dnsAnswer{}, missing
 }
 
 // ask asks the servers in turn for a full name.
-func (r *Resolver) ask(ctx context.Context, conf *resolvConf, name string) (list []netip.Addr, err error) {
+func (r *Resolver) ask(ctx context.Context, conf *resolvConf, name string) (a dnsAnswer, err error) {
 	for _, server := range conf.servers {
 		if ctx.Err() != nil {
 			break
 		}
-		list, err = r.exchange(ctx, server, name)
+		a, err = r.exchange(ctx, server, name)
 		if err == nil || errors.Is(err, errNoName) || errors.Is(err, errNoAddrs) {
-			return list, err
+			return a, err
 		}
 		err = fmt.Errorf("DNS server %s: %w", server, err)
 	}
 	if err == nil {
 		err = context.Cause(ctx)
 	}
-	return nil, err
+	return dnsAnswer{}, err
 }
 
 // question is one of the two queries for a name.
@@ -126,12 +127,12 @@ type question struct {
 	id   uint16
 	data []byte
 	conn *os.File
-	list []netip.Addr
-	err  error
+	dnsAnswer
+	err error
 }
 
 // exchange asks one server for both kinds of addresses at once.
-func (r *Resolver) exchange(ctx context.Context, server netip.Addr, name string) ([]netip.Addr, error) {
+func (r *Resolver) exchange(ctx context.Context, server netip.Addr, name string) (dnsAnswer, error) {
 	deadline := time.Now().Add(dnsPatience)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -143,7 +144,7 @@ func (r *Resolver) exchange(ctx context.Context, server netip.Addr, name string)
 		_, _ = rand.Read(id[:])
 		q.id = binary.BigEndian.Uint16(id[:])
 		if q.data, q.err = appendQuery(nil, q.id, name, q.typ); q.err != nil {
-			return nil, q.err
+			return dnsAnswer{}, q.err
 		}
 		if q.conn, q.err = r.dial(unix.SOCK_DGRAM, server, deadline); q.err != nil {
 			continue
@@ -155,68 +156,72 @@ func (r *Resolver) exchange(ctx context.Context, server netip.Addr, name string)
 	for i := range qs {
 		q := &qs[i]
 		if q.err == nil {
-			q.list, q.err = q.answer(name)
+			q.dnsAnswer, q.err = q.answer(name)
 		}
 		if errors.Is(q.err, errTruncated) {
-			q.list, q.err = r.overTCP(ctx, server, q, name, deadline)
+			q.dnsAnswer, q.err = r.overTCP(ctx, server, q, name, deadline)
 		}
 		if errors.Is(q.err, errNoName) {
-			return nil, q.err // for all types (RFC 8020)
+			return dnsAnswer{}, q.err // for all types (RFC 8020)
 		}
 	}
 	a, aaaa := &qs[0], &qs[1]
-	switch list := append(a.list, aaaa.list...); {
-	case len(list) > 0:
-		return list, nil // one of the two is enough
+	switch {
+	case a.err == nil && aaaa.err == nil:
+		return dnsAnswer{append(a.list, aaaa.list...), min(a.ttl, aaaa.ttl)}, nil
+	case a.err == nil: // one of the two is enough
+		return a.dnsAnswer, nil
+	case aaaa.err == nil:
+		return aaaa.dnsAnswer, nil
 	case !errors.Is(a.err, errNoAddrs):
-		return nil, a.err
+		return dnsAnswer{}, a.err
 	}
-	return nil, aaaa.err
+	return dnsAnswer{}, aaaa.err
 }
 
 // answer reads what comes back over UDP until it is the answer.
-func (q *question) answer(name string) ([]netip.Addr, error) {
+func (q *question) answer(name string) (dnsAnswer, error) {
 	var buf [1500]byte
 	for {
 		n, err := q.conn.Read(buf[:])
 		if err != nil {
-			return nil, plain(err)
+			return dnsAnswer{}, plain(err)
 		}
-		list, err := parseAnswer(buf[:n], q.id, name, q.typ)
+		a, err := parseAnswer(buf[:n], q.id, name, q.typ)
 		if !errors.Is(err, errNotOurs) {
-			return list, err
+			return a, err
 		}
 	}
 }
 
 // overTCP asks again over TCP (RFC 7766), where messages have their length before them.
-func (r *Resolver) overTCP(ctx context.Context, server netip.Addr, q *question, name string, deadline time.Time) ([]netip.Addr, error) {
+func (r *Resolver) overTCP(ctx context.Context, server netip.Addr, q *question, name string, deadline time.Time) (a dnsAnswer, err error) {
 	conn, err := r.dial(unix.SOCK_STREAM, server, deadline)
 	if err != nil {
-		return nil, err
+		return a, err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(q.data))), q.data...)); err != nil {
-		return nil, plain(err)
+		return a, plain(err)
 	}
 	var size [2]byte
 	if _, err := io.ReadFull(conn, size[:]); err != nil {
-		return nil, plain(err)
+		return a, plain(err)
 	}
 	n := int(binary.BigEndian.Uint16(size[:]))
 	if n > dnsTCPLimit {
-		return nil, errTruncated
+		return a, errTruncated
 	}
 	buf := make([]byte, n)
 	if _, err := io.ReadFull(conn, buf); err != nil {
-		return nil, plain(err)
+		return a, plain(err)
 	}
-	list, err := parseAnswer(buf, q.id, name, q.typ)
+	a, err = parseAnswer(buf, q.id, name, q.typ)
 	if errors.Is(err, errNotOurs) {
 		err = errBadAnswer
 	}
-	return list, err
+	return a, err
 }
 
 // plain makes an error of a file that of the network.

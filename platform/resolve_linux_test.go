@@ -138,7 +138,7 @@ func (s *dnsServer) resolver(conf, hosts string) *Resolver {
 func (s *dnsServer) resolve(r *Resolver, name string, d time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
-	list, err := r.Resolve(ctx, name)
+	list, _, err := r.Resolve(ctx, name)
 	var texts []string
 	for _, a := range list {
 		texts = append(texts, a.String())
@@ -319,7 +319,11 @@ func FuzzParseAnswer(f *testing.F) {
 	f.Add([]byte{0, 7, 0x80, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0xc0, 12})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, typ := range []uint16{dnsTypeA, dnsTypeAAAA} {
-			list, err := parseAnswer(b, 7, "gw.example.net", typ)
+			ans, err := parseAnswer(b, 7, "gw.example.net", typ)
+			list := ans.list
+			if err == nil && (ans.ttl < time.Second || ans.ttl > 1<<31*time.Second) {
+				t.Fatalf("good for %v", ans.ttl)
+			}
 			if (err == nil) != (len(list) > 0) || len(list) > maxAddrs {
 				t.Fatalf("%d addresses, error %v", len(list), err)
 			}
@@ -330,4 +334,42 @@ func FuzzParseAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// How long an answer is good for is the least of its records, of both kinds, aliases too.
+func TestAnswersSayHowLongTheyAreGoodFor(t *testing.T) {
+	lives := func(r []byte, name string, ttl uint32) []byte {
+		n, _ := appendName(nil, name)
+		binary.BigEndian.PutUint32(r[len(n)+4:], ttl)
+		return r
+	}
+	for _, c := range []struct {
+		what           string
+		alias, a, aaaa uint32
+		want           time.Duration
+	}{
+		{"the address of IPv4", 500, 300, 400, 300 * time.Second},
+		{"that of IPv6", 500, 400, 200, 200 * time.Second},
+		{"the alias", 50, 400, 200, 50 * time.Second},
+		{"not to be kept", 50, 0, 20, time.Second},
+		{"negative", 50, 1 << 31, 20, time.Second},
+	} {
+		s := startDNS(t, "127.0.0.1", 0, func(name string, typ uint16, tcp bool) []byte {
+			target, _ := appendName(nil, "gw.example.net")
+			alias := lives(record(name, dnsCNAME, target), name, c.alias)
+			other := lives(record("other.example.net", typ, ip("203.0.113.66")), "other.example.net", 1)
+			if typ == dnsTypeA {
+				return says(0, alias, other, lives(record("gw.example.net", typ, ip("192.0.2.9")), "gw.example.net", c.a))
+			}
+			return says(0, alias, lives(record("gw.example.net", typ, ip("2001:db8::9")), "gw.example.net", c.aaaa))
+		})
+		r := s.resolver("nameserver 127.0.0.1\n", "192.0.2.77 fixed.example.net\n")
+		list, ttl, err := r.Resolve(t.Context(), "alias.example.net")
+		if err != nil || len(list) != 2 || ttl != c.want {
+			t.Errorf("%s: %v for %v, %v; want two addresses for %v", c.what, list, ttl, err, c.want)
+		}
+		if _, ttl, err := r.Resolve(t.Context(), "fixed.example.net"); err != nil || ttl != 0 {
+			t.Errorf("an address of the hosts file is good for %v, %v; want 0, unknown", ttl, err)
+		}
+	}
 }

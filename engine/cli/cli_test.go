@@ -184,6 +184,7 @@ func (d *fakeDaemon) Command(name string, req *control.Message, stream func(stri
 		m := new(control.Message)
 		m.Section(control.KeyUptime).Set(control.KeyRunning, "2 hours").Set(control.KeySince, "x")
 		m.Section(control.KeyDataPath).SetInt(control.KeyWorkers, 2).SetInt(control.KeySockets, 1).
+			SetInt(control.KeySlots, 64).SetInt(control.KeySlotsUsed, 5).
 			Set(control.KeyTUN, "vnet tso4").Set(control.KeyUDP, "gso gro").Set(control.KeyESP, "")
 		return m, true
 	case control.CmdListConns:

@@ -19,6 +19,7 @@ type state struct {
 // dataPath is what the daemon's data path has; workers is 0 where it does not say, as charon.
 type dataPath struct {
 	workers, sockets uint64
+	used, slots      uint64 // of the table of ESP SAs; slots is 0 where it does not say
 	tun, udp, esp    string // what device and sockets can do
 }
 
@@ -93,6 +94,8 @@ func collect(c *control.Client, name string) (*state, error) {
 	st.path = dataPath{tun: d.Get(control.KeyTUN), udp: d.Get(control.KeyUDP), esp: d.Get(control.KeyESP)}
 	st.path.workers, _ = d.GetUint(control.KeyWorkers)
 	st.path.sockets, _ = d.GetUint(control.KeySockets)
+	st.path.slots, _ = d.GetUint(control.KeySlots)
+	st.path.used, _ = d.GetUint(control.KeySlotsUsed)
 
 	req := new(control.Message)
 	if name != "" {

@@ -20,6 +20,10 @@ func (st *state) table() string {
 		count(len(st.conns), "connection")+",", strconv.Itoa(up), "up,", count(tunnels, "tunnel"))...)
 	if p := &st.path; p.workers > 0 {
 		line := []string{"data path:", count64(p.workers, "worker") + ",", count64(p.sockets, "socket")}
+		if p.slots > 0 {
+			line[len(line)-1] += ","
+			line = append(line, strconv.FormatUint(p.used, 10)+" of", count64(p.slots, "SA slot"), "used")
+		}
 		for _, f := range [][2]string{{"TUN", p.tun}, {"UDP", p.udp}, {"ESP", p.esp}} {
 			if f[1] != "" {
 				line[len(line)-1] += ";"
@@ -212,6 +216,10 @@ func (st *state) json() []byte {
 		j.open("data_path", '{')
 		j.uint("workers", p.workers)
 		j.uint("sockets", p.sockets)
+		if p.slots > 0 {
+			j.uint("sa_slots", p.slots)
+			j.uint("sa_slots_used", p.used)
+		}
 		j.str("tun", p.tun)
 		j.str("udp", p.udp)
 		j.str("esp", p.esp)

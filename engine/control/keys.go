@@ -110,6 +110,8 @@ const (
 	KeyTUN       = "tun"
 	KeyUDP       = "udp"
 	KeyESP       = "esp"
+	KeySlots     = "sa-slots"      // pairs of ESP SAs that there is room for
+	KeySlotsUsed = "sa-slots-used" // also by those on their way in and out
 )
 
 // Keys of an IKE SA in list-sa and the ike and child events.

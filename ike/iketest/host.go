@@ -289,7 +289,7 @@ func (h *Host) lookup(name string) {
 		if len(addrs) == 0 {
 			err = errNoDNS
 		}
-		h.step(func(now ike.Time) { h.M.Resolved(now, name, addrs, err) })
+		h.step(func(now ike.Time) { h.M.Resolved(now, name, addrs, 0, err) })
 	})
 }
 

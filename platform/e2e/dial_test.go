@@ -157,8 +157,8 @@ func TestPeerByName(t *testing.T) {
 	_ = ping.stop()
 	d = recovered(t, s, began, a, b)
 	t.Logf("recovery: the record and the peer have moved: tunnel after %v", d.Round(time.Millisecond))
-	if d > 5*time.Second {
-		t.Errorf("%v from the peer's move to the tunnel: a second to notice, another until the repetition, three to recover%s", d, logs(a, b))
+	if d > 4*time.Second {
+		t.Errorf("%v from the peer's move to the tunnel, want 4 s at most: one until the liveness check, which looks the name up%s", d, logs(a, b))
 	}
 	if !eventually(10*time.Second, moved) {
 		t.Errorf("the tunnel has not moved%s", logs(a, b))
