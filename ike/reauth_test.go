@@ -156,7 +156,7 @@ func TestAuthLifetimeDoesNotDriveAClientInCircles(t *testing.T) {
 	anew := 0
 	for range 3000 {
 		p.a.m.List(func(s *SAInfo) bool {
-			if s.ReauthAt != 0 && s.State == StateEstablished {
+			if s.ReauthAt != 0 && s.State == StateEstablished && len(p.a.ids()) == 1 {
 				defer p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
 				anew++
 			}
@@ -165,12 +165,13 @@ func TestAuthLifetimeDoesNotDriveAClientInCircles(t *testing.T) {
 		p.run()
 		p.pass(100 * time.Millisecond)
 	}
-	if anew < authEager-1 || anew > authEager+1 {
-		t.Errorf("it authenticated anew %d times in a lifetime of five minutes, want %d", anew, authEager)
+	// Each takes a second, in which half of one is forgiven.
+	if anew < authEager || anew > 2*authEager+1 {
+		t.Errorf("it authenticated anew %d times in a lifetime of five minutes, want %d to %d", anew, authEager, 2*authEager+1)
 	}
 	p.pass(30 * time.Second) // over_time, in which it is told once more
-	if anew = p.b.count(EvIKEUp); anew <= authEager+1 {
-		t.Errorf("b has had %d IKE SAs at the end of the lifetime, want another one by then", anew)
+	if up := p.b.count(EvIKEUp); up <= anew+1 {
+		t.Errorf("b has had %d IKE SAs at the end of the lifetime, want another one by then", up)
 	}
 	p.pass(2 * linger)
 	p.same(1)
@@ -181,13 +182,13 @@ func TestAuthLifetimeDoesNotDriveAClientInCircles(t *testing.T) {
 func TestIKESAsWithoutEndAreBounded(t *testing.T) {
 	p := newPair(t, nil)
 	p.up()
-	for range 600 {
+	for range 3000 {
 		p.a.m.Command(p.now, Command{Kind: CmdReauth, Conn: "link"})
 		p.run()
 		p.pass(100 * time.Millisecond)
 	}
-	if up, most := p.b.count(EvIKEUp), authBurst+int(time.Minute/authEvery)+1; up > most || up < authBurst {
-		t.Errorf("b let its peer make %d IKE SAs in a minute, want at most %d", up, most)
+	if up, most := p.b.count(EvIKEUp), authBurst+int(5*time.Minute/authEvery)+1; up > most || up < authBurst {
+		t.Errorf("b let its peer make %d IKE SAs in five minutes, want at most %d", up, most)
 	}
 	if n := p.b.refused()[ErrTooOften]; n < 100 {
 		t.Errorf("%d attempts were refused for being too many, want more than 100: %v", n, p.b.refused())
