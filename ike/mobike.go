@@ -486,6 +486,7 @@ func (m *Machine) peerReaddressed(sa *ikeSA, p Path) {
 
 // heard looks at the path of a fresh authentic message of the peer.
 func (m *Machine) heard(sa *ikeSA, p Path, response bool) {
+	sa.reauth.met = sa.reauth.met || sa.state != StateConnecting
 	if p == sa.path || sa.state == StateConnecting {
 		return
 	}

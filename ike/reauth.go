@@ -34,6 +34,8 @@ type reauthState struct {
 	tries    int           // failed attempts
 	hastened time.Duration // news of the network do not count before
 	old      uint32        // the IKE SA whose place this one is to take; 0: none
+	met      bool          // the peer has said something under it since it was authenticated
+	wanted   bool          // it was begun, and may have to be begun again
 	tried    []uint32      // CHILD SAs of old for which one has been asked for here
 }
 
@@ -100,7 +102,7 @@ func (m *Machine) readLifetime(sa *ikeSA, n *Notify) {
 func (m *Machine) reauthDue(sa *ikeSA) {
 	switch {
 	case sa.state != StateEstablished || sa.closeErr != nil:
-	case sa.origin.ours:
+	case sa.origin.ours || sa.reauth.wanted:
 		m.reauthenticate(sa)
 	default:
 		m.queue(sa, task{kind: taskAuthLifetime}) // once more, before it is too late
@@ -111,6 +113,14 @@ func (m *Machine) reauthDue(sa *ikeSA) {
 func (m *Machine) reauthenticate(sa *ikeSA) {
 	s := m.stateOf(sa.conn)
 	if s == nil {
+		return
+	}
+	sa.reauth.wanted = true
+	if !sa.origin.ours && sa.unique == sa.origin.began && !sa.reauth.met {
+		// The peer may still wait for our answer, and would take the new one for one that was
+		// begun at the same time.
+		m.queue(sa, task{kind: taskLiveness})
+		m.arm(sa, tReauth, time.Second)
 		return
 	}
 	if m.busy(s) || s.dial.moving || m.reauthing(sa.conn) {
