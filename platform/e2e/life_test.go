@@ -63,7 +63,6 @@ func TestReauthentication(t *testing.T) {
 				if by == "initiator" {
 					ca.conns[0].reauthTime = life
 				} else {
-					life = 8 * time.Second // not so soon that the two seem to have connected at once
 					cb.conns[0].reauthTime = life
 					ca.conns[0].overTime = time.Second
 				}
