@@ -458,6 +458,12 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 			c = m.childOf(sa, binary.BigEndian.Uint32(n.SPI))
 		}
 		switch {
+		case c == nil && sa.outstanding(func(r *request) bool {
+			return r.task.kind == taskCreateChild || r.task.kind == taskRekeyChild
+		}) != nil:
+			// It may be the one that our unanswered request has made: without it, the peer would
+			// lose what we are about to have.
+			return busy(ErrUnknownSPI)
 		case c == nil || c.state == ChildRekeyed && c.outGone:
 			return &refusal{t: NotifyChildSANotFound, proto: n.Proto, spi: n.SPI, err: ErrUnknownSPI}
 		case c.state == ChildDeleting || c.state == ChildRekeyed:
