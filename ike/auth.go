@@ -285,6 +285,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	s.tries, s.retryAt = 0, never
 	s.dropTicket()
 	if sa.initiator {
+		sa.reauth.last = true
 		m.redirectEnds(s, true)
 	}
 	s.reached(sa)

@@ -36,6 +36,7 @@ type reauthState struct {
 	old      uint32        // the IKE SA whose place this one is to take; 0: none
 	met      bool          // the peer has said something under it since it was authenticated
 	wanted   bool          // it was begun, and may have to be begun again
+	last     bool          // there may be older ones of ours that it does the work of
 	tried    []uint32      // CHILD SAs of old for which one has been asked for here
 }
 
@@ -204,7 +205,11 @@ func (m *Machine) reauthNext(sa *ikeSA) *childSA {
 // reauthStep goes on with a reauthentication when nothing else is under way on the new IKE
 // SA: with the next CHILD SA, or the end of the old IKE SA.
 func (m *Machine) reauthStep(sa *ikeSA) {
-	if sa.reauth.old == 0 || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() {
+	if sa.reauth.old == 0 && !sa.reauth.last || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() {
+		return
+	}
+	if sa.reauth.old == 0 {
+		m.closeDoubles(sa)
 		return
 	}
 	old := m.findIKE(sa.reauth.old)
@@ -238,27 +243,31 @@ func (m *Machine) carries(sa *ikeSA, cfg *Child) bool {
 	return false
 }
 
-// closeDoubles closes the other IKE SAs that we have made for the connection, as far as the
-// new one does all that they do. Two that both sides began at once on a slow line may have
-// missed each other, and would otherwise both be made anew for ever.
+// closeDoubles closes the IKE SAs that we have made for the connection before the new one, as
+// soon as that does all that they do. Two that both sides began at once on a slow line may have
+// missed each other, and would otherwise both be made anew for ever; and one that was to take
+// the place of another may have been closed before it was ready.
 func (m *Machine) closeDoubles(sa *ikeSA) {
+	sa.reauth.last = false
 	if sa.conn.Unique == UniqueNever {
 		return
 	}
 	for i := range m.sas {
 		o := &m.sas[i]
 		if o == sa || o.state != StateEstablished || o.closeErr != nil || o.conn != sa.conn || !o.origin.ours ||
-			!o.peerID.Equal(sa.peerID) || o.reauth.old != 0 || !o.idle() || len(o.tasks) > 0 {
+			!o.peerID.Equal(sa.peerID) || o.origin.began >= sa.origin.began {
 			continue
 		}
-		more := false
+		more := o.reauth.old != 0 || !o.idle() || len(o.tasks) > 0
 		for j := range m.children {
 			c := &m.children[j]
 			more = more || c.state != ChildFree && c.ike == o.slot && c.state != ChildRekeyed && !m.carries(sa, c.cfg)
 		}
-		if !more {
-			m.closeIKE(o, ErrReplaced, nil)
+		if more {
+			sa.reauth.last = true // look again
+			continue
 		}
+		m.closeIKE(o, ErrReplaced, nil)
 	}
 }
 

@@ -240,7 +240,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 			o.reauth.old = nsa.unique
 		}
 	}
-	nsa.reauth.old, nsa.reauth.tried = sa.reauth.old, sa.reauth.tried
+	nsa.reauth.old, nsa.reauth.tried, nsa.reauth.last = sa.reauth.old, sa.reauth.tried, sa.reauth.last
 	sa.reauth.old = 0
 	tasks := sa.tasks
 	sa.tasks = nil
