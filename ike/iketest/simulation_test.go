@@ -16,6 +16,7 @@ var (
 	replay       = flag.Int64("seed", -1, "replay this one seed of TestSimulation, with its ladder under -v")
 	maxFailures  = flag.Int("max-failures", 3, "how many failing seeds each part of TestSimulation tells of")
 	ignoreEvents = flag.Bool("ignore-events", false, "do not hold the machines' events against their tables")
+	firstSeed    = flag.Int("first", 0, "the first of the seeds that TestSimulation runs")
 	seedCount    = flag.Int("seeds", 1200, "how many seeds TestSimulation runs")
 )
 
@@ -45,7 +46,7 @@ func TestSimulation(t *testing.T) {
 			t.Run(fmt.Sprint(shard), func(t *testing.T) {
 				t.Parallel()
 				failed := 0
-				for seed := shard; seed < n && failed < *maxFailures; seed += shards {
+				for seed := *firstSeed + shard; seed < *firstSeed+n && failed < *maxFailures; seed += shards {
 					l := live(uint64(seed), false)
 					totals[shard].add(l.Stats())
 					troubled[shard].add(l.troubled)
