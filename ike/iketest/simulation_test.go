@@ -23,10 +23,15 @@ var (
 const shards = 4
 
 // TestSimulation runs two machines through random lives: a network that loses about a
-// third, repeats, delays and reorders, NATs, cuts, restarts, and both sides initiating,
-// rekeying, deleting at any time. Then the network heals, and all must come to what is
-// configured; the SAs must carry packets; and when both are told to close, nothing may be
-// left. The invariants of the simulation hold throughout.
+// third, repeats, delays and reorders, NATs, cuts, restarts, reloads, gateways that send
+// clients elsewhere or in a circle, and both sides initiating, rekeying, authenticating anew
+// and deleting at any time, by command or because a packet wants it. Then the network heals,
+// and all must come to what is configured; the SAs must carry packets; what nobody uses must
+// end where that is configured; and when both are told to close, nothing may be left. The
+// invariants of the simulation hold throughout.
+//
+// Where one side lets several IKE SAs stand (UniqueNever), there may be more than one in the
+// end; both sides must hold the same ones all the same.
 func TestSimulation(t *testing.T) {
 	if *replay >= 0 {
 		l := live(uint64(*replay), true)
