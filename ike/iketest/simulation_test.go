@@ -450,7 +450,15 @@ func (l *life) idleEnds() error {
 			stay = append(stay, name)
 		}
 	}
-	_ = s.Run(s.Now() + 2*time.Minute)
+	// A reauthentication under way may bring one up once more.
+	s.RunUntil(10*time.Minute, func() bool {
+		for name := range l.idle {
+			if l.has(l.a, name) || l.has(l.b, name) {
+				return false
+			}
+		}
+		return s.Quiet()
+	})
 	l.settle(10 * time.Minute)
 	if s.Err() != nil {
 		return s.Err()
