@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"postern/esp"
 )
@@ -149,7 +150,10 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 // createAbandoned frees the window of an exchange that was never sent.
 func (m *Machine) createAbandoned(sa *ikeSA) {
 	m.settle(sa.req.task.waiters, nil)
-	m.releaseSPI(sa.req.spiIn)
+	if c := m.findChild(sa.req.task.target); sa.req.task.kind == taskRekeyChild && c != nil && c.state == ChildRekeying {
+		m.armChild(c, tcRekey, time.Second) // under the IKE SA that has it now
+	}
+	m.createReset(sa)
 	sa.req.pair.wipe()
 	sa.req = request{}
 }
