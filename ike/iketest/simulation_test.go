@@ -459,6 +459,7 @@ func (l *life) idleEnds() error {
 		}
 		return s.Quiet()
 	})
+	_ = s.Run(s.Now() + 2*time.Minute)
 	l.settle(10 * time.Minute)
 	if s.Err() != nil {
 		return s.Err()
