@@ -284,7 +284,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.lastIn = m.now.Mono
 	sa.mobike.first = sa.path.Remote.Addr()
 	m.noteLocal(sa)
-	sa.origin = origin{sa.initiator, sa.spiI, m.now.Mono, sa.dialled}
+	sa.origin = origin{ours: sa.initiator, spiI: sa.spiI, at: m.now.Mono, began: sa.unique, done: m.nextIKE, dialled: sa.dialled}
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
@@ -297,6 +297,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	s.tries, s.retryAt = 0, never
 	s.dropTicket()
 	if sa.initiator {
+		sa.reauth.last = true
 		m.redirectEnds(s, true)
 	}
 	m.reached(s, sa)
@@ -432,14 +433,25 @@ func (m *Machine) createdFirst(sa *ikeSA, refused error) {
 	m.installOurs(sa, nil)
 }
 
-// atOnce is how close together two IKE SAs begin when both sides connect at the same time.
-// A peer that lost the first one in a crash takes longer to come back.
-const atOnce = 5 * time.Second
+// crosses tells whether two IKE SAs, one that we began and one that the peer began, were
+// under way here at the same time: the later one began (for the peer's: its first message
+// came) before the earlier one was established. Both sides connected then without knowing
+// of the other's attempt. An IKE SA that begins when the other one is established was meant
+// to: the peer authenticates anew, or, if it says INITIAL_CONTACT, has lost the other one.
+//
+// A message that took long may let one side alone see that they cross. It acts alone then,
+// and the other side leaves to it what stays; where both see it, both come to the same result.
+func (o *origin) crosses(other *origin) bool {
+	first, second := o, other
+	if second.began < first.began {
+		first, second = second, first
+	}
+	return o.ours != other.ours && second.began <= first.done
+}
 
 // resolveDuplicates looks for other IKE SAs between the same two, after sa has been
 // established. If the peer says that it knows of no other, those are gone. If both sides
-// have connected, the SA with the higher initiator's SPI stays: both see both, so both come
-// to the same result.
+// have connected at once, the SA with the higher initiator's SPI stays.
 func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 	for i := range m.sas {
 		o := &m.sas[i]
@@ -448,17 +460,18 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 			continue
 		}
 		both := o.conn == sa.conn && o.origin.ours != sa.origin.ours
-		if both && !contact && !sa.origin.ours && sa.conn.Unique != UniqueReplace && m.now.Mono-o.origin.at >= atOnce {
-			continue // the peer knows both, and what it wants: it may be reauthenticating
-		}
+		later := both && !sa.origin.ours && !o.origin.crosses(&sa.origin) // the peer began it beside ours, which it had
 		loser, winner := o, sa
 		switch {
-		case both && contact && m.now.Mono-o.origin.at >= atOnce:
-			// Most likely the peer has lost it; but it may have said so in a message that
-			// took long, so it gets a DELETE.
-		case both && !contact && !sa.origin.ours && m.now.Mono-o.origin.at >= atOnce:
+		case later && contact:
+			m.handTasks(o, sa) // it had ours, and has lost it
+			m.destroy(o, ErrReplaced)
+			continue
+		case later && sa.conn.Unique == UniqueReplace:
 			m.replaceLater(o, sa)
 			continue
+		case later:
+			continue // it knows both, and what it wants: it may be reauthenticating
 		case both && sa.origin.spiI < o.origin.spiI:
 			loser, winner = sa, o
 		case both:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"postern/esp"
 )
@@ -130,7 +131,10 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 // createAbandoned frees the window of an exchange that was never sent.
 func (m *Machine) createAbandoned(sa *ikeSA) {
 	m.settle(sa.req.task.waiters, nil)
-	m.releaseSPI(sa.req.spiIn)
+	if c := m.findChild(sa.req.task.target); sa.req.task.kind == taskRekeyChild && c != nil && c.state == ChildRekeying {
+		m.armChild(c, tcRekey, time.Second) // under the IKE SA that has it now
+	}
+	m.createReset(sa)
 	sa.req.pair.wipe()
 	sa.req = request{}
 }
@@ -375,6 +379,12 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 			c = m.childOf(sa, binary.BigEndian.Uint32(n.SPI))
 		}
 		switch {
+		case c == nil && sa.outstanding(func(r *request) bool {
+			return r.task.kind == taskCreateChild || r.task.kind == taskRekeyChild
+		}) != nil:
+			// It may be the one that our unanswered request has made: without it, the peer would
+			// lose what we are about to have.
+			return busy(ErrUnknownSPI)
 		case c == nil || c.state == ChildRekeyed && c.outGone:
 			return &refusal{t: NotifyChildSANotFound, proto: n.Proto, spi: n.SPI, err: ErrUnknownSPI}
 		case c.state == ChildDeleting || c.state == ChildRekeyed:

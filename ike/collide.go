@@ -68,6 +68,8 @@ func (m *Machine) announce(c, old *childSA) {
 	if old != nil && old.told {
 		e.Kind, e.Old = EvChildRekeyed, old.unique
 		old.told = false
+	} else {
+		sa.live.unused = false
 	}
 	c.told = true
 	m.event(e)

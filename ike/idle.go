@@ -16,6 +16,7 @@ const (
 type livenessState struct {
 	in, out time.Duration // when the last packet of a CHILD SA arrived, and when one left
 	calm    time.Duration // when it was last seen that nothing sent was without an answer
+	unused  bool          // a CHILD SA was closed here that nobody used, and none has come since
 }
 
 // checkLiveness asks a peer whether it is there if something was sent to it and nothing
@@ -113,5 +114,17 @@ func (m *Machine) checkIdle(c *childSA) {
 		m.closeIKE(sa, ErrInactive, nil)
 		return
 	}
+	sa.live.unused = true
 	m.closeChild(sa, c, ErrInactive, nil)
+}
+
+// endUnused closes an IKE SA whose CHILD SAs have been closed, not by us alone: when each side
+// closes one that nobody uses neither of the two was the last.
+func (m *Machine) endUnused(sa *ikeSA) {
+	if !sa.live.unused || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() || m.carries(sa, nil) {
+		return
+	}
+	if s := m.stateOf(sa.conn); s == nil || len(s.wanted) == 0 {
+		m.closeIKE(sa, ErrInactive, nil)
+	}
 }

@@ -66,6 +66,7 @@ func (m *Machine) connect(s *connState) {
 // startRound calls the first address of a new round.
 func (m *Machine) startRound(s *connState) {
 	if len(s.wanted) == 0 {
+		m.redirectEnds(s, false)
 		return // nobody wants it any more
 	}
 	m.newRound(s)

@@ -205,18 +205,33 @@ func (m *Machine) setPath(sa *ikeSA, p Path) {
 	sa.mobike.movedAt = m.now.Mono
 	if !sa.mobike.checking {
 		m.moveChildren(sa)
+		return
 	}
+	m.heldLeaves(sa)
 }
 
-// moveChildren has the CHILD SAs use the IKE SA's path and its kind of encapsulation.
+// heldLeaves has ESP that still goes to where the peer was leave from an address of ours, if
+// that from which it has left so far is gone.
+func (m *Machine) heldLeaves(sa *ikeSA) {
+	local, now := &sa.mobike.held.path.Local, sa.path.Local.Addr()
+	list, known := m.env.Addresses()
+	if !known || slices.Contains(list, local.Addr()) || local.Addr() == sa.mobike.unlisted || now.Is4() != local.Addr().Is4() || now == local.Addr() {
+		return
+	}
+	*local = withAddr(*local, now)
+	m.moveChildren(sa)
+}
+
+// moveChildren has the CHILD SAs use the way of ESP and its kind of encapsulation.
 func (m *Machine) moveChildren(sa *ikeSA) {
+	route := sa.espRoute()
 	for i := range m.children {
 		c := &m.children[i]
 		if c.state == ChildFree || c.ike != sa.slot {
 			continue
 		}
-		if c.encap = sa.encap(); !c.outGone {
-			m.out = append(m.out, Output{Kind: OutMoveSA, SPI: c.spiOut, Inbound: c.spiIn, Path: sa.path, Encap: c.encap})
+		if c.encap = route.encap; !c.outGone {
+			m.out = append(m.out, Output{Kind: OutMoveSA, SPI: c.spiOut, Inbound: c.spiIn, Path: route.path, Encap: c.encap})
 		}
 	}
 }
@@ -471,6 +486,7 @@ func (m *Machine) peerMoved(sa *ikeSA, p Path, nats bool) {
 		}
 	} else {
 		sa.mobike.checking, sa.mobike.held = true, was
+		m.heldLeaves(sa)
 		m.push(sa, taskRoutable)
 	}
 	if moved {
@@ -492,6 +508,7 @@ func (m *Machine) peerReaddressed(sa *ikeSA, p Path) {
 
 // heard looks at the path of a fresh authentic message of the peer.
 func (m *Machine) heard(sa *ikeSA, p Path, response bool) {
+	sa.reauth.met = sa.reauth.met || sa.state != StateConnecting
 	if p == sa.path || sa.state == StateConnecting {
 		return
 	}

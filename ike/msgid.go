@@ -148,6 +148,10 @@ func (m *Machine) retransmit(sa *ikeSA) {
 	if !sa.req.active || sa.req.data == nil {
 		return
 	}
+	if sa.mobike.stranded && sa.closeErr != nil {
+		m.destroy(sa, sa.closeErr) // it was being closed, and the peer cannot be told any more
+		return
+	}
 	if sa.mobike.stranded && sa.state != StateDeleting {
 		m.armRetransmit(sa, strandedPoll)
 		m.roam(sa)

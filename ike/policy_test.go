@@ -158,6 +158,30 @@ func TestChildlessRequestIsRefusedWhereItIsNever(t *testing.T) {
 	p.same(0)
 }
 
+// Each side closes a CHILD SA of its own at the same time, so that it is the last one for
+// neither: the IKE SA goes all the same.
+func TestIdleChildrenOfBothSidesAreClosedAtOnce(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		p := newPair(t, func(a, b *Conn) {
+			manyChildren(1)(a, b)
+			a.Children[0].Inactivity, b.Children[1].Inactivity = 10*time.Minute, 10*time.Minute
+		})
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate})
+		p.run()
+		p.same(2)
+		start := p.now.Mono
+		p.b.mangle = func(o *Output) bool { // its request comes when ours is answered
+			h, _ := ParseHeader(o.Data)
+			return !lost || h.Response() || p.now.Mono > start+10*time.Minute+time.Second
+		}
+		p.pass(11 * time.Minute)
+		if n, m := len(p.a.ids()), len(p.b.ids()); n != 0 || m != 0 {
+			t.Errorf("%d and %d IKE SAs are left without a CHILD SA, want none", n, m)
+		}
+		p.same(0)
+	}
+}
+
 func TestIdleChildIsClosed(t *testing.T) {
 	for _, kids := range []int{1, 2} {
 		p := newPair(t, func(a, b *Conn) {

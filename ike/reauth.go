@@ -41,6 +41,9 @@ type reauthState struct {
 	tries    int           // failed attempts
 	hastened time.Duration // news of the network do not count before
 	old      uint32        // the IKE SA whose place this one is to take; 0: none
+	met      bool          // the peer has said something under it since it was authenticated
+	wanted   bool          // it was begun, and may have to be begun again
+	last     bool          // there may be older ones of ours that it does the work of
 	tried    []uint32      // CHILD SAs of old for which one has been asked for here
 	closeAt  time.Duration // when old is closed, once there is nothing more to ask for; 0: not known
 }
@@ -108,7 +111,7 @@ func (m *Machine) readLifetime(sa *ikeSA, n *Notify) {
 func (m *Machine) reauthDue(sa *ikeSA) {
 	switch {
 	case sa.state != StateEstablished || sa.closeErr != nil:
-	case sa.origin.ours:
+	case sa.origin.ours || sa.reauth.wanted:
 		m.reauthenticate(sa)
 	default:
 		m.queue(sa, task{kind: taskAuthLifetime}) // once more, before it is too late
@@ -119,6 +122,14 @@ func (m *Machine) reauthDue(sa *ikeSA) {
 func (m *Machine) reauthenticate(sa *ikeSA) {
 	s := m.stateOf(sa.conn)
 	if s == nil {
+		return
+	}
+	sa.reauth.wanted = true
+	if !sa.origin.ours && sa.unique == sa.origin.began && !sa.reauth.met {
+		// The peer may still wait for our answer, and would take the new one for one that was
+		// begun at the same time.
+		m.queue(sa, task{kind: taskLiveness})
+		m.arm(sa, tReauth, time.Second)
 		return
 	}
 	if m.busy(s) || s.dial.moving || m.reauthing(sa.conn) {
@@ -202,7 +213,11 @@ func (m *Machine) reauthNext(sa *ikeSA) *childSA {
 // reauthStep goes on with a reauthentication when nothing else is under way on the new IKE
 // SA: with the next CHILD SA, or the end of the old IKE SA.
 func (m *Machine) reauthStep(sa *ikeSA) {
-	if sa.reauth.old == 0 || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() {
+	if sa.reauth.old == 0 && !sa.reauth.last || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() {
+		return
+	}
+	if sa.reauth.old == 0 {
+		m.closeDoubles(sa)
 		return
 	}
 	old := m.findIKE(sa.reauth.old)
@@ -243,27 +258,31 @@ func (m *Machine) carries(sa *ikeSA, cfg *Child) bool {
 	return false
 }
 
-// closeDoubles closes the other IKE SAs that we have made for the connection, as far as the
-// new one does all that they do. Two that both sides began at once on a slow line may have
-// missed each other, and would otherwise both be made anew for ever.
+// closeDoubles closes the IKE SAs that we have made for the connection before the new one, as
+// soon as that does all that they do. Two that both sides began at once on a slow line may have
+// missed each other, and would otherwise both be made anew for ever; and one that was to take
+// the place of another may have been closed before it was ready.
 func (m *Machine) closeDoubles(sa *ikeSA) {
+	sa.reauth.last = false
 	if sa.conn.Unique == UniqueNever {
 		return
 	}
 	for i := range m.sas {
 		o := &m.sas[i]
 		if o == sa || o.state != StateEstablished || o.closeErr != nil || o.conn != sa.conn || !o.origin.ours ||
-			!o.peerID.Equal(sa.peerID) || o.reauth.old != 0 || !o.idle() || len(o.tasks) > 0 {
+			!o.peerID.Equal(sa.peerID) || o.origin.began >= sa.origin.began {
 			continue
 		}
-		more := false
+		more := o.reauth.old != 0 || !o.idle() || len(o.tasks) > 0
 		for j := range m.children {
 			c := &m.children[j]
 			more = more || c.state != ChildFree && c.ike == o.slot && c.state != ChildRekeyed && !m.carries(sa, c.cfg)
 		}
-		if !more {
-			m.closeIKE(o, ErrReplaced, nil)
+		if more {
+			sa.reauth.last = true // look again
+			continue
 		}
+		m.closeIKE(o, ErrReplaced, nil)
 	}
 }
 

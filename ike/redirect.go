@@ -327,9 +327,10 @@ func (m *Machine) sessionRedirected(sa *ikeSA, p Path) {
 	if m.countRedirect(s, p, g) != nil {
 		return
 	}
+	from := m.findIKE(sa.reauth.old) // whose CHILD SAs were still to be made on this one, or nil
 	for i := range m.children {
 		c := &m.children[i]
-		if c.state != ChildInstalled && c.state != ChildRekeying || c.ike != sa.slot ||
+		if c.state != ChildInstalled && c.state != ChildRekeying || c.ike != sa.slot && (from == nil || c.ike != from.slot) ||
 			slices.ContainsFunc(s.wanted, func(w wish) bool { return w.cfg == c.cfg }) {
 			continue
 		}

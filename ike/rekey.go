@@ -212,7 +212,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
-	if sa.replaced && sa.timers[tExpire] < nsa.timers[tExpire] {
+	if sa.replaced != 0 && sa.timers[tExpire] < nsa.timers[tExpire] {
 		nsa.timers[tExpire] = sa.timers[tExpire] // it ends with new keys, too
 	}
 	return nil
@@ -237,7 +237,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 			o.reauth.old = nsa.unique
 		}
 	}
-	nsa.reauth.old, nsa.reauth.tried = sa.reauth.old, sa.reauth.tried
+	nsa.reauth.old, nsa.reauth.tried, nsa.reauth.last = sa.reauth.old, sa.reauth.tried, sa.reauth.last
 	sa.reauth.old = 0
 	tasks := sa.tasks
 	sa.tasks = nil

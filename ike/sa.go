@@ -55,7 +55,7 @@ type ikeSA struct {
 	reauth    reauthState
 	live      livenessState
 	flood     floodState
-	replaced  bool // ends because of UniqueReplace
+	replaced  uint32 // ends because of UniqueReplace: what the one began with that takes its place
 	collision ikeCollision
 	frag      fragments
 	window    window
@@ -71,6 +71,10 @@ type origin struct {
 	ours bool          // we connected
 	spiI uint64        // the first initiator's SPI
 	at   time.Duration // when it was authenticated
+
+	// The unique number that it began with, and the last one that had been given out when it
+	// was established: what came in between tells what was under way at the same time.
+	began, done uint32
 
 	dialled netip.Addr // the peer's address that we called; zero if it called
 }

@@ -95,6 +95,7 @@ func (m *Machine) again(sa *ikeSA, t task) {
 func (m *Machine) runTasks() {
 	for i := range m.sas {
 		m.reauthStep(&m.sas[i]) // may give other IKE SAs something to do
+		m.endUnused(&m.sas[i])
 	}
 	for i := range m.sas {
 		sa := &m.sas[i]

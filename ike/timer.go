@@ -159,9 +159,16 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		m.reauthDue(sa)
 	case tExpire:
 		if sa.state == StateEstablished && sa.closeErr == nil {
+			if sa.replaced != 0 && !m.replacedStill(sa) {
+				sa.replaced = 0
+				if sa.expireAt > m.now.Mono {
+					m.arm(sa, tExpire, sa.expireAt-m.now.Mono)
+				}
+				return
+			}
 			why := ErrLifetime
 			switch {
-			case sa.replaced:
+			case sa.replaced != 0:
 				why = ErrReplaced
 			case m.stateOf(sa.conn) == nil:
 				why = ErrTerminated // it has outlived its configuration

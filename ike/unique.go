@@ -47,8 +47,19 @@ func (m *Machine) replaceLater(o, by *ikeSA) {
 		m.closeIKE(o, ErrReplaced, nil)
 		return
 	}
-	o.replaced = true
+	o.replaced = by.origin.began
 	if at := m.now.Mono + replaceGrace; at < o.timers[tExpire] {
 		m.arm(o, tExpire, replaceGrace)
 	}
+}
+
+// replacedStill tells whether the IKE SA is there, under new keys or the first ones, that has
+// taken the place of o. If both sides had connected at once the peer may have closed that one.
+func (m *Machine) replacedStill(o *ikeSA) bool {
+	for i := range m.sas {
+		if by := &m.sas[i]; by != o && by.state == StateEstablished && by.closeErr == nil && by.origin.began == o.replaced {
+			return true
+		}
+	}
+	return false
 }

@@ -16,9 +16,11 @@ type books struct {
 	kids map[uint32]string // unique numbers of CHILD SAs and their names
 }
 
-// checker knows what a host's configuration allows.
+// checker knows what a host's configuration allows. What the former ones have allowed may
+// still come up for a moment, by exchanges that were under way.
 type checker struct {
-	cfg ike.Config
+	cfg    ike.Config
+	former []ike.Config
 }
 
 // misbooked notes that a machine's events do not agree with its tables.
@@ -28,11 +30,26 @@ func (s *Sim) misbooked(format string, args ...any) {
 	}
 }
 
-func (c *checker) configured(cfg ike.Config) { c.cfg = cfg }
+func (c *checker) configured(cfg ike.Config) {
+	c.former = append(c.former, c.cfg)
+	c.cfg = cfg
+}
 
 // child returns the configuration of a child.
 func (c *checker) child(conn, name string) *ike.Child {
-	for _, x := range c.cfg.Conns {
+	if k := childOf(c.cfg, conn, name); k != nil {
+		return k
+	}
+	for _, cfg := range c.former {
+		if k := childOf(cfg, conn, name); k != nil {
+			return k
+		}
+	}
+	return nil
+}
+
+func childOf(cfg ike.Config, conn, name string) *ike.Child {
+	for _, x := range cfg.Conns {
 		for _, k := range x.Children {
 			if x.Name == conn && k.Name == name {
 				return k
@@ -51,6 +68,9 @@ func (h *Host) event(e *ike.Event) {
 		return
 	}
 	h.tell(e)
+	if h.Saw != nil {
+		h.Saw(e)
+	}
 	b := &h.books
 	if b.ikes == nil {
 		b.ikes, b.kids = map[uint32]bool{}, map[uint32]string{}
@@ -58,6 +78,17 @@ func (h *Host) event(e *ike.Event) {
 	switch e.Kind {
 	case ike.EvRoamed:
 		h.sim.stats.Roamed++
+	case ike.EvRedirected:
+		switch {
+		case e.Err == nil:
+			h.sim.stats.Redirected++
+		case e.Err == ike.ErrRedirectLoop:
+			h.sim.stats.Loops++
+		}
+	case ike.EvInitiate:
+		if e.Old != 0 {
+			h.sim.stats.Reauths++
+		}
 	case ike.EvIKEUp:
 		if b.ikes[e.IKE] {
 			h.sim.misbooked("%s: the IKE SA #%d came up twice", h.Name, e.IKE)
@@ -74,8 +105,11 @@ func (h *Host) event(e *ike.Event) {
 		b.ikes[e.IKE] = true
 	case ike.EvIKEDown:
 		delete(b.ikes, e.IKE)
-		if e.Err == ike.ErrPeerRestarted {
+		switch e.Err {
+		case ike.ErrPeerRestarted:
 			h.sim.stats.Restarted++
+		case ike.ErrInactive:
+			h.sim.stats.Idle++
 		}
 	case ike.EvChildUp:
 		if _, ok := b.kids[e.ChildID]; ok {
@@ -93,6 +127,9 @@ func (h *Host) event(e *ike.Event) {
 			h.sim.misbooked("%s: the CHILD SA {%d} went down, of which nobody was told that it was up", h.Name, e.ChildID)
 		}
 		delete(b.kids, e.ChildID)
+		if e.Err == ike.ErrInactive {
+			h.sim.stats.Idle++
+		}
 	case ike.EvDone:
 		c := h.commands[e.Tag]
 		switch {

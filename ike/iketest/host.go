@@ -22,6 +22,8 @@ type Host struct {
 	TimerLag time.Duration // a deadline is met late by a random part of it
 	Limits   ike.Limits
 	Slots    int // of the inbound SAD
+	// Saw, if it is set, learns of the machine's events. It must not call into the machine.
+	Saw func(*ike.Event)
 	// TicketKeys survive a crash, as do Boot's arguments.
 	TicketKeys []ike.TicketKey
 
@@ -43,6 +45,8 @@ type Host struct {
 	spins    int // timeouts in a row without time passing
 	newest   uint64
 	trace    string // the machine's words about the message that it sends next
+
+	acquired map[string]time.Duration // when a packet last asked for a child
 
 	tags     uint64
 	commands map[uint64]*Command
@@ -106,6 +110,9 @@ func (h *Host) Boot(cfg ike.Config) {
 
 // Configure hands a configuration to the running machine.
 func (h *Host) Configure(cfg ike.Config) {
+	if !h.up {
+		return
+	}
 	h.check.configured(cfg)
 	h.step(func(now ike.Time) {
 		if err := h.M.Configure(now, cfg); err != nil {
@@ -124,6 +131,8 @@ func (h *Host) Crash() {
 	h.M, h.slots, h.outs = nil, nil, nil
 	h.timerAt, h.spins = 0, 0
 	h.books = books{}
+	h.acquired = nil
+	h.check.former = nil
 }
 
 // clock returns the host's time.

@@ -135,6 +135,7 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 		return !o.standby && esp.MatchFlow(o.sa.LocalTS, o.sa.RemoteTS, &flow)
 	})
 	if i < 0 {
+		h.acquire(&flow)
 		return nil
 	}
 	o := h.outs[i]
@@ -174,6 +175,37 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 	}
 	s.transmit(h, datagram{kind: esps, src: local, dst: remote, data: buf[start:end], packet: p})
 	return p
+}
+
+// acquire asks for the child that traps a packet for which there is no SA, but for each no
+// more than once a second.
+func (h *Host) acquire(flow *esp.Flow) {
+	for _, c := range h.check.cfg.Conns {
+		for _, k := range c.Children {
+			at, asked := h.acquired[k.Name]
+			if k.StartAction != ike.StartTrap || asked && h.sim.now-at < time.Second ||
+				!esp.MatchFlow(selectors(k.LocalTS), selectors(k.RemoteTS), flow) {
+				continue
+			}
+			if h.acquired == nil {
+				h.acquired = map[string]time.Duration{}
+			}
+			h.acquired[k.Name] = h.sim.now
+			h.sim.stats.Acquired++
+			h.note("a packet wants %s", k.Name)
+			h.step(func(now ike.Time) {
+				h.M.Command(now, ike.Command{Kind: ike.CmdAcquire, Conn: c.Name, Child: k.Name, Flow: *flow})
+			})
+			return
+		}
+	}
+}
+
+func selectors(list []ike.TS) (out []esp.Selector) {
+	for _, t := range list {
+		out = append(out, t.Selector)
+	}
+	return out
 }
 
 // limit tells the machine that a pair has reached its soft or its hard limit.

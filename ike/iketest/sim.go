@@ -58,6 +58,11 @@ type Stats struct {
 	Resumed                        int // IKE SAs that came about by a ticket, counted on each side
 	Restarted                      int // peers whose restart was proved
 	Roamed                         int // moves of IKE SAs to another path of ours
+	Redirected                     int // clients sent away, and being sent away
+	Loops                          int // redirects that were not followed, because there had been too many
+	Acquired                       int // packets that asked for an SA
+	Idle                           int // SAs closed because nothing passed
+	Reauths                        int // attempts to authenticate anew
 }
 
 // Link is one direction of the way between two hosts. Each datagram takes Delay and a
