@@ -407,6 +407,9 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 		for _, t := range sa.tasks {
 			info.Tasks = append(info.Tasks, t.kind.String())
 		}
+		if sa.reauth.closeAt != 0 {
+			info.Tasks = append(info.Tasks, "IKE_REAUTH_COMPLETE")
+		}
 		for j := range m.children {
 			c := &m.children[j]
 			if c.state == ChildFree || c.ike != i {
