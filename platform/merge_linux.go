@@ -23,16 +23,18 @@ func mergeRules(rules []Rule) []Rule {
 	return rules
 }
 
-// mergeBy merges rules that differ in one of their prefixes alone. The rules that stay are in
-// the order in which the first of each came.
+// mergeBy merges rules that differ in one of their prefixes alone. If there are none it
+// returns them as they are.
 func mergeBy(rules []Rule, by func(*Rule) *netip.Prefix) []Rule {
 	type set struct {
 		rest     Rule
 		prefixes []netip.Prefix
 	}
+	sorted := slices.Clone(rules)
+	slices.SortStableFunc(sorted, func(a, b Rule) int { return comparePrefixes(*by(&a), *by(&b)) })
 	at := make(map[Rule]int, len(rules))
 	var sets []set
-	for _, r := range rules {
+	for _, r := range sorted {
 		p := *by(&r)
 		*by(&r) = netip.Prefix{}
 		i, ok := at[r]
@@ -53,24 +55,22 @@ func mergeBy(rules []Rule, by func(*Rule) *netip.Prefix) []Rule {
 			list = append(list, s.rest)
 		}
 	}
+	if len(list) == len(rules) {
+		return rules
+	}
 	return list
 }
 
 // mergePrefixes returns the fewest prefixes, none of them empty, that hold the same
-// addresses. If nothing can be merged it returns them as they are; the zero Prefix holds all.
+// addresses as these, which are in order; the zero Prefix, which is the first, holds all.
 func mergePrefixes(prefixes []netip.Prefix) []netip.Prefix {
-	if len(prefixes) == 1 {
-		return prefixes
+	if !prefixes[0].IsValid() {
+		return prefixes[:1]
 	}
-	if slices.Contains(prefixes, netip.Prefix{}) {
-		return []netip.Prefix{{}}
-	}
-	sorted := slices.Clone(prefixes)
-	slices.SortFunc(sorted, comparePrefixes)
 	// In this order a prefix stands before all that it holds, and a lower half, or what
 	// it came to, before the upper one.
 	var list []netip.Prefix
-	for _, p := range sorted {
+	for _, p := range prefixes {
 		if n := len(list); n > 0 && list[n-1].Bits() <= p.Bits() && list[n-1].Contains(p.Addr()) {
 			continue
 		}
@@ -82,9 +82,6 @@ func mergePrefixes(prefixes []netip.Prefix) []netip.Prefix {
 			}
 			list = append(list[:n-2], whole)
 		}
-	}
-	if len(list) == len(prefixes) {
-		return prefixes
 	}
 	return list
 }
