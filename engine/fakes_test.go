@@ -289,15 +289,14 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := outerPathOf(out.Local.Addr(), out.Remote, out.Encap)
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), conn: conn, child: child}
+	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
 	isa.encap.Store(encap)
 	if o.Limited() {
 		osa.limits, isa.limits = new(limits), new(limits)
 	}
-	osa.path.Store(path)
-	isa.remote.Store(&in.Remote)
+	osa.path.Store(tp.sad.pathOf(out.Local.Addr(), out.Remote, out.Encap))
+	isa.remote.Store(tp.sad.remoteAt(in.Remote))
 	if err := tp.sad.addIn(isa); err != nil {
 		t.Fatal(err)
 	}

@@ -214,7 +214,7 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 		d.counts.inc(cInMalformed)
 		return
 	}
-	if !esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
+	if !sa.nets.has(&in.flow) && !esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
 		d.counts.inc(cInSelectors)
 		if d.mayNote(noteSelectors, in.now) {
 			d.log.Log(log.ESP, log.Warn, "packet dropped: the peer sent it through a CHILD SA whose selectors do not cover it",

@@ -34,14 +34,14 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		n := len(c.LocalTS)
 		sa := &inSA{
 			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
-			localTS: ts[:n:n], remoteTS: ts[n:],
+			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
 			conn: c.Conn, child: c.Child,
 		}
 		if in.Limited() {
 			sa.limits = new(limits)
 		}
 		sa.encap.Store(c.Encap)
-		sa.remote.Store(&c.Remote)
+		sa.remote.Store(l.d.sad.remoteAt(c.Remote))
 		return l.publish(sa)
 	}
 	o, err := esp.NewOutbound(&c.SA, l.d.outContexts())
@@ -57,7 +57,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
-	sa.path.Store(outerPathOf(c.Local.Addr(), c.Remote, c.Encap))
+	sa.path.Store(l.d.sad.pathOf(c.Local.Addr(), c.Remote, c.Encap))
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
@@ -113,10 +113,10 @@ func (l *ikeLoop) moveSA(inbound uint32, p ike.Path, encap bool) {
 	}
 	if in := slot.in.Load(); in != nil {
 		in.encap.Store(encap)
-		in.remote.Store(&p.Remote)
+		in.remote.Store(l.d.sad.remoteAt(p.Remote))
 	}
 	if slot.out != nil {
-		slot.out.path.Store(outerPathOf(p.Local.Addr(), p.Remote, encap))
+		slot.out.path.Store(l.d.sad.pathOf(p.Local.Addr(), p.Remote, encap))
 	}
 }
 

@@ -13,21 +13,54 @@ import (
 // inSA is an inbound SA as the data path sees it. What a reader finds in the SAD stays
 // as it is but for the atomics.
 type inSA struct {
-	// What every packet reads comes first, in one cache line.
+	// What every packet needs comes first, in one cache line.
 	in       *esp.Inbound
-	localTS  []esp.Selector
-	remoteTS []esp.Selector
+	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
+	lastIn   atomic.Int64                   // when the last packet passed; 0: none did
+	nets     netPair                        // of the selectors
 	spi      uint32
 	innerOff uint8 // where the inner packet starts in the ESP packet
+	encap    atomic.Bool
+	limits   *limits // nil: it has none
 
-	remote  atomic.Pointer[netip.AddrPort] // where the peer was last
-	encap   atomic.Bool
-	lastIn  atomic.Int64 // when the last packet passed; 0: none did
-	movedAt atomic.Int64 // when a packet came from another address; 0: none did
-	limits  *limits      // nil: it has none
+	localTS  []esp.Selector
+	remoteTS []esp.Selector
+	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+	conn     string
+	child    string
+	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
+}
 
-	conn  string
-	child string
+// netPair is what most SAs have for selectors, in few octets: one range of IPv4 addresses
+// at each end, for all protocols and ports. The zero value holds no packet.
+type netPair struct {
+	local, remote   uint32 // first addresses
+	nLocal, nRemote uint32 // addresses after the first
+	holds           bool
+}
+
+// netPairOf returns the pair of these selectors, or the zero value if they are not such.
+func netPairOf(local, remote []esp.Selector) (p netPair) {
+	if len(local) != 1 || len(remote) != 1 {
+		return p
+	}
+	ip := func(a netip.Addr) uint32 { b := a.As4(); return binary.BigEndian.Uint32(b[:]) }
+	for _, s := range []esp.Selector{local[0], remote[0]} {
+		if !s.Valid() || !s.Start.Is4() || s.Proto != 0 || s.StartPort != 0 || s.EndPort != 65535 {
+			return p
+		}
+	}
+	l, r := &local[0], &remote[0]
+	return netPair{ip(l.Start), ip(r.Start), ip(l.End) - ip(l.Start), ip(r.End) - ip(r.Start), true}
+}
+
+// has tells whether the flow is between the two; if not the selectors may still have it.
+func (p *netPair) has(f *esp.Flow) bool {
+	if !p.holds || !f.Local.Is4() || !f.Remote.Is4() {
+		return false
+	}
+	l, r := f.Local.As4(), f.Remote.As4()
+	return binary.BigEndian.Uint32(l[:])-p.local <= p.nLocal && binary.BigEndian.Uint32(r[:])-p.remote <= p.nRemote
 }
 
 // outSA is an outbound SA as the data path sees it: immutable but for the atomics, what
@@ -118,6 +151,26 @@ type sad struct {
 	head    int
 	nfree   int
 	random  func([]byte)
+
+	// The newest of each: the SAs of one peer share them, also in the processor's caches.
+	path   *outerPath
+	remote *netip.AddrPort
+}
+
+// pathOf returns the path of packets from local to remote.
+func (s *sad) pathOf(local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
+	if p := outerPathOf(local, remote, encap); s.path == nil || *s.path != *p {
+		s.path = p
+	}
+	return s.path
+}
+
+// remoteAt returns where that address is kept.
+func (s *sad) remoteAt(a netip.AddrPort) *netip.AddrPort {
+	if s.remote == nil || *s.remote != a {
+		s.remote = &a
+	}
+	return s.remote
 }
 
 // errSlot says that an SA arrived for an SPI that AllocSPI had not given out. The SAD

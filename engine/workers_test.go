@@ -434,7 +434,7 @@ func mallocs() (n uint64, cycles uint32) {
 
 func TestPacketsFeedNoCollector(t *testing.T) {
 	const packets = 100_000
-	tp, pkts := benchPath(t, 16, 200)
+	tp, pkts := benchPath(t, 16, 16, 200)
 	in := tp.in[sockNATT4]
 	sealed, at := make([][]byte, len(tp.out.bufs)), 0
 	for i := range sealed {

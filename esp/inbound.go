@@ -23,20 +23,20 @@ import (
 // same time as there are contexts, each with its own; every other method by any goroutine
 // at any time.
 type Inbound struct {
-	// What every packet reads is in the first cache line, and what it writes in two of
-	// their own: of many SAs, each line is one that has to be fetched. The lengths are
-	// right for 64-bit machines.
+	// What every packet reads is in the first cache line, and what it writes in the second,
+	// where the window's second half begins: of many SAs, each line is one that has to be
+	// fetched. The lengths are right for 64-bit machines.
 	esn     bool
 	limited bool // by lim
-	shape   shape
-	keys    keyring
-	_       [24]byte
+	shape   packedShape
+	slots   slots
+	win     window
+	mu      sync.Mutex
+	usage   Usage
 
-	mu    sync.Mutex
-	win   window
-	usage Usage
-	lim   *limits // nil: it has none
-	_     [32]byte
+	lim  *limits // nil: it has none
+	keys keyring
+	_    [56]byte // so that the allocator aligns it to a line
 }
 
 // NewInbound makes the receiving end of sa for workers that have the numbers 0 to
@@ -47,10 +47,10 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 		return nil, fmt.Errorf("esp: SA %08x: a replay window has %d to %d packets, or 0 for no check, not %d", sa.SPI, MinWindow, MaxWindow, w)
 	}
 	in := &Inbound{esn: sa.Suite.ESN}
-	if err := in.keys.init(sa, false, contexts); err != nil {
+	if err := in.keys.init(sa, false, &in.slots, contexts); err != nil {
 		return nil, err
 	}
-	in.shape = sa.Suite.shape()
+	in.shape = sa.Suite.shape().packed()
 	in.lim = newLimits(sa)
 	in.limited = in.lim != nil
 	in.win.init(sa.ReplayWindow)
@@ -75,12 +75,12 @@ func SPIOf(pkt []byte) uint32 {
 // The errors are ErrShort, ErrReplay, ErrAuth, ErrExpired, ErrPadding and ErrWiped. After ErrAuth and
 // ErrPadding the content of pkt is undefined.
 func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err error) {
-	c, err := in.keys.get(ctx)
+	c, err := in.keys.get(&in.slots, ctx)
 	if err != nil {
 		return nil, 0, err
 	}
 
-	front, tail := in.shape.front, len(pkt)-in.shape.icv
+	front, tail := int(in.shape.front), len(pkt)-int(in.shape.icv)
 	if tail-front < trailerLen {
 		return nil, 0, ErrShort
 	}
@@ -189,4 +189,4 @@ func (in *Inbound) Usage() Usage {
 // Wipe forgets the keys; Open answers ErrWiped from then on, a packet that is being opened
 // at this moment is finished. Own copies of keys are overwritten. The key schedules
 // inside Go's cipher types cannot be: they are dropped and left to the collector.
-func (in *Inbound) Wipe() { in.keys.wipe() }
+func (in *Inbound) Wipe() { in.keys.wipe(&in.slots) }

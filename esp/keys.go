@@ -45,6 +45,10 @@ type cbcScratch struct {
 	tag   [64]byte // the longest hash, before it is cut to the ICV
 }
 
+// slots has the scratch of the first workers. It is apart from the keyring, so that an SA has
+// it beside what else every packet needs.
+type slots [3]atomic.Pointer[scratch]
+
 // keyring holds one SA's keys and hands every worker its scratch when it first asks, so
 // that idle workers cost one pointer.
 //
@@ -60,11 +64,12 @@ type cbcScratch struct {
 // for nothing else, a block cipher's outputs for inputs that never repeat cannot be told
 // from random ones before about 2^64 packets, far more than one CBC key may protect.
 type keyring struct {
-	slots    []atomic.Pointer[scratch]
+	more     []atomic.Pointer[scratch] // of the workers that slots has no room for
 	outbound bool
+	wiped    bool // under mu
+	contexts int32
 
 	mu    sync.Mutex // of all that follows; taken when a scratch is made and by wipe
-	wiped bool
 	aead  cipher.AEAD
 	salt  [aeadSaltLen]byte
 	block cipher.Block
@@ -74,7 +79,7 @@ type keyring struct {
 }
 
 // init checks the SA's keys and expands them. It keeps no reference to sa's slices.
-func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
+func (k *keyring) init(sa *SA, outbound bool, first *slots, contexts int) error {
 	if err := sa.Suite.Validate(); err != nil {
 		return err
 	}
@@ -91,8 +96,8 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 	case len(sa.IntegKey) != integ:
 		return fmt.Errorf("esp: SA %08x: %s takes %d octets of integrity key, not %d", sa.SPI, sa.Suite, integ, len(sa.IntegKey))
 	}
-	k.outbound = outbound
-	k.slots = make([]atomic.Pointer[scratch], contexts)
+	k.outbound, k.contexts = outbound, int32(contexts)
+	k.more = make([]atomic.Pointer[scratch], max(contexts-len(first), 0))
 
 	var err error
 	switch sa.Suite.Encr {
@@ -111,7 +116,7 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		}
 	}
 	if err != nil {
-		k.wipe()
+		k.wipe(first)
 		return fmt.Errorf("esp: SA %08x: %s: %w", sa.SPI, sa.Suite, err)
 	}
 	return nil
@@ -127,15 +132,32 @@ func ivCipher(h func() hash.Hash, integ []byte) (cipher.Block, error) {
 }
 
 // get returns worker ctx's scratch: one load, after the first time.
-func (k *keyring) get(ctx int) (*scratch, error) {
-	if c := k.slots[ctx].Load(); c != nil {
-		return c, nil
+func (k *keyring) get(first *slots, ctx int) (*scratch, error) {
+	if uint(ctx) < uint(len(first)) {
+		if c := first[ctx].Load(); c != nil {
+			return c, nil
+		}
 	}
-	return k.make(ctx)
+	return k.find(first, ctx)
 }
 
-// make builds worker ctx's scratch.
-func (k *keyring) make(ctx int) (*scratch, error) {
+// slot returns where worker ctx's scratch is.
+func (k *keyring) slot(first *slots, ctx int) *atomic.Pointer[scratch] {
+	if ctx < len(first) {
+		return &first[ctx]
+	}
+	return &k.more[ctx-len(first)]
+}
+
+// find returns worker ctx's scratch, and builds it if there is none.
+func (k *keyring) find(first *slots, ctx int) (*scratch, error) {
+	if ctx >= int(k.contexts) {
+		panic("esp: an SA is used by more workers than it was made for")
+	}
+	slot := k.slot(first, ctx)
+	if c := slot.Load(); c != nil {
+		return c, nil
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.wiped {
@@ -154,22 +176,22 @@ func (k *keyring) make(ctx int) (*scratch, error) {
 		m.mac.Reset() // the first one saves the keyed state and allocates, later ones restore it
 		c.cbc = m
 	}
-	k.slots[ctx].Store(c)
+	slot.Store(c)
 	return c, nil
 }
 
 // wipe forgets the keys: own copies are overwritten; what the cipher types hold inside
 // cannot be reached, its references are dropped and the collector frees it. A worker that
 // is in the middle of a packet finishes it with the scratch that it has.
-func (k *keyring) wipe() {
+func (k *keyring) wipe(first *slots) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.wiped = true
 	clear(k.integ)
 	clear(k.salt[:])
 	k.aead, k.block, k.ivGen, k.integ = nil, nil, nil, nil
-	for i := range k.slots {
-		k.slots[i].Store(nil)
+	for i := range len(first) + len(k.more) {
+		k.slot(first, i).Store(nil)
 	}
 }
 

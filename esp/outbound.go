@@ -20,13 +20,14 @@ import (
 type Outbound struct {
 	// What every packet needs is in the first cache line, with the number that is written
 	// once per batch: of many SAs, each line is one that has to be fetched.
-	shape   shape
 	seq     atomic.Uint64 // the last sequence number that was taken
 	spi     uint32
 	esn     bool
 	limited bool // by lim
-	keys    keyring
+	shape   packedShape
+	slots   slots
 	lim     *limits // nil: it has none
+	keys    keyring
 	_       [8]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
@@ -35,10 +36,10 @@ type Outbound struct {
 // errors name what in sa is wrong.
 func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN}
-	if err := o.keys.init(sa, true, contexts); err != nil {
+	if err := o.keys.init(sa, true, &o.slots, contexts); err != nil {
 		return nil, err
 	}
-	o.shape = sa.Suite.shape()
+	o.shape = sa.Suite.shape().packed()
 	o.lim = newLimits(sa)
 	o.limited = o.lim != nil
 	return o, nil
@@ -54,7 +55,7 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 // ErrSeqExhausted and ErrWiped are final, and so is ErrExpired for packets of that size. No
 // error but an ErrWiped that meets the call half-way uses up a sequence number.
 func (o *Outbound) Seal(ctx int, buf []byte, off, n int, next uint8) (start, end int, err error) {
-	if _, err := o.keys.get(ctx); err != nil {
+	if _, err := o.keys.get(&o.slots, ctx); err != nil {
 		return 0, 0, err
 	}
 	if !o.Fits(buf, off, n) {
@@ -79,9 +80,9 @@ func (o *Outbound) place(size, off, n int) (trailer, end int, ok bool) {
 	if uint(n) > uint(size) || uint(off) > uint(size) {
 		return 0, 0, false
 	}
-	trailer = off + n + -(n+trailerLen)&(o.shape.align-1)
-	end = trailer + trailerLen + o.shape.icv
-	return trailer, end, off >= o.shape.front && end <= size
+	trailer = off + n + -(n+trailerLen)&(int(o.shape.align)-1)
+	end = trailer + trailerLen + int(o.shape.icv)
+	return trailer, end, off >= int(o.shape.front) && end <= size
 }
 
 // limit returns the last sequence number that there is.
@@ -116,7 +117,7 @@ func (o *Outbound) Reserve(n, octets int) (first uint64, granted int) {
 // SealAt is Seal with a sequence number that Reserve has granted.
 // The errors are ErrNoRoom, where Fits says no, and ErrWiped; both leave buf as it is.
 func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint8) (start, end int, err error) {
-	c, err := o.keys.get(ctx)
+	c, err := o.keys.get(&o.slots, ctx)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -124,7 +125,7 @@ func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint
 	if !ok {
 		return 0, 0, ErrNoRoom
 	}
-	start = off - o.shape.front
+	start = off - int(o.shape.front)
 	tail := trailer + trailerLen
 	padLen := trailer - (off + n)
 
@@ -174,4 +175,4 @@ func (o *Outbound) Seq() uint64 { return o.seq.Load() }
 // Wipe forgets the keys; Seal and SealAt answer ErrWiped from then on, a packet that is being sealed
 // at this moment is finished. Own copies of keys are overwritten. The key schedules
 // inside Go's cipher types cannot be: they are dropped and left to the collector.
-func (o *Outbound) Wipe() { o.keys.wipe() }
+func (o *Outbound) Wipe() { o.keys.wipe(&o.slots) }

@@ -183,6 +183,13 @@ type shape struct {
 	icv   int
 }
 
+// packedShape is a shape in few octets, for where many are kept.
+type packedShape struct{ front, align, icv uint8 }
+
+func (s shape) packed() packedShape {
+	return packedShape{uint8(s.front), uint8(s.align), uint8(s.icv)}
+}
+
 // shape returns the layout of a suite that Validate accepts.
 func (s Suite) shape() shape {
 	r, _ := s.Encr.row()

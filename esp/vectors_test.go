@@ -249,7 +249,7 @@ func TestPublishedHMAC(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := in.keys.get(0)
+		c, err := in.keys.get(&in.slots, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,11 +32,13 @@ const (
 // which check and advance need. infer needs none, and neither does who only asks whether a
 // number is above top: top never falls.
 type window struct {
-	top  atomic.Uint64 // the highest number that has been accepted; 0: none yet
-	size uint64
+	size uint32
 	mask uint32 // len(ring)-1
 	ring []uint32
-	own  [4]uint32 // the ring of a MinWindow, beside the rest in memory
+
+	// What changes is apart from what does not.
+	top atomic.Uint64 // the highest number that has been accepted; 0: none yet
+	own [8]uint32     // the ring of up to 224 packets, beside top in memory
 }
 
 // init makes an empty window of size packets: 0, or MinWindow to MaxWindow.
@@ -46,7 +48,7 @@ func (w *window) init(size int) {
 	}
 	words := (size+wordBits-1)/wordBits + 1
 	n := 1 << bits.Len(uint(words-1))
-	w.size, w.mask, w.ring = uint64(size), uint32(n-1), w.own[:]
+	w.size, w.mask, w.ring = uint32(size), uint32(n-1), w.own[:]
 	if n > len(w.own) {
 		w.ring = make([]uint32, n)
 	}
@@ -61,7 +63,7 @@ func (w *window) init(size int) {
 // With the check off there is no window to place the number by, and the nearest candidate
 // to top is taken, so that reordering does no harm.
 func (w *window) infer(low uint32) (seq uint64, ok bool) {
-	top, size := w.top.Load(), uint32(w.size)
+	top, size := w.top.Load(), w.size
 	if size == 0 {
 		size = 1 << 31
 	}
@@ -87,7 +89,7 @@ func (w *window) check(seq uint64) bool {
 	switch {
 	case w.size == 0 || seq > top:
 		return true
-	case seq == 0 || top-seq >= w.size:
+	case seq == 0 || top-seq >= uint64(w.size):
 		return false
 	}
 	return w.ring[uint32(seq>>wordShift)&w.mask]&(1<<(seq%wordBits)) == 0

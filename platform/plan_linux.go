@@ -178,6 +178,11 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 		f.in = f.in[:n-1] // nothing left to pass by
 	}
 	f.frag = fragments.runs()
+	for _, runs := range [][]ruleRun{f.frag, f.in, f.own, f.spd} {
+		for i := range runs {
+			runs[i].rules = mergeRules(runs[i].rules)
+		}
+	}
 	return f, nil
 }
 

@@ -1,7 +1,6 @@
 package platform
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -11,15 +10,13 @@ import (
 	"postern/esp"
 )
 
-// manyPolicies is one LAN and n remote addresses, or the same from the other end.
+// manyPolicies is one LAN and n remote addresses that no prefix holds alone, or the same
+// from the other end.
 func manyPolicies(n int, v6, exchanged bool) []esp.Policy {
 	lan := sel(map[bool]string{false: "10.1.0.0/24", true: "fd01::/64"}[v6])
 	var list []esp.Policy
 	for i := range n {
-		ip := netip.AddrFrom4([4]byte{10, 2, byte(4 + i>>8), byte(i)})
-		if v6 {
-			ip = netip.AddrFrom16([16]byte{0xfd, 2, 14: byte(i >> 8), 15: byte(i)})
-		}
+		ip := manyAddr(i, v6)
 		far := esp.SelectorFromPrefix(netip.PrefixFrom(ip, ip.BitLen()))
 		if exchanged {
 			list = append(list, policy(esp.Protect, far, lan))
@@ -30,10 +27,18 @@ func manyPolicies(n int, v6, exchanged bool) []esp.Policy {
 	return list
 }
 
+// manyAddr is the remote address of the policy i: every other one there is.
+func manyAddr(i int, v6 bool) netip.Addr {
+	if v6 {
+		return netip.AddrFrom16([16]byte{0xfd, 2, 14: byte(i >> 7), 15: byte(i << 1)})
+	}
+	return netip.AddrFrom4([4]byte{10, 2, byte(4 + i>>7), byte(i << 1)})
+}
+
 // A packet meets few of the rules of 1,024 policies, whichever end has them and whatever
 // way it goes.
 func TestManyPoliciesCostFewComparisons(t *testing.T) {
-	const many, atMost = 1024, 100
+	const many, atMost = 1024, 60
 	rng := rand.New(rand.NewPCG(1024, 1))
 	for _, v6 := range []bool{false, true} {
 		for _, exchanged := range []bool{false, true} {
@@ -47,10 +52,12 @@ func TestManyPoliciesCostFewComparisons(t *testing.T) {
 			if _, err := m.bring(f); err != nil {
 				t.Fatal(err)
 			}
-			worst, worstAt := 0, packet{}
-			for range 500 {
+			worst, worstAt, total := 0, packet{}, 0
+			const packets = 500
+			for range packets {
 				p := randomPacket(rng, policies)
-				if _, n := m.walk(p, false); n > worst {
+				_, n := m.walk(p, false)
+				if total += n; n > worst {
 					worst, worstAt = n, p
 				}
 				if p.src.IsValid() {
@@ -62,7 +69,7 @@ func TestManyPoliciesCostFewComparisons(t *testing.T) {
 			if worst > atMost {
 				t.Errorf("IPv6 %v, exchanged %v: %+v meets %d rules, at most %d are wanted", v6, exchanged, worstAt, worst, atMost)
 			}
-			t.Logf("IPv6 %v, exchanged %v: at most %d comparisons", v6, exchanged, worst)
+			t.Logf("IPv6 %v, exchanged %v: %d comparisons on average, at most %d", v6, exchanged, total/packets, worst)
 		}
 	}
 }
@@ -245,8 +252,8 @@ func TestPoliciesOneByOneTakeFewChanges(t *testing.T) {
 			total, most = total+steps, max(most, steps)
 		}
 		t.Logf("exchanged %v: %d changes in all, at most %d at once", exchanged, total, most)
-		if total > 12*many {
-			t.Errorf("exchanged %v: %d policies, an eighth more each time, took %d changes, more than 12 for each", exchanged, many, total)
+		if total > 16*many {
+			t.Errorf("exchanged %v: %d policies, an eighth more each time, took %d changes, more than 16 for each", exchanged, many, total)
 		}
 		// Then one by one. Among so many, once the leaves may have to be laid out anew.
 		one := 0
@@ -291,7 +298,7 @@ func TestApplyManyPolicies(t *testing.T) {
 			{src: "fd01::5", dst: "fd02::1:1", forward: true}: "wan",
 		}
 		for _, i := range []int{0, 1, 31, 32, 255, 256, 700, 1023} {
-			far := fmt.Sprintf("10.2.%d.%d", 4+i>>8, i&255)
+			far := manyAddr(i, false).String()
 			w[query{src: "10.1.0.5", dst: far, forward: true}] = protected
 			w[query{src: far, dst: "10.1.0.5", iif: "wan"}] = "blackhole"
 			w[query{src: far, dst: "10.1.0.5", iif: "pt0"}] = in
@@ -300,7 +307,7 @@ func TestApplyManyPolicies(t *testing.T) {
 			w[query{dst: far}] = own
 		}
 		for _, i := range []int{0, 1, 255, 299} {
-			far := netip.AddrFrom16([16]byte{0xfd, 2, 14: byte(i >> 8), 15: byte(i)}).String()
+			far := manyAddr(i, true).String()
 			w[query{src: "fd01::5", dst: far, forward: true}] = protected
 			w[query{src: far, dst: "fd01::5", iif: "wan"}] = "blackhole"
 			w[query{src: "fd01::1", dst: far}] = protected
