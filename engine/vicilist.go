@@ -296,7 +296,7 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	kids := m.Section(control.KeyChildren)
 	for _, ch := range c.Children {
 		s := kids.Section(ch.Name)
-		s.Set(control.KeyMode, esp.Tunnel.String())
+		s.Set(control.KeyMode, ch.Mode.String())
 		s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
 		s.SetUint(control.KeyRekeyBytes, ch.RekeyBytes)
 		s.SetUint(control.KeyRekeyPackets, ch.RekeyPackets)

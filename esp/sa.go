@@ -43,13 +43,20 @@ type Mode uint8
 
 // The modes that exist.
 const (
-	Tunnel Mode = iota
+	Tunnel    Mode = iota
+	Transport      // the payload of packets between the two hosts
+	BEET           // the same, with other addresses inside (draft-nikander-esp-beet-mode)
 )
 
 // String returns the field's name for the mode.
 func (m Mode) String() string {
-	if m == Tunnel {
+	switch m {
+	case Tunnel:
 		return "TUNNEL"
+	case Transport:
+		return "TRANSPORT"
+	case BEET:
+		return "BEET"
 	}
 	return fmt.Sprintf("MODE_%d", uint8(m))
 }
@@ -76,6 +83,8 @@ type SA struct {
 	Local        netip.AddrPort // our outer address; the ports matter only with Encap
 	Remote       netip.AddrPort // the peer's outer address
 	Encap        bool           // ESP in UDP (RFC 3948) instead of IP protocol 50
+	SeenLocal    netip.Addr     // in transport mode through a NAT: what the peer calls Local,
+	SeenRemote   netip.Addr     // and what it calls Remote (RFC 3948 section 3.1.2); else invalid
 	ReplayWindow int            // inbound: packets, 64 to 4096; 0 switches the check off
 	LocalTS      []Selector     // what may stand on our side of the inner packet
 	RemoteTS     []Selector     // what may stand on the peer's side

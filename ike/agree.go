@@ -59,6 +59,9 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if local, remote, err = m.takeMode(sa, req, local, remote); err != nil {
+		return nil, err
+	}
 	// The responder may only narrow (section 2.9).
 	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
 		return nil, ErrWidened
@@ -118,10 +121,12 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 	}
 	no := &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
 	best := 0
+	asked := m.askedMode(sa, localTS, remoteTS)
 	for _, cfg := range sa.conn.Children {
 		if req.kind == taskRekeyChild && cfg != req.cfg {
 			continue
 		}
+		mode, localTS, remoteTS := asked.granted(cfg.Mode)
 		local := narrowTS(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS)
 		remote := narrowTS(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
 		if !sharedFamily(local, remote) {
@@ -150,7 +155,10 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		}
 		best = score
 		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
-		req.local, req.remote = local, remote
+		req.local, req.remote, req.mode = local, remote, mode
+		if req.seen = (seenAs{}); mode == esp.Transport {
+			req.seen = asked.seen
+		}
 	}
 	if best == 0 {
 		return no

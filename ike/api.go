@@ -153,6 +153,7 @@ type PeerName struct {
 // Child is one CHILD SA of a connection.
 type Child struct {
 	Name         string
+	Mode         esp.Mode // to ask for as initiator, and to grant as responder; else it is tunnel mode
 	LocalTS      []TS
 	RemoteTS     []TS
 	Proposals    []Proposal // ESP

@@ -88,6 +88,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 	if old != nil {
 		sa.init.childTS = [2][]esp.Selector{old.local, old.remote}
 	}
+	sa.init.mode = m.offerMode(sa, w.cfg.Mode, &sa.init.childTS)
 	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
 	m.authTransmit(sa, secret)
 }
@@ -110,6 +111,7 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 		m.qcdNotify(b, sa)
 		m.askTicket(b, sa)
 		if sa.init.child != nil {
+			writeMode(b, sa.init.mode)
 			b.SA(sa.init.offered)
 			b.TS(PayloadTSi, sa.init.childTS[0])
 			b.TS(PayloadTSr, sa.init.childTS[1])
@@ -202,6 +204,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 			m.writeLifetime(b, sa, sa.conn.ReauthTime)
 		}
 		if c != nil {
+			writeMode(b, c.mode)
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
 			b.TS(PayloadTSr, c.local)
@@ -390,7 +393,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	}
 	rest := s.wanted
 	s.wanted = nil
-	ni, nr := sa.ni, sa.nr
+	ni, nr, mode := sa.ni, sa.nr, sa.init.mode
 	m.establish(sa)
 	sa.window.ours = maxWindow
 	sa.resume.with = nil
@@ -406,7 +409,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		m.arrived(sa)
 		return
 	}
-	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr = offered, spi, ts, ni, nr
+	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr, sa.req.mode = offered, spi, ts, ni, nr, mode
 	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, waiters: mine.waiters}
 	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)

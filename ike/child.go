@@ -28,6 +28,8 @@ type peerCreate struct {
 	cfg     *Child
 	local   []esp.Selector
 	remote  []esp.Selector
+	mode    esp.Mode
+	seen    seenAs
 	target  uint32 // the CHILD SA that is rekeyed
 	spiOut  uint32
 	peerSPI uint64 // of the new IKE SA
@@ -54,7 +56,7 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 			return
 		}
 		c.state = ChildRekeying
-		req.ts = [2][]esp.Selector{c.local, c.remote}
+		req.ts, req.mode = [2][]esp.Selector{c.local, c.remote}, c.mode
 		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
 		if offers(req.offered, c.dh) {
 			req.group = c.dh
@@ -64,6 +66,7 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 		if old := m.findChild(t.target); old != nil {
 			req.ts = [2][]esp.Selector{old.local, old.remote}
 		}
+		req.mode = m.offerMode(sa, t.cfg.Mode, &req.ts)
 		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
 	case taskRekeyIKE:
 		req.offered, req.group = sa.conn.Proposals, sa.suite.DH
@@ -118,6 +121,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 		if old != nil {
 			b.Notify(NotifyRekeySA, ProtoESP, be32(old.spiIn), nil)
 		}
+		writeMode(b, req.mode)
 		b.SA(req.offered)
 		b.Nonce(req.ni)
 		if req.pair != nil {
@@ -212,6 +216,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
+		mode: req.mode, seen: req.seen,
 	})
 	if c == nil {
 		m.createFailed(sa, ErrTableFull)
@@ -417,6 +422,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		return
 	}
 	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
+		writeMode(b, c.mode)
 		b.SA([]Proposal{req.answer(c.spiIn)})
 		b.Nonce(req.nr)
 		if r.pair != nil {
@@ -457,6 +463,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
+		mode: req.mode, seen: req.seen,
 		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {

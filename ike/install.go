@@ -35,6 +35,8 @@ type childParams struct {
 	ni, nr        []byte // of the exchange: its initiator's first
 	shared        []byte
 	local, remote []esp.Selector
+	mode          esp.Mode
+	seen          seenAs
 }
 
 // install derives the keys of a CHILD SA (section 2.17) and hands both directions out. It
@@ -53,7 +55,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	m.nextChild++
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
-		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, encap: sa.espRoute().encap,
+		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono, used: m.now.Mono,
 	}
@@ -76,7 +78,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	route := sa.espRoute()
 	path := route.path
 	base := esp.SA{
-		Mode: esp.Tunnel, Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
+		Mode: p.mode, SeenLocal: p.seen[0], SeenRemote: p.seen[1], Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
 		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,
 	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {

@@ -127,6 +127,7 @@ func (h *host) finish(now Time) {
 type pair struct {
 	a, b *host
 	now  Time
+	nat  map[netip.Addr]netip.Addr // what a host's address becomes on the way out
 }
 
 // run carries datagrams until there are none.
@@ -141,11 +142,26 @@ func (p *pair) run() {
 			out := d[0].out
 			d[0].out = nil
 			for _, o := range out {
-				d[1].m.Datagram(p.now, Path{Local: o.Path.Remote, Remote: o.Path.Local, NATT: o.Path.NATT}, o.Data)
+				d[1].m.Datagram(p.now, p.arriving(o.Path), o.Data)
 				d[1].drain(p.now)
 			}
 		}
 	}
+}
+
+// arriving returns the path on which a datagram that left along o comes, through the NAT, if
+// there is one.
+func (p *pair) arriving(o Path) Path {
+	in := Path{Local: o.Remote, Remote: o.Local, NATT: o.NATT}
+	if a, ok := p.nat[in.Remote.Addr()]; ok {
+		in.Remote = netip.AddrPortFrom(a, in.Remote.Port())
+	}
+	for inside, outside := range p.nat {
+		if in.Local.Addr() == outside {
+			in.Local = netip.AddrPortFrom(inside, in.Local.Port())
+		}
+	}
+	return in
 }
 
 // pass lets time go by, waking the machines when they want it.

@@ -230,6 +230,13 @@ func (m *Machine) moveChildren(sa *ikeSA) {
 		if c.state == ChildFree || c.ike != sa.slot {
 			continue
 		}
+		if c.stranded(sa.path) {
+			if c.state == ChildInstalled || c.state == ChildRekeying {
+				m.closeChild(sa, c, ErrAddresses, nil)
+				m.wishAgain(c.conn, c.cfg)
+			}
+			continue
+		}
 		if c.encap = route.encap; !c.outGone {
 			m.out = append(m.out, Output{Kind: OutMoveSA, SPI: c.spiOut, Inbound: c.spiIn, Path: route.path, Encap: c.encap})
 		}

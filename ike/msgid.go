@@ -31,6 +31,8 @@ type request struct {
 	spiIn   uint32
 	newSlot int // of the IKE SA that it would make, plus one; 0 means none
 	ts      [2][]esp.Selector
+	mode    esp.Mode // asked for, then granted
+	seen    seenAs
 	chosen  Proposal
 	peerSPI []byte
 	gotTS   [2][]esp.Selector

@@ -150,6 +150,8 @@ const (
 	NotifyUsePPKInt                  NotifyType = 16445 // RFC 9867
 	NotifyPPKIdentityKey             NotifyType = 16446 // RFC 9867
 
+	NotifyUseBEETMode NotifyType = 40961 // private; strongSwan's, of draft-nikander-esp-beet-mode
+
 	firstStatus = NotifyInitialContact
 )
 

@@ -93,6 +93,7 @@ type initState struct {
 	tried    string         // the connection that the peer's identity is of
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
+	mode     esp.Mode          // asked for
 	bare     bool              // the peer supports an IKE SA without a CHILD SA, and so do we
 	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
 }
@@ -108,6 +109,7 @@ type childSA struct {
 	spiOut   uint32
 	suite    esp.Suite
 	dh       DHGroup
+	mode     esp.Mode
 	encap    bool
 	local    []esp.Selector
 	remote   []esp.Selector
@@ -416,7 +418,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 				continue
 			}
 			info.Children = append(info.Children, ChildInfo{
-				Unique: c.unique, Name: c.cfg.Name, State: c.state, SPIIn: c.spiIn, SPIOut: c.spiOut,
+				Unique: c.unique, Name: c.cfg.Name, State: c.state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
 				Suite: c.suite, DH: c.dh, Encap: c.encap, LocalTS: c.local, RemoteTS: c.remote,
 				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
 			})
