@@ -2,10 +2,8 @@ package esp
 
 import (
 	"crypto/cipher"
-	"crypto/hmac"
 	"encoding/binary"
 	"fmt"
-	"hash"
 	"sync"
 	"sync/atomic"
 
@@ -40,9 +38,9 @@ type cbcScratch struct {
 	mode  cbcMode
 	ivGen cipher.Block // outbound only; shared, it has no state
 	ivIn  [aesBlockLen]byte
-	mac   hash.Hash
+	mac   mac
 	seqh  [4]byte
-	tag   [64]byte // the longest hash, before it is cut to the ICV
+	tag   [maxMACLen]byte // the whole output, before it is cut to the ICV
 }
 
 // keyring holds one SA's keys and hands every worker its scratch when it first asks, so
@@ -63,14 +61,14 @@ type keyring struct {
 	slots    []atomic.Pointer[scratch]
 	outbound bool
 
-	mu    sync.Mutex // of all that follows; taken when a scratch is made and by wipe
-	wiped bool
-	aead  cipher.AEAD
-	salt  [aeadSaltLen]byte
-	block cipher.Block
-	ivGen cipher.Block
-	integ []byte
-	hash  func() hash.Hash
+	mu     sync.Mutex // of all that follows; taken when a scratch is made and by wipe
+	wiped  bool
+	aead   cipher.AEAD
+	salt   [aeadSaltLen]byte
+	block  cipher.Block
+	ivGen  cipher.Block
+	integ  []byte
+	newMAC func(key []byte) (mac, error)
 }
 
 // init checks the SA's keys and expands them. It keeps no reference to sa's slices.
@@ -104,10 +102,10 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
 	case EncrAESCBC:
 		row, _ := sa.Suite.Integ.row()
-		k.hash = row.hash
+		k.newMAC = row.newMAC
 		k.integ = append([]byte(nil), sa.IntegKey...)
 		if k.block, err = ctaes.NewCipher(sa.EncrKey); err == nil && outbound {
-			k.ivGen, err = ivCipher(row.hash, k.integ)
+			k.ivGen, err = ivCipher(row, k.integ)
 		}
 	}
 	if err != nil {
@@ -118,8 +116,11 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 }
 
 // ivCipher returns the cipher that makes CBC's IVs; keyring says why it is sound.
-func ivCipher(h func() hash.Hash, integ []byte) (cipher.Block, error) {
-	mac := hmac.New(h, integ)
+func ivCipher(row integRow, integ []byte) (cipher.Block, error) {
+	mac, err := row.newMAC(integ)
+	if err != nil {
+		return nil, err
+	}
 	mac.Write([]byte(ivLabel))
 	key := mac.Sum(nil)
 	defer clear(key)
@@ -145,13 +146,16 @@ func (k *keyring) make(ctx int) (*scratch, error) {
 	copy(c.nonce[:], k.salt[:])
 	if k.aead == nil {
 		var zero [aesBlockLen]byte
-		m := &cbcScratch{ivGen: k.ivGen, mac: hmac.New(k.hash, k.integ)}
+		mac, err := k.newMAC(k.integ)
+		if err != nil {
+			return nil, err
+		}
+		m := &cbcScratch{ivGen: k.ivGen, mac: mac}
 		if k.outbound {
 			m.mode = cipher.NewCBCEncrypter(k.block, zero[:]).(cbcMode)
 		} else {
 			m.mode = cipher.NewCBCDecrypter(k.block, zero[:]).(cbcMode)
 		}
-		m.mac.Reset() // the first one saves the keyed state and allocates, later ones restore it
 		c.cbc = m
 	}
 	k.slots[ctx].Store(c)

@@ -9,12 +9,24 @@ import (
 // which RFC 7296 section 3.3.2 shares between IKE and ESP.
 type EncrID uint16
 
-// Encryption transforms. The numbers are IANA's.
+// Encryption transforms. The numbers are IANA's. Those with an implicit IV are for ESP alone,
+// never for IKE (RFC 8750 section 7).
 const (
-	EncrNone             EncrID = 0
-	EncrAESCBC           EncrID = 12 // RFC 3602
-	EncrAESGCM16         EncrID = 20 // RFC 4106, 16-octet ICV
-	EncrChaCha20Poly1305 EncrID = 28 // RFC 7634
+	EncrNone                EncrID = 0  // AH, which does not encrypt
+	EncrNull                EncrID = 11 // RFC 2410; only with an integrity transform
+	EncrAESCBC              EncrID = 12 // RFC 3602
+	EncrAESCTR              EncrID = 13 // RFC 3686
+	EncrAESCCM8             EncrID = 14 // RFC 4309, 8-octet ICV
+	EncrAESCCM12            EncrID = 15 // RFC 4309, 12-octet ICV
+	EncrAESCCM16            EncrID = 16 // RFC 4309, 16-octet ICV
+	EncrAESGCM8             EncrID = 18 // RFC 4106, 8-octet ICV
+	EncrAESGCM12            EncrID = 19 // RFC 4106, 12-octet ICV
+	EncrAESGCM16            EncrID = 20 // RFC 4106, 16-octet ICV
+	EncrNullAuthAESGMAC     EncrID = 21 // RFC 4543: authenticates and encrypts nothing
+	EncrChaCha20Poly1305    EncrID = 28 // RFC 7634
+	EncrAESCCM8IIV          EncrID = 29 // RFC 8750
+	EncrAESGCM16IIV         EncrID = 30 // RFC 8750
+	EncrChaCha20Poly1305IIV EncrID = 31 // RFC 8750
 )
 
 // IntegID is an integrity transform ID: IANA "IKEv2 Transform Type 3" values.
@@ -24,6 +36,11 @@ type IntegID uint16
 const (
 	IntegNone           IntegID = 0
 	IntegHMACSHA196     IntegID = 2  // RFC 2404
+	IntegAESXCBC96      IntegID = 5  // RFC 3566
+	IntegAESCMAC96      IntegID = 8  // RFC 4494
+	IntegAES128GMAC     IntegID = 9  // RFC 4543, for AH alone
+	IntegAES192GMAC     IntegID = 10 // RFC 4543, for AH alone
+	IntegAES256GMAC     IntegID = 11 // RFC 4543, for AH alone
 	IntegHMACSHA256_128 IntegID = 12 // RFC 4868
 	IntegHMACSHA384_192 IntegID = 13 // RFC 4868
 	IntegHMACSHA512_256 IntegID = 14 // RFC 4868

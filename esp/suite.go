@@ -1,11 +1,7 @@
 package esp
 
 import (
-	"crypto/sha1"
-	"crypto/sha256"
-	"crypto/sha512"
 	"fmt"
-	"hash"
 	"strconv"
 )
 
@@ -50,28 +46,6 @@ func (e EncrID) row() (encrRow, bool) {
 	return encrRow{}, false
 }
 
-// integRow is what this package knows about one integrity transform.
-type integRow struct {
-	name string
-	key  int // key length in octets: the hash's output (RFC 2404 section 3, RFC 4868 section 2.1.1)
-	icv  int // octets of the truncated output in the packet
-	hash func() hash.Hash
-}
-
-func (i IntegID) row() (integRow, bool) {
-	switch i {
-	case IntegHMACSHA196:
-		return integRow{"HMAC_SHA1_96", sha1.Size, 12, sha1.New}, true
-	case IntegHMACSHA256_128:
-		return integRow{"HMAC_SHA2_256_128", sha256.Size, 16, sha256.New}, true
-	case IntegHMACSHA384_192:
-		return integRow{"HMAC_SHA2_384_192", sha512.Size384, 24, sha512.New384}, true
-	case IntegHMACSHA512_256:
-		return integRow{"HMAC_SHA2_512_256", sha512.Size, 32, sha512.New}, true
-	}
-	return integRow{}, false
-}
-
 // String returns charon's name of the transform: "AES_GCM_16".
 func (e EncrID) String() string {
 	if r, ok := e.row(); ok {
@@ -111,7 +85,7 @@ func (s Suite) Validate() error {
 	case r.aead:
 		return nil
 	}
-	if _, ok := s.Integ.row(); !ok {
+	if i, ok := s.Integ.row(); !ok || i.iv != 0 {
 		return fmt.Errorf("esp: %s needs an integrity transform and %d is not supported, use HMAC_SHA2_256_128", s.Encr, uint16(s.Integ))
 	}
 	return nil

@@ -273,7 +273,7 @@ func TestCBCIVsFollowTheirKeyAlone(t *testing.T) {
 	s := Suite{Encr: EncrAESCBC, KeyBits: 256, Integ: IntegHMACSHA256_128}
 	o, _, sa := testPair(t, s, 64)
 	row, _ := s.Integ.row()
-	gen, err := ivCipher(row.hash, sa.IntegKey)
+	gen, err := ivCipher(row, sa.IntegKey)
 	if err != nil {
 		t.Fatal(err)
 	}
