@@ -6,11 +6,11 @@ import (
 )
 
 const (
-	espHeaderLen = 8  // SPI and sequence number
-	trailerLen   = 2  // pad length and next header
-	aeadSaltLen  = 4  // RFC 4106 section 4, RFC 7634 section 2
-	aeadIVLen    = 8  // the explicit part of the nonce
-	aeadICVLen   = 16 // GCM-16 and Poly1305
+	espHeaderLen = 8 // SPI and sequence number
+	trailerLen   = 2 // pad length and next header
+	saltLen      = 4 // RFC 3686 section 5.1, RFC 4106 section 4, RFC 7634 section 2
+	ccmSaltLen   = 3 // RFC 4309 section 4
+	ivLen        = 8 // the part of a nonce that differs from packet to packet
 	aesBlockLen  = 16
 	maxICVLen    = 32 // HMAC-SHA2-512-256
 
@@ -28,22 +28,77 @@ const (
 // encrRow is what this package knows about one encryption transform.
 type encrRow struct {
 	name     string
+	kind     encrKind
 	fixedKey int  // key length in octets where the transform has only one; 0: KeyBits says
-	aead     bool // carries its own ICV and takes a salt
+	salt     int  // octets of KEYMAT behind the key: the constant part of the nonce
 	iv       int  // octets of IV in the packet
+	implicit bool // the IV is the sequence number and not sent (RFC 8750)
 	align    int  // the ciphertext is a multiple of this (RFC 4303 section 2.4: at least 4)
+	icv      int  // octets of an ICV of its own; 0: an integrity transform has to make one
 }
+
+// encrKind is how packets are transformed: keyring.init has a case for each.
+type encrKind uint8
+
+const (
+	kindNull encrKind = iota
+	kindCBC
+	kindCTR
+	kindGCM
+	kindCCM
+	kindChaPoly
+	kindGMAC
+)
 
 func (e EncrID) row() (encrRow, bool) {
 	switch e {
+	case EncrNull:
+		return encrRow{name: "NULL", kind: kindNull, align: 4}, true
 	case EncrAESCBC:
-		return encrRow{name: "AES_CBC", iv: aesBlockLen, align: aesBlockLen}, true
+		return encrRow{name: "AES_CBC", kind: kindCBC, iv: aesBlockLen, align: aesBlockLen}, true
+	case EncrAESCTR:
+		return encrRow{name: "AES_CTR", kind: kindCTR, salt: saltLen, iv: ivLen, align: 4}, true
+	case EncrAESCCM8:
+		return ccmRow("AES_CCM_8", 8), true
+	case EncrAESCCM12:
+		return ccmRow("AES_CCM_12", 12), true
+	case EncrAESCCM16:
+		return ccmRow("AES_CCM_16", 16), true
+	case EncrAESCCM8IIV:
+		return ccmRow("AES_CCM_8_IIV", 8).withoutIV(), true
+	case EncrAESGCM8:
+		return gcmRow("AES_GCM_8", 8), true
+	case EncrAESGCM12:
+		return gcmRow("AES_GCM_12", 12), true
 	case EncrAESGCM16:
-		return encrRow{name: "AES_GCM_16", aead: true, iv: aeadIVLen, align: 4}, true
+		return gcmRow("AES_GCM_16", 16), true
+	case EncrAESGCM16IIV:
+		return gcmRow("AES_GCM_16_IIV", 16).withoutIV(), true
+	case EncrNullAuthAESGMAC:
+		return encrRow{name: "NULL_AES_GMAC", kind: kindGMAC, salt: gmacSaltLen, iv: ivLen, align: 4, icv: 16}, true
 	case EncrChaCha20Poly1305:
-		return encrRow{name: "CHACHA20_POLY1305", fixedKey: 32, aead: true, iv: aeadIVLen, align: 4}, true
+		return chaPolyRow("CHACHA20_POLY1305"), true
+	case EncrChaCha20Poly1305IIV:
+		return chaPolyRow("CHACHA20_POLY1305_IIV").withoutIV(), true
 	}
 	return encrRow{}, false
+}
+
+func ccmRow(name string, icv int) encrRow {
+	return encrRow{name: name, kind: kindCCM, salt: ccmSaltLen, iv: ivLen, align: 4, icv: icv}
+}
+
+func gcmRow(name string, icv int) encrRow {
+	return encrRow{name: name, kind: kindGCM, salt: saltLen, iv: ivLen, align: 4, icv: icv}
+}
+
+func chaPolyRow(name string) encrRow {
+	return encrRow{name: name, kind: kindChaPoly, fixedKey: 32, salt: saltLen, iv: ivLen, align: 4, icv: 16}
+}
+
+func (r encrRow) withoutIV() encrRow {
+	r.iv, r.implicit = 0, true
+	return r
 }
 
 // String returns charon's name of the transform: "AES_GCM_16".
@@ -69,46 +124,54 @@ func (i IntegID) String() string {
 }
 
 // Validate tells whether Seal and Open can do the suite: a known cipher with one of its
-// key lengths, an AEAD alone, any other cipher with a known integrity transform.
+// key lengths; one that protects integrity itself alone, any other, NULL before all, with a
+// known integrity transform.
 func (s Suite) Validate() error {
 	r, ok := s.Encr.row()
 	if !ok {
 		return fmt.Errorf("esp: encryption transform %d is not supported, use AES_GCM_16, CHACHA20_POLY1305 or AES_CBC", uint16(s.Encr))
 	}
+	i, known := s.Integ.row()
+	keyed := r.fixedKey == 0 && r.kind != kindNull
 	switch {
-	case r.fixedKey != 0 && s.KeyBits != 0:
-		return fmt.Errorf("esp: %s has one key length, %d bits were asked for: leave it out", s.Encr, s.KeyBits)
-	case r.fixedKey == 0 && s.KeyBits != 128 && s.KeyBits != 192 && s.KeyBits != 256:
+	case !keyed && s.KeyBits != 0:
+		return fmt.Errorf("esp: %s has no choice of key lengths, %d bits were asked for: leave it out", s.Encr, s.KeyBits)
+	case keyed && s.KeyBits != 128 && s.KeyBits != 192 && s.KeyBits != 256:
 		return fmt.Errorf("esp: %s has keys of 128, 192 or 256 bits, not %d", s.Encr, s.KeyBits)
-	case r.aead && s.Integ != IntegNone:
+	case r.icv != 0 && s.Integ != IntegNone:
 		return fmt.Errorf("esp: %s protects integrity itself, %s cannot be added", s.Encr, s.Integ)
-	case r.aead:
+	case r.icv != 0:
 		return nil
-	}
-	if i, ok := s.Integ.row(); !ok || i.iv != 0 {
+	case s.Encr == EncrNull && s.Integ == IntegNone:
+		return fmt.Errorf("esp: NULL without an integrity transform protects nothing (RFC 4303 section 5), add HMAC_SHA2_256_128")
+	case !known:
 		return fmt.Errorf("esp: %s needs an integrity transform and %d is not supported, use HMAC_SHA2_256_128", s.Encr, uint16(s.Integ))
+	case i.iv != 0:
+		return fmt.Errorf("esp: %s is for AH only (RFC 4543 section 5.3), use NULL_AES_GMAC without an integrity transform", s.Integ)
 	}
 	return nil
 }
 
 // KeyLens returns how many octets of KEYMAT one direction of the suite takes (RFC 7296
-// section 2.17): encr for the cipher's key, followed by its 4-octet salt where the
-// cipher is an AEAD (RFC 4106 section 8.1, RFC 7634 section 2), then integ for the
-// integrity key. Both are 0 for a suite that Validate rejects.
+// section 2.17): encr for the cipher's key, followed by its salt where the cipher makes
+// its nonces of one (RFC 3686 section 5.1, RFC 4106 section 8.1, RFC 4309 section 7.1, RFC 4543
+// section 5.4, RFC 7634 section 2), then integ for the integrity key. Both are 0 for a suite that
+// Validate rejects.
 func (s Suite) KeyLens() (encr, integ int) {
 	if s.Validate() != nil {
 		return 0, 0
 	}
 	r, _ := s.Encr.row()
-	encr = r.fixedKey
-	if encr == 0 {
-		encr = int(s.KeyBits) / 8
-	}
-	if r.aead {
-		return encr + aeadSaltLen, 0
-	}
 	i, _ := s.Integ.row()
-	return encr, i.key
+	return r.keyLen(s.KeyBits) + r.salt, i.key
+}
+
+// keyLen returns the length in octets of the cipher's own key.
+func (r encrRow) keyLen(bits uint16) int {
+	if r.fixedKey != 0 {
+		return r.fixedKey
+	}
+	return int(bits) / 8
 }
 
 // String names the suite as charon does: "AES_GCM_16_128", "AES_CBC_256/HMAC_SHA2_256_128",
@@ -153,16 +216,13 @@ func (s Suite) MaxInner(space int) int {
 // shape is where the parts of a suite's packet lie.
 type shape struct {
 	front int // ESP header and IV
-	align int // the ciphertext is a multiple of this; a power of two
+	align int // the ciphertext is filled up to a multiple of this; a power of two
 	icv   int
 }
 
 // shape returns the layout of a suite that Validate accepts.
 func (s Suite) shape() shape {
 	r, _ := s.Encr.row()
-	sh := shape{front: espHeaderLen + r.iv, align: r.align, icv: aeadICVLen}
-	if i, ok := s.Integ.row(); ok && !r.aead {
-		sh.icv = i.icv
-	}
-	return sh
+	i, _ := s.Integ.row()
+	return shape{front: espHeaderLen + r.iv, align: r.align, icv: r.icv + i.icv} // one of the two is 0
 }

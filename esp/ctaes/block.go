@@ -205,3 +205,9 @@ type saltSizeError int
 func (n saltSizeError) Error() string {
 	return "ctaes: the salt has " + strconv.Itoa(int(n)) + " octets, GMAC takes 4"
 }
+
+type tagSizeError int
+
+func (n tagSizeError) Error() string {
+	return "ctaes: no tags of " + strconv.Itoa(int(n)) + " octets, they have 8, 12 or 16"
+}

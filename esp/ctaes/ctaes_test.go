@@ -22,7 +22,7 @@ func both(t *testing.T, f func(t *testing.T, r Routine)) {
 
 func aead(t testing.TB, r Routine, key []byte) cipher.AEAD {
 	t.Helper()
-	a, err := newAEAD(r, key)
+	a, err := newAEAD(r, key, Overhead)
 	if err != nil {
 		t.Fatal(err)
 	}

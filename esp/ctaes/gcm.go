@@ -13,7 +13,7 @@ import (
 
 const (
 	NonceSize = 12 // octets of nonce; one must never seal twice under the same key
-	Overhead  = 16 // octets of tag that follow the ciphertext
+	Overhead  = 16 // octets of tag that follow the ciphertext, unless a shorter one is asked for
 )
 
 // maxLen is the most that one nonce may seal: the counter has 32 bits, and two of its values
@@ -26,10 +26,11 @@ var errOpen = errors.New("ctaes: message authentication failed")
 type gcm struct {
 	block block
 	hash  hashKey
+	tag   int // octets of the tag that are kept
 }
 
-func newGCM(b *block) cipher.AEAD {
-	g := &gcm{block: *b}
+func newGCM(b *block, tag int) cipher.AEAD {
+	g := &gcm{block: *b, tag: tag}
 	var h [blockLen]byte
 	b.Encrypt(h[:], h[:])
 	g.hash.of(&h)
@@ -47,13 +48,13 @@ func (k *hashKey) of(h *[blockLen]byte) {
 }
 
 func (g *gcm) NonceSize() int { return NonceSize }
-func (g *gcm) Overhead() int  { return Overhead }
+func (g *gcm) Overhead() int  { return g.tag }
 
 func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
 		panic("ctaes: plaintext too large")
 	}
-	ret, out := grow(dst, len(plaintext)+Overhead)
+	ret, out := grow(dst, len(plaintext)+g.tag)
 	if overlapsUnlike(out, plaintext) {
 		panic("ctaes: plaintext and output overlap, but do not begin together")
 	}
@@ -61,14 +62,15 @@ func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	st.start(&g.block, nonce, len(plaintext))
 	ciphertext := out[:len(plaintext)]
 	st.xor(&g.block, ciphertext, plaintext)
-	tag := (*[Overhead]byte)(out[len(plaintext):])
-	g.sum(tag, additional, ciphertext)
+	var tag [Overhead]byte
+	g.sum(&tag, additional, ciphertext)
 	subtle.XORBytes(tag[:], tag[:], st.mask[:])
+	copy(out[len(plaintext):], tag[:])
 	return ret
 }
 
 func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	n := len(ciphertext) - Overhead
+	n := len(ciphertext) - g.tag
 	if n < 0 || uint64(n) > maxLen {
 		if len(nonce) != NonceSize {
 			panic("ctaes: the nonce must have 12 octets")
@@ -86,7 +88,7 @@ func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	st.start(&g.block, nonce, n)
 	g.sum(&want, additional, ciphertext[:n])
 	subtle.XORBytes(want[:], want[:], st.mask[:])
-	if subtle.ConstantTimeCompare(want[:], ciphertext[n:]) != 1 {
+	if subtle.ConstantTimeCompare(want[:g.tag], ciphertext[n:]) != 1 {
 		return nil, errOpen
 	}
 	st.xor(&g.block, out, ciphertext[:n])
@@ -127,8 +129,8 @@ type stream struct {
 	mask [blockLen]byte // of the tag: the counter block with 1
 }
 
-// start makes mask, and with it the first part of the key stream for n octets.
-func (st *stream) start(b *block, nonce []byte, n int) {
+// init makes the counter block with 1 the next.
+func (st *stream) init(nonce []byte) {
 	if len(nonce) != NonceSize {
 		panic("ctaes: the nonce must have 12 octets")
 	}
@@ -136,6 +138,11 @@ func (st *stream) start(b *block, nonce []byte, n int) {
 		st.col[i] = binary.LittleEndian.Uint32(nonce[4*i:])
 	}
 	st.ctr = 1
+}
+
+// start makes mask, and with it the first part of the key stream for n octets.
+func (st *stream) start(b *block, nonce []byte, n int) {
+	st.init(nonce)
 	st.fill(b, min(n, streamLen-blockLen)+blockLen)
 	copy(st.mask[:], st.buf[:blockLen])
 	st.next = blockLen

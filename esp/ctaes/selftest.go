@@ -32,7 +32,7 @@ var errSelfTest = errors.New("ctaes: self-test failed")
 // if it is Sliced, it was miscompiled or the processor is broken.
 func SelfTest() error {
 	r := Current()
-	return selfTestOf(r, func(key []byte) (cipher.AEAD, error) { return newAEAD(r, key) })
+	return selfTestOf(r, func(key []byte) (cipher.AEAD, error) { return newAEAD(r, key, Overhead) })
 }
 
 // selfTestOf is SelfTest of the AEADs that newTested makes, said to be of r.
@@ -58,7 +58,7 @@ func selfTestOf(r Routine, newTested func(key []byte) (cipher.AEAD, error)) erro
 	}
 	sliced := func(key []byte) cipher.AEAD {
 		b, _ := newBlock(key) // its length is one of the three
-		return newGCM(b)
+		return newGCM(b, Overhead)
 	}
 	key := fromHex(vectorKey)
 	got := sliced(key).Seal(nil, fromHex(vectorNonce), fromHex(vectorPlain), fromHex(vectorAdditional))
