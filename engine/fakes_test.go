@@ -291,7 +291,7 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	}
 	path := outerPathOf(out.Local.Addr(), out.Remote, out.Encap)
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), conn: conn, child: child}
+	isa := &inSA{spi: spi, in: i, innerOff: uint8(s.Front()), localTS: sel(remote), remoteTS: sel(local), conn: conn, child: child}
 	isa.encap.Store(encap)
 	if o.Limited() {
 		osa.limits, isa.limits = new(limits), new(limits)

@@ -202,6 +202,15 @@ func (s Suite) Overhead() int {
 	return sh.front + sh.align - 1 + trailerLen + sh.icv
 }
 
+// Front returns how many octets of a packet stand before the payload: SPI, sequence number and
+// IV (RFC 4303 section 2). It is 0 for a suite that Validate rejects.
+func (s Suite) Front() int {
+	if s.Validate() != nil {
+		return 0
+	}
+	return s.shape().front
+}
+
 // MaxInner returns the length of the longest inner packet whose ESP packet, from the SPI
 // to the ICV, fits into space octets: what is left of the path's MTU after the outer
 // headers. It is 0 where nothing fits and for a suite that Validate rejects.
