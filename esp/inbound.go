@@ -96,7 +96,7 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 		return nil, 0, ErrReplay
 	}
 
-	if !c.open(pkt, seq, front, tail) {
+	if !c.do.open(pkt, seq, front, tail) {
 		return nil, 0, ErrAuth
 	}
 	inner, next, padOK := trim(pkt[front:tail])

@@ -56,25 +56,18 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 	switch row.kind {
 	case kindGCM, kindCCM, kindChaPoly:
 		var shared cipher.AEAD
-		switch row.kind {
-		case kindGCM:
-			shared, err = ctaes.NewGCMWithTagSize(key, row.icv)
-		case kindCCM:
-			shared, err = ctaes.NewCCM(key, row.icv)
-		default:
-			shared, err = chapoly.New(key)
-		}
+		shared, err = NewAEAD(sa.Suite.Encr, key)
 		k.build = func(c *scratch) error {
-			c.aead = aeadScratch{AEAD: ctaes.Worker(shared), from: uint8(saltLen - row.salt), esn: esn, implicit: row.implicit}
+			c.aead = aeadScratch{aead: ctaes.Worker(shared), from: uint8(saltLen - row.salt), esn: esn, implicit: row.implicit}
 			copy(c.aead.nonce[:], k.salt[:])
-			c.transform = &c.aead
+			c.do = &c.aead
 			return nil
 		}
 	case kindGMAC:
 		k.integ = append(k.integ, sa.EncrKey...)
 		k.build = func(c *scratch) error {
 			m, err := ctaes.NewGMAC(k.integ[:len(k.integ)-gmacSaltLen], k.salt[:])
-			c.transform = &gmac{mac: m, esn: esn}
+			c.do = &gmac{mac: m, esn: esn}
 			return err
 		}
 	default:
@@ -83,7 +76,7 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		integ, _ := sa.Suite.Integ.row()
 		k.build = func(c *scratch) error {
 			m, err := integ.newMAC(k.integ)
-			c.transform = &pair{cipher: newCipher(), mac: m, esn: esn}
+			c.do = &pair{cipher: newCipher(), mac: m, esn: esn}
 			return err
 		}
 	}
@@ -92,6 +85,21 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 		return fmt.Errorf("esp: SA %08x: %s: %w", sa.SPI, sa.Suite, err)
 	}
 	return nil
+}
+
+// NewAEAD returns an encryption transform that protects integrity itself, with its key, which does not have the
+// salt. It is for one goroutine. The error says that there is none, or that the key is of
+// another length.
+func NewAEAD(e EncrID, key []byte) (cipher.AEAD, error) {
+	switch r, _ := e.row(); r.kind {
+	case kindGCM:
+		return ctaes.NewGCMWithTagSize(key, r.icv)
+	case kindCCM:
+		return ctaes.NewCCM(key, r.icv)
+	case kindChaPoly:
+		return chapoly.New(key)
+	}
+	return nil, fmt.Errorf("esp: %v is no cipher with integrity of its own", e)
 }
 
 // textCipher expands the key of a cipher that does not authenticate, and returns what makes a

@@ -5,6 +5,7 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
+	"fmt"
 	"hash"
 
 	"postern/esp/ctaes"
@@ -43,40 +44,57 @@ type integRow struct {
 	iv   int // octets of IV that AH's ICV field has before the ICV; 0: this mac takes none, and ESP may use it
 	icv  int // octets of the truncated output in the packet
 
-	// newMAC makes one worker's mac. It keeps no reference to key, which has so many octets.
-	newMAC func(key []byte) (mac, error)
+	hash func() hash.Hash // of HMAC; nil: aes makes the mac
+	aes  func(key []byte) (mac, error)
 }
 
-func (i IntegID) row() (integRow, bool) {
-	switch i {
-	case IntegHMACSHA196:
-		return integRow{"HMAC_SHA1_96", sha1.Size, 0, 12, newHMAC(sha1.New)}, true
-	case IntegAESXCBC96:
-		return integRow{"AES_XCBC_96", 16, 0, 12, newXCBC}, true
-	case IntegAESCMAC96:
-		return integRow{"AES_CMAC_96", 16, 0, 12, newCMAC}, true
-	case IntegAES128GMAC:
-		return integRow{"AES_128_GMAC", 16 + gmacSaltLen, 8, 16, newGMAC}, true
-	case IntegAES192GMAC:
-		return integRow{"AES_192_GMAC", 24 + gmacSaltLen, 8, 16, newGMAC}, true
-	case IntegAES256GMAC:
-		return integRow{"AES_256_GMAC", 32 + gmacSaltLen, 8, 16, newGMAC}, true
-	case IntegHMACSHA256_128:
-		return integRow{"HMAC_SHA2_256_128", sha256.Size, 0, 16, newHMAC(sha256.New)}, true
-	case IntegHMACSHA384_192:
-		return integRow{"HMAC_SHA2_384_192", sha512.Size384, 0, 24, newHMAC(sha512.New384)}, true
-	case IntegHMACSHA512_256:
-		return integRow{"HMAC_SHA2_512_256", sha512.Size, 0, 32, newHMAC(sha512.New)}, true
-	}
-	return integRow{}, false
+// integRows is indexed by the transform's number.
+var integRows = [...]integRow{
+	IntegHMACSHA196:     {name: "HMAC_SHA1_96", key: sha1.Size, icv: 12, hash: sha1.New},
+	IntegAESXCBC96:      {name: "AES_XCBC_96", key: 16, icv: 12, aes: newXCBC},
+	IntegAESCMAC96:      {name: "AES_CMAC_96", key: 16, icv: 12, aes: newCMAC},
+	IntegAES128GMAC:     {name: "AES_128_GMAC", key: 16 + gmacSaltLen, iv: 8, icv: 16, aes: newGMAC},
+	IntegAES192GMAC:     {name: "AES_192_GMAC", key: 24 + gmacSaltLen, iv: 8, icv: 16, aes: newGMAC},
+	IntegAES256GMAC:     {name: "AES_256_GMAC", key: 32 + gmacSaltLen, iv: 8, icv: 16, aes: newGMAC},
+	IntegHMACSHA256_128: {name: "HMAC_SHA2_256_128", key: sha256.Size, icv: 16, hash: sha256.New},
+	IntegHMACSHA384_192: {name: "HMAC_SHA2_384_192", key: sha512.Size384, icv: 24, hash: sha512.New384},
+	IntegHMACSHA512_256: {name: "HMAC_SHA2_512_256", key: sha512.Size, icv: 32, hash: sha512.New},
 }
 
-func newHMAC(h func() hash.Hash) func(key []byte) (mac, error) {
-	return func(key []byte) (mac, error) {
-		m := hmac.New(h, key)
-		m.Reset() // the first one saves the keyed state and allocates, later ones restore it
-		return m, nil
+// row returns what is known about the transform; it must not be written to.
+func (i IntegID) row() (*integRow, bool) {
+	if int(i) < len(integRows) && integRows[i].name != "" {
+		return &integRows[i], true
 	}
+	return &integRow{}, false
+}
+
+// newMAC makes one worker's mac. It keeps no reference to key, which has so many octets as the row
+// says.
+func (r *integRow) newMAC(key []byte) (mac, error) {
+	if r.hash == nil {
+		return r.aes(key)
+	}
+	m := hmac.New(r.hash, key)
+	m.Reset() // the first one saves the keyed state and allocates, later ones restore it
+	return m, nil
+}
+
+// NewMAC returns an integrity transform that ESP can use, with its key, and how many octets of its
+// output are the ICV. It is for one goroutine; Reset, Write and Sum allocate nothing and never
+// fail. The error says that there is no such transform, or that the key is not as long as
+// Suite.KeyLens says.
+func NewMAC(i IntegID, key []byte) (m interface {
+	Reset()
+	Write(p []byte) (int, error)
+	Sum(b []byte) []byte
+}, icv int, err error) {
+	r, ok := i.row()
+	if !ok || r.iv != 0 || len(key) != r.key {
+		return nil, 0, fmt.Errorf("esp: no integrity transform %v with a key of %d octets", i, len(key))
+	}
+	m, err = r.newMAC(key)
+	return m, r.icv, err
 }
 
 func newXCBC(key []byte) (mac, error) { return ctaes.NewXCBC(key) }

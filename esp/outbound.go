@@ -136,7 +136,7 @@ func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint
 	buf[trailer] = byte(padLen)
 	buf[trailer+1] = next
 
-	c.seal(pkt, seq, o.shape.front, tail-start)
+	c.do.seal(pkt, seq, o.shape.front, tail-start)
 	return start, end, nil
 }
 

@@ -37,7 +37,7 @@ type encrRow struct {
 	icv      int  // octets of an ICV of its own; 0: an integrity transform has to make one
 }
 
-// encrKind is how packets are transformed: keyring.init has a case for each.
+// encrKind is how packets are transformed: keyring.init and NewAEAD have a case for each.
 type encrKind uint8
 
 const (
@@ -50,55 +50,30 @@ const (
 	kindGMAC
 )
 
-func (e EncrID) row() (encrRow, bool) {
-	switch e {
-	case EncrNull:
-		return encrRow{name: "NULL", kind: kindNull, align: 4}, true
-	case EncrAESCBC:
-		return encrRow{name: "AES_CBC", kind: kindCBC, iv: aesBlockLen, align: aesBlockLen}, true
-	case EncrAESCTR:
-		return encrRow{name: "AES_CTR", kind: kindCTR, salt: saltLen, iv: ivLen, align: 4}, true
-	case EncrAESCCM8:
-		return ccmRow("AES_CCM_8", 8), true
-	case EncrAESCCM12:
-		return ccmRow("AES_CCM_12", 12), true
-	case EncrAESCCM16:
-		return ccmRow("AES_CCM_16", 16), true
-	case EncrAESCCM8IIV:
-		return ccmRow("AES_CCM_8_IIV", 8).withoutIV(), true
-	case EncrAESGCM8:
-		return gcmRow("AES_GCM_8", 8), true
-	case EncrAESGCM12:
-		return gcmRow("AES_GCM_12", 12), true
-	case EncrAESGCM16:
-		return gcmRow("AES_GCM_16", 16), true
-	case EncrAESGCM16IIV:
-		return gcmRow("AES_GCM_16_IIV", 16).withoutIV(), true
-	case EncrNullAuthAESGMAC:
-		return encrRow{name: "NULL_AES_GMAC", kind: kindGMAC, salt: gmacSaltLen, iv: ivLen, align: 4, icv: 16}, true
-	case EncrChaCha20Poly1305:
-		return chaPolyRow("CHACHA20_POLY1305"), true
-	case EncrChaCha20Poly1305IIV:
-		return chaPolyRow("CHACHA20_POLY1305_IIV").withoutIV(), true
+// encrRows is indexed by the transform's number.
+var encrRows = [...]encrRow{
+	EncrNull:                {name: "NULL", kind: kindNull, align: 4},
+	EncrAESCBC:              {name: "AES_CBC", kind: kindCBC, iv: aesBlockLen, align: aesBlockLen},
+	EncrAESCTR:              {name: "AES_CTR", kind: kindCTR, salt: saltLen, iv: ivLen, align: 4},
+	EncrAESCCM8:             {name: "AES_CCM_8", kind: kindCCM, salt: ccmSaltLen, iv: ivLen, align: 4, icv: 8},
+	EncrAESCCM12:            {name: "AES_CCM_12", kind: kindCCM, salt: ccmSaltLen, iv: ivLen, align: 4, icv: 12},
+	EncrAESCCM16:            {name: "AES_CCM_16", kind: kindCCM, salt: ccmSaltLen, iv: ivLen, align: 4, icv: 16},
+	EncrAESGCM8:             {name: "AES_GCM_8", kind: kindGCM, salt: saltLen, iv: ivLen, align: 4, icv: 8},
+	EncrAESGCM12:            {name: "AES_GCM_12", kind: kindGCM, salt: saltLen, iv: ivLen, align: 4, icv: 12},
+	EncrAESGCM16:            {name: "AES_GCM_16", kind: kindGCM, salt: saltLen, iv: ivLen, align: 4, icv: 16},
+	EncrNullAuthAESGMAC:     {name: "NULL_AES_GMAC", kind: kindGMAC, salt: gmacSaltLen, iv: ivLen, align: 4, icv: 16},
+	EncrChaCha20Poly1305:    {name: "CHACHA20_POLY1305", kind: kindChaPoly, fixedKey: 32, salt: saltLen, iv: ivLen, align: 4, icv: 16},
+	EncrAESCCM8IIV:          {name: "AES_CCM_8_IIV", kind: kindCCM, salt: ccmSaltLen, implicit: true, align: 4, icv: 8},
+	EncrAESGCM16IIV:         {name: "AES_GCM_16_IIV", kind: kindGCM, salt: saltLen, implicit: true, align: 4, icv: 16},
+	EncrChaCha20Poly1305IIV: {name: "CHACHA20_POLY1305_IIV", kind: kindChaPoly, fixedKey: 32, salt: saltLen, implicit: true, align: 4, icv: 16},
+}
+
+// row returns what is known about the transform; it must not be written to.
+func (e EncrID) row() (*encrRow, bool) {
+	if int(e) < len(encrRows) && encrRows[e].name != "" {
+		return &encrRows[e], true
 	}
-	return encrRow{}, false
-}
-
-func ccmRow(name string, icv int) encrRow {
-	return encrRow{name: name, kind: kindCCM, salt: ccmSaltLen, iv: ivLen, align: 4, icv: icv}
-}
-
-func gcmRow(name string, icv int) encrRow {
-	return encrRow{name: name, kind: kindGCM, salt: saltLen, iv: ivLen, align: 4, icv: icv}
-}
-
-func chaPolyRow(name string) encrRow {
-	return encrRow{name: name, kind: kindChaPoly, fixedKey: 32, salt: saltLen, iv: ivLen, align: 4, icv: 16}
-}
-
-func (r encrRow) withoutIV() encrRow {
-	r.iv, r.implicit = 0, true
-	return r
+	return &encrRow{}, false
 }
 
 // String returns charon's name of the transform: "AES_GCM_16".
@@ -167,7 +142,7 @@ func (s Suite) KeyLens() (encr, integ int) {
 }
 
 // keyLen returns the length in octets of the cipher's own key.
-func (r encrRow) keyLen(bits uint16) int {
+func (r *encrRow) keyLen(bits uint16) int {
 	if r.fixedKey != 0 {
 		return r.fixedKey
 	}

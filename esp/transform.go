@@ -25,19 +25,19 @@ type transform interface {
 // were local; here it is allocated once. The size keeps two workers' scratch in different
 // cache lines, and all that most suites need for a packet in one.
 type scratch struct {
-	transform             // of what follows if that is what the suite needs
-	aead      aeadScratch // zero otherwise
+	do   transform   // of what follows if that is what the suite needs
+	aead aeadScratch // zero otherwise
 }
 
 // aeadScratch is the transform of AES-GCM (RFC 4106), AES-CCM (RFC 4309) and ChaCha20-Poly1305
 // (RFC 7634), with explicit and implicit IVs (RFC 8750).
 type aeadScratch struct {
-	cipher.AEAD                       // the worker's own, or one without state that all share
-	nonce       [saltLen + ivLen]byte // salt | IV, with CCM from its second octet on
-	aad         [12]byte              // SPI | Seqh | Seql, with extended sequence numbers
-	from        uint8                 // where the nonce begins
-	esn         bool
-	implicit    bool
+	aead     cipher.AEAD           // the worker's own, or one without state that all share
+	nonce    [saltLen + ivLen]byte // salt | IV, with CCM from its second octet on
+	aad      [12]byte              // SPI | Seqh | Seql, with extended sequence numbers
+	from     uint8                 // where the nonce begins
+	esn      bool
+	implicit bool
 }
 
 func (a *aeadScratch) seal(pkt []byte, seq uint64, front, tail int) {
@@ -47,7 +47,7 @@ func (a *aeadScratch) seal(pkt []byte, seq uint64, front, tail int) {
 	if !a.implicit {
 		binary.BigEndian.PutUint64(pkt[espHeaderLen:], seq)
 	}
-	a.Seal(pkt[front:front], a.nonce[a.from:], pkt[front:tail], a.additional(pkt, seq))
+	a.aead.Seal(pkt[front:front], a.nonce[a.from:], pkt[front:tail], a.additional(pkt, seq))
 }
 
 func (a *aeadScratch) open(pkt []byte, seq uint64, front, tail int) bool {
@@ -56,7 +56,7 @@ func (a *aeadScratch) open(pkt []byte, seq uint64, front, tail int) bool {
 		iv = binary.BigEndian.Uint64(pkt[espHeaderLen:])
 	}
 	binary.BigEndian.PutUint64(a.nonce[saltLen:], iv)
-	_, err := a.Open(pkt[front:front], a.nonce[a.from:], pkt[front:], a.additional(pkt, seq))
+	_, err := a.aead.Open(pkt[front:front], a.nonce[a.from:], pkt[front:], a.additional(pkt, seq))
 	return err == nil
 }
 

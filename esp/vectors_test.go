@@ -253,7 +253,7 @@ func TestPublishedHMAC(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := c.transform.(*pair)
+		p := c.do.(*pair)
 		data, icv := unhex(t, v.data), unhex(t, v.icv)
 		for range 2 { // the second time from the saved state
 			if got := p.icv(data, 0)[:in.shape.icv]; !bytes.Equal(got, icv) {

@@ -41,8 +41,21 @@ var aesModes = [...]struct {
 	{"ccm8iiv", esp.EncrAESCCM8IIV},
 }
 
-// keywords are all other words, with the same rule for several of one transform.
-var keywords = [...]keyword{
+// keywords are the words that we know.
+var keywords = append(aesWords(), otherWords[:]...)
+
+// aesWords returns the words of aesModes.
+func aesWords() (ks []keyword) {
+	for _, m := range aesModes {
+		for bits := uint16(128); bits <= 256; bits += 64 {
+			ks = append(ks, keyword{"aes" + strconv.Itoa(int(bits)) + m.suffix, encr(m.id, bits)})
+		}
+	}
+	return ks
+}
+
+// otherWords follow the same rule where there are several for one transform.
+var otherWords = [...]keyword{
 	{"aes", encr(esp.EncrAESCBC, 128)},
 	{"chacha20poly1305", encr(esp.EncrChaCha20Poly1305, 0)},
 	{"chacha20poly1305iiv", encr(esp.EncrChaCha20Poly1305IIV, 0)},
@@ -74,32 +87,6 @@ var keywords = [...]keyword{
 	{"modpnone", group(DHNone)},
 	{"esn", Transform{Type: TransformESN, ID: withESN}},
 	{"noesn", Transform{Type: TransformESN, ID: noESN}},
-}
-
-// words goes through the words that we know.
-func words(yield func(keyword) bool) {
-	for _, m := range aesModes {
-		for bits := uint16(128); bits <= 256; bits += 64 {
-			if !yield(keyword{"aes" + strconv.Itoa(int(bits)) + m.suffix, encr(m.id, bits)}) {
-				return
-			}
-		}
-	}
-	for _, k := range keywords {
-		if !yield(k) {
-			return
-		}
-	}
-}
-
-// lookUp returns the transform that a word stands for.
-func lookUp(word string) (Transform, bool) {
-	for k := range words {
-		if k.name == word {
-			return k.Transform, true
-		}
-	}
-	return Transform{}, false
 }
 
 // prfOf is the PRF with the hash or cipher of an integrity algorithm, 0 if there is none.
@@ -145,10 +132,11 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 	}
 	p := Proposal{Proto: proto}
 	for _, word := range strings.Split(s, "-") {
-		t, ok := lookUp(word)
-		if !ok {
+		i := slices.IndexFunc(keywords, func(k keyword) bool { return k.name == word })
+		if i < 0 {
 			return nil, fmt.Errorf("proposal %q: unknown word %q; known are %s", s, word, knownWords(proto))
 		}
+		t := keywords[i].Transform
 		switch {
 		case t.Type == TransformEncr && proto == ProtoIKE && espOnly(t.ID):
 			return nil, fmt.Errorf("proposal %q: %q is for ESP, never for an IKE SA; write aes128gcm16 instead", s, word)
@@ -224,16 +212,16 @@ func (p *Proposal) derivedPRFs() (ts []Transform) {
 
 // knownWords lists the words for a protocol, without synonyms.
 func knownWords(proto Protocol) string {
-	var names []string
-	var known []Transform
-	for k := range words {
-		if proto == ProtoESP && k.Type == TransformPRF || slices.Contains(known, k.Transform) ||
-			proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone) || k.Type == TransformEncr && espOnly(k.ID)) {
+	var words []string
+	for i, k := range keywords {
+		if proto == ProtoESP && k.Type == TransformPRF ||
+			proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone) || k.Type == TransformEncr && espOnly(k.ID)) ||
+			slices.ContainsFunc(keywords[:i], func(o keyword) bool { return o.Transform == k.Transform }) {
 			continue
 		}
-		names, known = append(names, k.name), append(known, k.Transform)
+		words = append(words, k.name)
 	}
-	return strings.Join(append(names, "default"), ", ")
+	return strings.Join(append(words, "default"), ", ")
 }
 
 // String returns the proposal in strongSwan's notation: ParseProposal gives it back if it
@@ -269,7 +257,7 @@ func (p Proposal) String() string {
 
 // String returns strongSwan's word for the transform, or its type and number.
 func (t Transform) String() string {
-	for k := range words {
+	for _, k := range keywords {
 		if k.Transform == t {
 			return k.name
 		}

@@ -124,7 +124,7 @@ func TestProposalsThatMakeNoSense(t *testing.T) {
 
 // Every word must lead to something that can be negotiated and carried out.
 func TestEveryWordIsImplemented(t *testing.T) {
-	for k := range words {
+	for _, k := range keywords {
 		w := k.name
 		words := map[TransformType]string{TransformInteg: "aes128-" + w, TransformDH: "aes128gcm16-" + w, TransformESN: "aes128gcm16-" + w}
 		s := words[k.Type]

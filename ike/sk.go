@@ -4,8 +4,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
-	"crypto/sha1"
-	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"slices"
 
 	"postern/esp"
-	"postern/esp/chapoly"
 	"postern/esp/ctaes"
 )
 
@@ -87,51 +84,15 @@ func newSKCipher(s IKESuite, ek, ak []byte) (*skCipher, error) {
 		if id == esp.EncrAESCTR {
 			c.ctr = ctaes.NewCTR(c.block)
 		}
-		c.mac, c.icvLen, err = newMAC(esp.IntegID(s.Integ), ak)
+		c.mac, c.icvLen, err = esp.NewMAC(esp.IntegID(s.Integ), ak)
 		return c, err
-	case esp.EncrAESGCM8:
-		c.aead, err = ctaes.NewGCMWithTagSize(key, 8)
-	case esp.EncrAESGCM12:
-		c.aead, err = ctaes.NewGCMWithTagSize(key, 12)
-	case esp.EncrAESGCM16:
-		c.aead, err = ctaes.NewGCM(key)
-	case esp.EncrAESCCM8:
-		c.aead, err = ctaes.NewCCM(key, 8)
-	case esp.EncrAESCCM12:
-		c.aead, err = ctaes.NewCCM(key, 12)
-	case esp.EncrAESCCM16:
-		c.aead, err = ctaes.NewCCM(key, 16)
-	case esp.EncrChaCha20Poly1305:
-		c.aead, err = chapoly.New(key)
 	default:
-		err = fmt.Errorf("%w: cipher %v", errSuite, id)
-	}
-	if err != nil {
-		return nil, err
+		if c.aead, err = esp.NewAEAD(id, key); err != nil {
+			return nil, err
+		}
 	}
 	c.icvLen = c.aead.Overhead()
 	return c, nil
-}
-
-// newMAC returns an integrity algorithm with its key, and the length of its ICV.
-func newMAC(id esp.IntegID, key []byte) (m macState, icvLen int, err error) {
-	switch id {
-	case esp.IntegHMACSHA196:
-		return hmac.New(sha1.New, key), 12, nil
-	case esp.IntegHMACSHA256_128:
-		return hmac.New(sha256.New, key), 16, nil
-	case esp.IntegHMACSHA384_192:
-		return hmac.New(sha512.New384, key), 24, nil
-	case esp.IntegHMACSHA512_256:
-		return hmac.New(sha512.New, key), 32, nil
-	case esp.IntegAESXCBC96:
-		m, err = ctaes.NewXCBC(key)
-		return m, 12, err
-	case esp.IntegAESCMAC96:
-		m, err = ctaes.NewCMAC(key)
-		return m, 12, err
-	}
-	return nil, 0, fmt.Errorf("%w: integrity algorithm %d", errSuite, uint16(id))
 }
 
 // align returns of how many octets inner payloads, padding and Pad Length are a multiple.

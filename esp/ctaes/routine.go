@@ -96,13 +96,13 @@ func NewGCMWithTagSize(key []byte, tag int) (cipher.AEAD, error) {
 }
 
 func newAEAD(r Routine, key []byte, tag int) (cipher.AEAD, error) {
+	if r == Library && tag != Overhead {
+		return newShortGCM(key, tag)
+	}
 	if r == Library {
 		b, err := aes.NewCipher(key)
 		if err != nil {
 			return nil, err
-		}
-		if tag != Overhead {
-			return newShortGCM(b, tag)
 		}
 		return cipher.NewGCM(b)
 	}
