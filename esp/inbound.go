@@ -28,9 +28,10 @@ type Inbound struct {
 	esn     bool
 	limited bool // by lim
 	shape   shape
-	block   int // a ciphertext that is not a multiple of this cannot be decrypted; a power of two
+	block   int   // a ciphertext that is not a multiple of this cannot be decrypted; a power of two
+	form    *form // nil: ESP in tunnel mode
 	keys    keyring
-	_       [16]byte
+	_       [8]byte
 
 	mu    sync.Mutex
 	win   window
@@ -48,6 +49,11 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 	}
 	in := &Inbound{esn: sa.Suite.ESN}
 	if err := in.keys.init(sa, false, contexts); err != nil {
+		return nil, err
+	}
+	var err error
+	if in.form, err = newForm(sa); err != nil {
+		in.keys.wipe()
 		return nil, err
 	}
 	in.shape, in.block = sa.Suite.shape(), 1

@@ -26,7 +26,7 @@ type keyring struct {
 
 // init checks the SA's keys and expands them. It keeps no reference to sa's slices.
 func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
-	if err := sa.Suite.Validate(); err != nil {
+	if err := sa.Suite.validate(); err != nil {
 		return err
 	}
 	row, _ := sa.Suite.Encr.row()
@@ -54,6 +54,13 @@ func (k *keyring) init(sa *SA, outbound bool, contexts int) error {
 	var err error
 	esn := sa.Suite.ESN
 	switch row.kind {
+	case kindAH:
+		integ, _ := sa.Suite.Integ.row()
+		k.build = func(c *scratch) error {
+			m, err := newAHScratch(integ, k.integ, esn)
+			c.do = m
+			return err
+		}
 	case kindGCM, kindCCM, kindChaPoly:
 		var shared cipher.AEAD
 		shared, err = NewAEAD(sa.Suite.Encr, key)

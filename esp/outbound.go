@@ -25,9 +25,10 @@ type Outbound struct {
 	spi     uint32
 	esn     bool
 	limited bool // by lim
+	formed  bool // by form
 	keys    keyring
 	lim     *limits // nil: it has none
-	_       [8]byte // so that on 64-bit machines the allocator aligns it to a line
+	form    *form   // nil: ESP in tunnel mode
 }
 
 // NewOutbound makes the sending end of sa for workers that have the numbers 0 to
@@ -38,6 +39,12 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 	if err := o.keys.init(sa, true, contexts); err != nil {
 		return nil, err
 	}
+	var err error
+	if o.form, err = newForm(sa); err != nil {
+		o.keys.wipe()
+		return nil, err
+	}
+	o.formed = o.form != nil
 	o.shape = sa.Suite.shape()
 	o.lim = newLimits(sa)
 	o.limited = o.lim != nil

@@ -60,15 +60,42 @@ type Mode uint8
 
 // The modes that exist.
 const (
-	Tunnel Mode = iota
+	Tunnel    Mode = iota
+	Transport      // the packet's own header stays outside
+	BEET           // one fixed address on each side stands for the inner header; ESP alone
 )
 
 // String returns the field's name for the mode.
 func (m Mode) String() string {
-	if m == Tunnel {
+	switch m {
+	case Tunnel:
 		return "TUNNEL"
+	case Transport:
+		return "TRANSPORT"
+	case BEET:
+		return "BEET"
 	}
 	return fmt.Sprintf("MODE_%d", uint8(m))
+}
+
+// Protocol is what protects the SA's packets.
+type Protocol uint8
+
+// The two protocols.
+const (
+	ESP Protocol = iota // RFC 4303
+	AH                  // RFC 4302
+)
+
+// String returns the protocol's name.
+func (p Protocol) String() string {
+	switch p {
+	case ESP:
+		return "ESP"
+	case AH:
+		return "AH"
+	}
+	return fmt.Sprintf("PROTO_%d", uint8(p))
 }
 
 // Direction tells whether an SA protects what leaves or opens what arrives.
@@ -86,6 +113,7 @@ const (
 type SA struct {
 	SPI          uint32 // 256 to 2^32-1; of the receiver's choice
 	Dir          Direction
+	Proto        Protocol
 	Mode         Mode
 	Suite        Suite
 	EncrKey      []byte         // cipher key; for AEADs followed by the 4-octet salt
@@ -94,10 +122,15 @@ type SA struct {
 	Remote       netip.AddrPort // the peer's outer address
 	Encap        bool           // ESP in UDP (RFC 3948) instead of IP protocol 50
 	ReplayWindow int            // inbound: packets, 64 to 4096; 0 switches the check off
-	LocalTS      []Selector     // what may stand on our side of the inner packet
-	RemoteTS     []Selector     // what may stand on the peer's side
-	Soft         Usage          // from there on Due asks for a successor; zero fields: never
-	Hard         Usage          // nothing passes beyond it: ErrExpired; zero fields: no limit
+	// Inbound, transport mode through a NAT: our address and the peer's as the peer knows them,
+	// which are those of the selectors before they were replaced (RFC 7296 section 2.23.1).
+	// Checksums are mended by them. Invalid: not known, or as in the header.
+	OrigLocal, OrigRemote netip.Addr
+
+	LocalTS  []Selector // what may stand on our side of the inner packet
+	RemoteTS []Selector // what may stand on the peer's side
+	Soft     Usage      // from there on Due asks for a successor; zero fields: never
+	Hard     Usage      // nothing passes beyond it: ErrExpired; zero fields: no limit
 }
 
 // Usage is what has passed through an SA, or may pass through one.

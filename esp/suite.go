@@ -48,10 +48,12 @@ const (
 	kindCCM
 	kindChaPoly
 	kindGMAC
+	kindAH
 )
 
 // encrRows is indexed by the transform's number.
 var encrRows = [...]encrRow{
+	EncrNone:                {name: "NONE", kind: kindAH, align: 1},
 	EncrNull:                {name: "NULL", kind: kindNull, align: 4},
 	EncrAESCBC:              {name: "AES_CBC", kind: kindCBC, iv: aesBlockLen, align: aesBlockLen},
 	EncrAESCTR:              {name: "AES_CTR", kind: kindCTR, salt: saltLen, iv: ivLen, align: 4},
@@ -81,9 +83,6 @@ func (e EncrID) String() string {
 	if r, ok := e.row(); ok {
 		return r.name
 	}
-	if e == EncrNone {
-		return "NONE"
-	}
 	return "ENCR_" + strconv.Itoa(int(e))
 }
 
@@ -100,10 +99,10 @@ func (i IntegID) String() string {
 
 // Validate tells whether Seal and Open can do the suite: a known cipher with one of its
 // key lengths; one that protects integrity itself alone, any other, NULL before all, with a
-// known integrity transform.
+// known integrity transform. It speaks of ESP, ValidateAH of AH.
 func (s Suite) Validate() error {
 	r, ok := s.Encr.row()
-	if !ok {
+	if !ok || r.kind == kindAH {
 		return fmt.Errorf("esp: encryption transform %d is not supported, use AES_GCM_16, CHACHA20_POLY1305 or AES_CBC", uint16(s.Encr))
 	}
 	i, known := s.Integ.row()
@@ -131,9 +130,9 @@ func (s Suite) Validate() error {
 // section 2.17): encr for the cipher's key, followed by its salt where the cipher makes
 // its nonces of one (RFC 3686 section 5.1, RFC 4106 section 8.1, RFC 4309 section 7.1, RFC 4543
 // section 5.4, RFC 7634 section 2), then integ for the integrity key. Both are 0 for a suite that
-// Validate rejects.
+// neither protocol has.
 func (s Suite) KeyLens() (encr, integ int) {
-	if s.Validate() != nil {
+	if s.validate() != nil {
 		return 0, 0
 	}
 	r, _ := s.Encr.row()
@@ -156,7 +155,10 @@ func (s Suite) String() string {
 	if s.KeyBits != 0 {
 		out += "_" + strconv.Itoa(int(s.KeyBits))
 	}
-	if s.Integ != IntegNone {
+	switch {
+	case s.Integ != IntegNone && s.Encr == EncrNone:
+		out = s.Integ.String()
+	case s.Integ != IntegNone:
 		out += "/" + s.Integ.String()
 	}
 	if s.ESN {
@@ -197,6 +199,9 @@ func (s Suite) MaxInner(space int) int {
 	return max((space-sh.front-sh.icv)&^(sh.align-1)-trailerLen, 0)
 }
 
+// noPacket is longer than any packet: Seal and Open, which are ESP's, find no room for one of AH.
+const noPacket = 1 << 20
+
 // shape is where the parts of a suite's packet lie.
 type shape struct {
 	front int // ESP header and IV
@@ -208,5 +213,8 @@ type shape struct {
 func (s Suite) shape() shape {
 	r, _ := s.Encr.row()
 	i, _ := s.Integ.row()
+	if r.kind == kindAH {
+		return shape{front: noPacket, align: 1}
+	}
 	return shape{front: espHeaderLen + r.iv, align: r.align, icv: r.icv + i.icv} // one of the two is 0
 }
