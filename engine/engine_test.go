@@ -78,6 +78,9 @@ func TestTwoEnginesCarryPackets(t *testing.T) {
 	}{
 		{"raw ESP, AES-GCM", "", "aes128gcm16", 0},
 		{"ESP in UDP, CBC with HMAC", "encap = true", "aes256-sha256", 4500},
+		{"raw ESP, AES-CCM", "", "aes128ccm8", 0},
+		{"ESP in UDP, implicit IV", "encap = true", "aes128gcm16iiv", 4500},
+		{"raw ESP, AES-CTR with CMAC", "", "aes128ctr-aescmac", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			wire := &fakeWire{}
@@ -92,7 +95,8 @@ func TestTwoEnginesCarryPackets(t *testing.T) {
 				}
 			}
 			a := startEngine(t, wire.host("192.0.2.1"), parse(t, fmt.Sprintf(confA, c.extra, c.suite, "trap")), board.Tiny)
-			b := startEngine(t, wire.host("192.0.2.2"), parse(t, confB), board.Tiny)
+			b := startEngine(t, wire.host("192.0.2.2"),
+				parse(t, strings.Replace(confB, "remote_ts =", fmt.Sprintf("esp_proposals = [%q]\nremote_ts =", c.suite), 1)), board.Tiny)
 			if n := len(a.host.policies); n != 1 {
 				t.Fatalf("the kernel of a was told %d policies, want 1", n)
 			}
@@ -501,6 +505,19 @@ func TestTunnelMTU(t *testing.T) {
 		// CBC: 1452 - 8 - 16 - 16 = 1412, in blocks of 16: 1408, - 2 = 1406.
 		{"aes256-sha256", 1406},
 		{"aes128gcm16\", \"aes256-sha512", 1390},
+		// The other ciphers fill words of 4 octets.
+		{"aes128gcm8", 1426},
+		{"aes128gcm12", 1422},
+		{"aes128ccm16", 1418},
+		{"aes128ccm8", 1426},
+		{"aes128gmac", 1418},
+		{"aes128gcm16iiv", 1426},
+		{"aes128ccm8iiv", 1434},
+		{"chacha20poly1305iiv\", \"chacha20poly1305", 1418},
+		{"null-sha256", 1426},
+		{"null-aesxcbc", 1430},
+		{"aes128ctr-sha256", 1418},
+		{"aes128ctr-aescmac", 1422},
 	} {
 		cfg := parse(t, fmt.Sprintf(confA, "", c.suite, "none"))
 		got, err := tunnelMTU(cfg, board.Small)

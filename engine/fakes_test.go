@@ -164,6 +164,7 @@ func testRandom(seed uint64) func([]byte) {
 // testPath is a datapath over fakes, driven by hand. What hides a field of the datapath is
 // that of its first worker.
 type testPath struct {
+	outer6 bool // addLoop uses IPv6 outside
 	*datapath
 	tun      *fakeDevice
 	out      *outbound
@@ -255,6 +256,8 @@ var testSuites = []esp.Suite{
 	{Encr: esp.EncrChaCha20Poly1305, ESN: true},
 	{Encr: esp.EncrAESCBC, KeyBits: 128, Integ: esp.IntegHMACSHA196},
 	{Encr: esp.EncrAESCBC, KeyBits: 256, Integ: esp.IntegHMACSHA256_128, ESN: true},
+	{Encr: esp.EncrAESCCM8IIV, KeyBits: 128},
+	{Encr: esp.EncrAESCTR, KeyBits: 128, Integ: esp.IntegAESCMAC96, ESN: true},
 }
 
 // testSA returns an SA whose keys follow from its SPI: the two ends have the same.
@@ -277,20 +280,24 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	if !ok {
 		t.Fatal("SAD is full")
 	}
-	out := testSA(s, esp.Out, spi, "192.0.2.1:4500", "192.0.2.2:4500")
+	here, there := "192.0.2.1:4500", "192.0.2.2:4500"
+	if tp.outer6 {
+		here, there = "[2001:db8::1]:4500", "[2001:db8::2]:4500"
+	}
+	out := testSA(s, esp.Out, spi, here, there)
 	out.Encap, out.Soft, out.Hard = encap, tp.soft, tp.hard
 	o, err := esp.NewOutbound(&out, tp.outContexts())
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := testSA(s, esp.In, spi, "192.0.2.2:4500", "192.0.2.1:4500")
+	in := testSA(s, esp.In, spi, there, here)
 	in.Soft, in.Hard = tp.soft, tp.hard
 	i, err := esp.NewInbound(&in, tp.inContexts())
 	if err != nil {
 		t.Fatal(err)
 	}
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: innerOffset(s), localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
+	isa := &inSA{spi: spi, in: i, innerOff: uint8(s.Front()), localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
 	isa.encap.Store(encap)
 	if o.Limited() {
 		osa.limits, isa.limits = new(limits), new(limits)

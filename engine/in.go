@@ -32,7 +32,7 @@ import (
 )
 
 // innerRoom is how many octets in front of an inner packet the TUN device may use: the
-// headers of the shortest ESP packet, SPI, sequence number and 8 octets of IV.
+// headers of an ESP packet, SPI, sequence number and 8 octets of IV. What has no IV is moved.
 const innerRoom = 16
 
 // inbound is the state of the goroutine that reads one socket. Nobody else may use it.
@@ -231,6 +231,12 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 	if n := len(d.tuns); n > 1 {
 		k := keyOf(&in.flow)
 		q = int(k.hash(d.seed) % uint32(n))
+	}
+	if off < innerRoom {
+		// There is no IV. The inner packet moves to where trailer and ICV, of 10 octets at
+		// least, are no longer needed.
+		copy(pkt[innerRoom:], inner)
+		off = innerRoom
 	}
 	in.out[q] = append(in.out[q], pkt[off-innerRoom:off+len(inner)])
 }

@@ -33,7 +33,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		ts := slices.Concat(c.LocalTS, c.RemoteTS) // beside each other in memory
 		n := len(c.LocalTS)
 		sa := &inSA{
-			spi: c.SPI, in: in, innerOff: innerOffset(c.Suite),
+			spi: c.SPI, in: in, innerOff: uint8(c.Suite.Front()),
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
 			conn: c.Conn, child: c.Child,
 		}

@@ -322,12 +322,3 @@ func (s *sad) usage(q *turns, spi uint32) (in, out esp.Usage, lastIn, lastOut ti
 	}
 	return
 }
-
-// innerOffset returns where the payload starts in an ESP packet of that suite: behind
-// SPI, sequence number and IV (RFC 4303 section 2).
-func innerOffset(s esp.Suite) uint8 {
-	if s.Encr == esp.EncrAESCBC {
-		return 8 + 16
-	}
-	return 8 + 8
-}

@@ -1,5 +1,6 @@
-// Package esp transforms packets: ESP in tunnel mode (RFC 4303), the replay window, views of
-// the IP headers inside, traffic selectors, and the descriptor of a security association.
+// Package esp transforms packets: ESP (RFC 4303) and AH (RFC 4302) in tunnel and transport mode, ESP in
+// BEET mode, the replay window, views of the IP headers inside, traffic selectors, and the
+// descriptor of a security association.
 // It is pure: no sockets, no clock, no goroutines, no randomness of its own, and no
 // allocation per packet.
 //
@@ -27,24 +28,28 @@
 //
 // # The path of a packet
 //
-// Out, with the inner packet in a buffer that has HeadRoom before and TailRoom after it:
+// Out, with the inner packet in a buffer that has HeadRoom before and TailRoom after it,
+// HeadRoomWhole for AH:
 //
 //  1. ParseFlow reads the 5-tuple, MatchFlow finds the policy, the caller its SA
-//  2. Outbound.Reserve takes sequence numbers for a batch, SealAt writes header, IV, padding
-//     and trailer around a packet, encrypts it in place and adds the ICV; Seal is both for
-//     one packet
-//  3. the caller adds the outer header and sends
+//  2. Check tells whether its SA can take it, Outbound.Reserve takes sequence numbers for a batch
+//  3. SealPacket does what the SA's protocol and mode say. Of ESP's payload SealAt is the rest: it
+//     writes header, IV, padding and trailer around it, encrypts it in place and adds the
+//     ICV; Seal is Reserve and SealAt for one payload
+//  4. the caller adds the outer header, unless it is there, and sends
 //
-// In, with the packet's first octet being the SPI's:
+// In, with the first octet being the SPI's, or the IP header's in front of AH:
 //
-//  1. SPIOf, by which the caller finds the SA
-//  2. Inbound.Open asks the window, verifies and decrypts in place, checks and cuts the
-//     padding, and moves the window
-//  3. CutInner cuts the padding behind the inner packet; ParseFlow and MatchFlow check that
-//     it is one that the SA may carry (RFC 4301 section 5.2, step 4)
+//  1. Datagram.SPI, by which the caller finds the SA
+//  2. OpenPacket undoes what SealPacket did. For ESP's payload it calls Inbound.Open, which asks the
+//     window, verifies and decrypts in place, checks and cuts the padding, and moves the
+//     window
+//  3. ParseFlow and MatchFlow check that the packet is one that the SA may carry (RFC 4301
+//     section 5.2, step 4)
 //
 // The files stand in that order: suite.go (what transforms exist and how long their parts
-// are), keys.go (keys and the workers' scratch state), outbound.go, inbound.go, window.go,
+// are), keys.go (keys and the workers' scratch state), transform.go, packet.go, modes.go and ah.go
+// (whole packets by mode and protocol), header.go, mutable.go, outbound.go, inbound.go, window.go,
 // flow.go, match.go.
 //
 // # Concurrency

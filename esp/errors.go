@@ -39,6 +39,30 @@ var (
 	// ErrWiped: the SA's keys are gone. No state advanced.
 	ErrWiped = errors.New("esp: SA was deleted, its keys are wiped")
 
+	// ErrHeaders: the IP header, its options or its extension headers are malformed or such
+	// that AH or ESP cannot stand behind them, or there is no header where one is needed.
+	// Nothing was sealed or opened, no state advanced.
+	ErrHeaders = errors.New("esp: IP options or extension headers that the SA cannot carry")
+
+	// ErrFragment: transport mode, BEET and AH take whole packets alone (RFC 4302 section 3.4.1, RFC 4303
+	// sections 3.1.1 and 3.4.1): reassemble first, or use tunnel mode. No state advanced.
+	ErrFragment = errors.New("esp: fragment where only a whole packet may be, reassemble it first")
+
+	// ErrAddresses: the packet's addresses are not those that transport mode or BEET have, or the
+	// outer ones are missing or of two families. Nothing was sealed.
+	ErrAddresses = errors.New("esp: packet's addresses are not the SA's")
+
+	// ErrTooLong: sealed, the packet would be longer than its IP header can say. Nothing was sealed.
+	ErrTooLong = errors.New("esp: sealed packet would be longer than IP allows")
+
+	// ErrDummy: an authentic packet that only hides traffic (RFC 4303 section 2.6): to be dropped
+	// in silence. The window has advanced.
+	ErrDummy = errors.New("esp: dummy packet")
+
+	// ErrNextHeader: an authentic packet in tunnel mode that carries something else than IPv4 or
+	// IPv6. The window has advanced.
+	ErrNextHeader = errors.New("esp: tunnel mode packet without an IP packet inside")
+
 	// ErrMalformed: an inner packet whose headers contradict themselves or are truncated.
 	ErrMalformed = errors.New("esp: malformed inner packet")
 )

@@ -1,7 +1,6 @@
 package esp
 
 import (
-	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
 	"sync"
@@ -35,8 +34,9 @@ type Inbound struct {
 	usage   Usage
 
 	lim  *limits // nil: it has none
+	form *form   // nil: ESP in tunnel mode
 	keys keyring
-	_    [56]byte // so that the allocator aligns it to a line
+	_    [40]byte // so that the allocator aligns it to a line
 }
 
 // NewInbound makes the receiving end of sa for workers that have the numbers 0 to
@@ -50,7 +50,10 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 	if err := in.keys.init(sa, false, &in.slots, contexts); err != nil {
 		return nil, err
 	}
-	in.shape = sa.Suite.shape().packed()
+	if err := in.shape.pack(sa, &in.form); err != nil {
+		in.keys.wipe(&in.slots)
+		return nil, err
+	}
 	in.lim = newLimits(sa)
 	in.limited = in.lim != nil
 	in.win.init(sa.ReplayWindow)
@@ -84,7 +87,7 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 	if tail-front < trailerLen {
 		return nil, 0, ErrShort
 	}
-	if c.cbc != nil && (tail-front)%aesBlockLen != 0 {
+	if (tail-front)&(int(in.shape.block)-1) != 0 {
 		return nil, 0, ErrShort
 	}
 
@@ -93,23 +96,10 @@ func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err erro
 		return nil, 0, ErrReplay
 	}
 
-	text := pkt[front:tail]
-	if c.aead != nil {
-		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], binary.BigEndian.Uint64(pkt[espHeaderLen:]))
-		if _, err := c.aead.Open(text[:0], c.nonce[:], pkt[front:], c.additional(pkt, in.esn, seq)); err != nil {
-			return nil, 0, ErrAuth
-		}
-	} else {
-		m := c.cbc
-		tag := m.icv(pkt[:tail], in.esn, uint32(seq>>32))
-		if subtle.ConstantTimeCompare(tag[:in.shape.icv], pkt[tail:]) != 1 {
-			return nil, 0, ErrAuth
-		}
-		m.mode.SetIV(pkt[espHeaderLen:front])
-		m.mode.CryptBlocks(text, text)
+	if !c.do.open(pkt, seq, front, tail) {
+		return nil, 0, ErrAuth
 	}
-
-	inner, next, padOK := trim(text)
+	inner, next, padOK := trim(pkt[front:tail])
 	if err := in.accept(seq, len(inner), padOK); err != nil {
 		return nil, 0, err
 	}

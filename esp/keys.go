@@ -2,48 +2,13 @@ package esp
 
 import (
 	"crypto/cipher"
-	"crypto/hmac"
-	"encoding/binary"
 	"fmt"
-	"hash"
 	"sync"
 	"sync/atomic"
 
 	"postern/esp/chapoly"
 	"postern/esp/ctaes"
 )
-
-// ivLabel is what the SA's HMAC turns into the key of its CBC IVs. See keyring.
-const ivLabel = "\x00\x00\x00\x00CBC IV"
-
-// cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return for AES, the library's
-// and ours: a mode that takes a new IV without being made anew.
-type cbcMode interface {
-	cipher.BlockMode
-	SetIV([]byte)
-}
-
-// scratch is one worker's state for one SA, so that workers share nothing that they
-// write. What is handed to a cipher through an interface would escape to the heap if it
-// were local; here it is allocated once. The size keeps two workers' scratch in different
-// cache lines.
-type scratch struct {
-	aead  cipher.AEAD // shared, it has no state; nil: cbc is set
-	nonce [aeadSaltLen + aeadIVLen]byte
-	aad   [12]byte // SPI | Seqh | Seql, with extended sequence numbers
-	cbc   *cbcScratch
-	_     [16]byte
-}
-
-// cbcScratch is the part of scratch that only CBC with HMAC needs.
-type cbcScratch struct {
-	mode  cbcMode
-	ivGen cipher.Block // outbound only; shared, it has no state
-	ivIn  [aesBlockLen]byte
-	mac   hash.Hash
-	seqh  [4]byte
-	tag   [64]byte // the longest hash, before it is cut to the ICV
-}
 
 // slots has the scratch of the first workers. It is apart from the keyring, so that an SA has
 // it beside what else every packet needs.
@@ -52,37 +17,24 @@ type slots [3]atomic.Pointer[scratch]
 // keyring holds one SA's keys and hands every worker its scratch when it first asks, so
 // that idle workers cost one pointer.
 //
-// AEAD ciphers and AES key schedules are made once and shared: they do not change. The
-// HMAC's key is kept, since each scratch makes an HMAC of it.
-//
-// The IVs of CBC must be unpredictable (RFC 3602 section 3). They are made without a system
-// call per packet as AES(IV key, sequence number), one block. The IV key is
-// HMAC(integrity key, ivLabel), cut to 16 octets. Why that is sound: the label begins
-// with SPI 0, which is never on the wire (RFC 4303 section 2.1), so no ICV is ever
-// computed over it, and with HMAC as the pseudorandom function that ESP takes it for
-// anyway, the IV key is independent of the encryption key and of every ICV. Under a key that is used
-// for nothing else, a block cipher's outputs for inputs that never repeat cannot be told
-// from random ones before about 2^64 packets, far more than one CBC key may protect.
+// AEAD ciphers without state and AES key schedules are made once and shared: they do not change.
+// An integrity transform's key is kept, since each scratch makes a mac of it.
 type keyring struct {
 	more     []atomic.Pointer[scratch] // of the workers that slots has no room for
-	outbound bool
-	wiped    bool // under mu
 	contexts int32
 
 	mu    sync.Mutex // of all that follows; taken when a scratch is made and by wipe
-	aead  cipher.AEAD
-	salt  [aeadSaltLen]byte
-	block cipher.Block
-	ivGen cipher.Block
+	salt  [saltLen]byte
 	integ []byte
-	hash  func() hash.Hash
+	build func(c *scratch) error // fills in a worker's scratch; nil: the keys are wiped
 }
 
 // init checks the SA's keys and expands them. It keeps no reference to sa's slices.
 func (k *keyring) init(sa *SA, outbound bool, first *slots, contexts int) error {
-	if err := sa.Suite.Validate(); err != nil {
+	if err := sa.Suite.validate(); err != nil {
 		return err
 	}
+	row, _ := sa.Suite.Encr.row()
 	encr, integ := sa.Suite.KeyLens()
 	switch {
 	case sa.SPI < 256:
@@ -95,24 +47,50 @@ func (k *keyring) init(sa *SA, outbound bool, first *slots, contexts int) error 
 		return fmt.Errorf("esp: SA %08x: %s takes %d octets of encryption key and salt, not %d", sa.SPI, sa.Suite, encr, len(sa.EncrKey))
 	case len(sa.IntegKey) != integ:
 		return fmt.Errorf("esp: SA %08x: %s takes %d octets of integrity key, not %d", sa.SPI, sa.Suite, integ, len(sa.IntegKey))
+	case row.implicit && (sa.Local.Addr().IsMulticast() || sa.Remote.Addr().IsMulticast()):
+		// Senders that share an SA would use one sequence number twice, which is the IV.
+		return fmt.Errorf("esp: SA %08x: %s cannot be used with multicast (RFC 8750 section 7), use the cipher with an explicit IV", sa.SPI, sa.Suite)
 	}
-	k.outbound, k.contexts = outbound, int32(contexts)
+	k.contexts = int32(contexts)
 	k.more = make([]atomic.Pointer[scratch], max(contexts-len(first), 0))
+	k.integ = append([]byte(nil), sa.IntegKey...)
+	key := sa.EncrKey[:encr-row.salt]
+	copy(k.salt[saltLen-row.salt:], sa.EncrKey[encr-row.salt:])
 
 	var err error
-	switch sa.Suite.Encr {
-	case EncrAESGCM16:
-		k.aead, err = ctaes.NewGCM(sa.EncrKey[:encr-aeadSaltLen])
-		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
-	case EncrChaCha20Poly1305:
-		k.aead, err = chapoly.New(sa.EncrKey[:encr-aeadSaltLen])
-		copy(k.salt[:], sa.EncrKey[encr-aeadSaltLen:])
-	case EncrAESCBC:
-		row, _ := sa.Suite.Integ.row()
-		k.hash = row.hash
-		k.integ = append([]byte(nil), sa.IntegKey...)
-		if k.block, err = ctaes.NewCipher(sa.EncrKey); err == nil && outbound {
-			k.ivGen, err = ivCipher(row.hash, k.integ)
+	esn := sa.Suite.ESN
+	switch row.kind {
+	case kindAH:
+		integ, _ := sa.Suite.Integ.row()
+		k.build = func(c *scratch) error {
+			m, err := newAHScratch(integ, k.integ, esn)
+			c.do = m
+			return err
+		}
+	case kindGCM, kindCCM, kindChaPoly:
+		var shared cipher.AEAD
+		shared, err = NewAEAD(sa.Suite.Encr, key)
+		k.build = func(c *scratch) error {
+			c.aead = aeadScratch{aead: ctaes.Worker(shared), from: uint8(saltLen - row.salt), esn: esn, implicit: row.implicit}
+			copy(c.aead.nonce[:], k.salt[:])
+			c.do = &c.aead
+			return nil
+		}
+	case kindGMAC:
+		k.integ = append(k.integ, sa.EncrKey...)
+		k.build = func(c *scratch) error {
+			m, err := ctaes.NewGMAC(k.integ[:len(k.integ)-gmacSaltLen], k.salt[:])
+			c.do = &gmac{mac: m, esn: esn}
+			return err
+		}
+	default:
+		var newCipher func() textCipher
+		newCipher, err = k.textCipher(sa, row.kind, key, outbound)
+		integ, _ := sa.Suite.Integ.row()
+		k.build = func(c *scratch) error {
+			m, err := integ.newMAC(k.integ)
+			c.do = &pair{cipher: newCipher(), mac: m, esn: esn}
+			return err
 		}
 	}
 	if err != nil {
@@ -122,13 +100,51 @@ func (k *keyring) init(sa *SA, outbound bool, first *slots, contexts int) error 
 	return nil
 }
 
-// ivCipher returns the cipher that makes CBC's IVs; keyring says why it is sound.
-func ivCipher(h func() hash.Hash, integ []byte) (cipher.Block, error) {
-	mac := hmac.New(h, integ)
-	mac.Write([]byte(ivLabel))
-	key := mac.Sum(nil)
-	defer clear(key)
-	return ctaes.NewCipher(key[:aesBlockLen])
+// NewAEAD returns an encryption transform that protects integrity itself, with its key, which does not have the
+// salt. It is for one goroutine. The error says that there is none, or that the key is of
+// another length.
+func NewAEAD(e EncrID, key []byte) (cipher.AEAD, error) {
+	switch r, _ := e.row(); r.kind {
+	case kindGCM:
+		return ctaes.NewGCMWithTagSize(key, r.icv)
+	case kindCCM:
+		return ctaes.NewCCM(key, r.icv)
+	case kindChaPoly:
+		return chapoly.New(key)
+	}
+	return nil, fmt.Errorf("esp: %v is no cipher with integrity of its own", e)
+}
+
+// textCipher expands the key of a cipher that does not authenticate, and returns what makes a
+// worker's.
+func (k *keyring) textCipher(sa *SA, kind encrKind, key []byte, outbound bool) (func() textCipher, error) {
+	if kind == kindNull {
+		return func() textCipher { return nullCipher{} }, nil
+	}
+	block, err := ctaes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	if kind == kindCTR {
+		return func() textCipher {
+			c := &ctrCipher{ctr: ctaes.NewCTR(block)}
+			copy(c.nonce[:], k.salt[:])
+			return c
+		}, nil
+	}
+	var zero [aesBlockLen]byte
+	if !outbound {
+		return func() textCipher { return &cbcCipher{mode: cipher.NewCBCDecrypter(block, zero[:]).(cbcMode)} }, nil
+	}
+	integ, _ := sa.Suite.Integ.row()
+	m, err := integ.newMAC(k.integ)
+	if err != nil {
+		return nil, err
+	}
+	ivGen, err := ivCipher(m)
+	return func() textCipher {
+		return &cbcCipher{mode: cipher.NewCBCEncrypter(block, zero[:]).(cbcMode), ivGen: ivGen}
+	}, err
 }
 
 // get returns worker ctx's scratch: one load, after the first time.
@@ -160,21 +176,12 @@ func (k *keyring) find(first *slots, ctx int) (*scratch, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.wiped {
+	if k.build == nil {
 		return nil, ErrWiped
 	}
-	c := &scratch{aead: k.aead}
-	copy(c.nonce[:], k.salt[:])
-	if k.aead == nil {
-		var zero [aesBlockLen]byte
-		m := &cbcScratch{ivGen: k.ivGen, mac: hmac.New(k.hash, k.integ)}
-		if k.outbound {
-			m.mode = cipher.NewCBCEncrypter(k.block, zero[:]).(cbcMode)
-		} else {
-			m.mode = cipher.NewCBCDecrypter(k.block, zero[:]).(cbcMode)
-		}
-		m.mac.Reset() // the first one saves the keyed state and allocates, later ones restore it
-		c.cbc = m
+	c := new(scratch)
+	if err := k.build(c); err != nil {
+		return nil, err
 	}
 	slot.Store(c)
 	return c, nil
@@ -186,24 +193,10 @@ func (k *keyring) find(first *slots, ctx int) (*scratch, error) {
 func (k *keyring) wipe(first *slots) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.wiped = true
 	clear(k.integ)
 	clear(k.salt[:])
-	k.aead, k.block, k.ivGen, k.integ = nil, nil, nil, nil
+	k.integ, k.build = nil, nil
 	for i := range len(first) + len(k.more) {
 		k.slot(first, i).Store(nil)
 	}
-}
-
-// icv computes the HMAC over pkt, the packet without its ICV, and with extended sequence
-// numbers over the high-order bits that follow it invisibly (RFC 4303 section 2.2.1). The
-// result is the whole hash; it is valid until the next call.
-func (m *cbcScratch) icv(pkt []byte, esn bool, seqh uint32) []byte {
-	m.mac.Reset()
-	m.mac.Write(pkt)
-	if esn {
-		binary.BigEndian.PutUint32(m.seqh[:], seqh)
-		m.mac.Write(m.seqh[:])
-	}
-	return m.mac.Sum(m.tag[:0])
 }

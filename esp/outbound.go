@@ -27,8 +27,9 @@ type Outbound struct {
 	shape   packedShape
 	slots   slots
 	lim     *limits // nil: it has none
+	form    *form   // nil: ESP in tunnel mode
 	keys    keyring
-	_       [8]byte // so that on 64-bit machines the allocator aligns it to a line
+	_       [56]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // NewOutbound makes the sending end of sa for workers that have the numbers 0 to
@@ -39,7 +40,10 @@ func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
 	if err := o.keys.init(sa, true, &o.slots, contexts); err != nil {
 		return nil, err
 	}
-	o.shape = sa.Suite.shape().packed()
+	if err := o.shape.pack(sa, &o.form); err != nil {
+		o.keys.wipe(&o.slots)
+		return nil, err
+	}
 	o.lim = newLimits(sa)
 	o.limited = o.lim != nil
 	return o, nil
@@ -137,34 +141,8 @@ func (o *Outbound) SealAt(ctx int, seq uint64, buf []byte, off, n int, next uint
 	buf[trailer] = byte(padLen)
 	buf[trailer+1] = next
 
-	if c.aead != nil {
-		// The sequence number is the IV: it never repeats under one key, which is all
-		// that GCM and ChaCha20 ask for (RFC 4106 section 3.1, RFC 7634 section 2).
-		binary.BigEndian.PutUint64(pkt[espHeaderLen:], seq)
-		binary.BigEndian.PutUint64(c.nonce[aeadSaltLen:], seq)
-		c.aead.Seal(buf[off:off], c.nonce[:], buf[off:tail], c.additional(pkt, o.esn, seq))
-	} else {
-		m := c.cbc
-		iv := pkt[espHeaderLen : espHeaderLen+aesBlockLen]
-		binary.BigEndian.PutUint64(m.ivIn[:], seq)
-		m.ivGen.Encrypt(iv, m.ivIn[:])
-		m.mode.SetIV(iv)
-		m.mode.CryptBlocks(buf[off:tail], buf[off:tail])
-		copy(buf[tail:end], m.icv(buf[start:tail], o.esn, uint32(seq>>32)))
-	}
+	c.do.seal(pkt, seq, int(o.shape.front), tail-start)
 	return start, end, nil
-}
-
-// additional returns what an AEAD authenticates beside the payload: SPI and sequence
-// number, which stand so in the packet, or with extended sequence numbers all 64 bits of
-// it (RFC 4106 section 5, RFC 7634 section 2.1). The result is valid until the next call.
-func (c *scratch) additional(pkt []byte, esn bool, seq uint64) []byte {
-	if !esn {
-		return pkt[:espHeaderLen]
-	}
-	copy(c.aad[:4], pkt)
-	binary.BigEndian.PutUint64(c.aad[4:], seq)
-	return c.aad[:]
 }
 
 // Seq returns the last sequence number that was taken; 0: none yet. What is sealed is

@@ -52,4 +52,7 @@ type Datagram struct {
 	Local  netip.Addr     // our address: where it arrived, or where it must leave from
 	Remote netip.AddrPort // the peer; port 0 on a raw socket
 	TOS    uint8          // outer traffic class (DSCP and ECN)
+	TTL    uint8          // outer TTL or hop limit; 0: not known, or any
+	DF     bool           // to be sent: it must not be fragmented on the way
+	Whole  bool           // Buf begins with the outer IP header
 }

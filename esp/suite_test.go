@@ -16,6 +16,18 @@ func TestSuiteNamesAndKeyLengths(t *testing.T) {
 		{Suite{Encr: EncrAESCBC, KeyBits: 192, Integ: IntegHMACSHA384_192}, "AES_CBC_192/HMAC_SHA2_384_192", 24, 48},
 		{Suite{Encr: EncrAESCBC, KeyBits: 256, Integ: IntegHMACSHA256_128}, "AES_CBC_256/HMAC_SHA2_256_128", 32, 32},
 		{Suite{Encr: EncrAESCBC, KeyBits: 256, Integ: IntegHMACSHA512_256, ESN: true}, "AES_CBC_256/HMAC_SHA2_512_256/ESN", 32, 64},
+		{Suite{Encr: EncrNull, Integ: IntegAESXCBC96}, "NULL/AES_XCBC_96", 0, 16},
+		{Suite{Encr: EncrAESCTR, KeyBits: 128, Integ: IntegAESCMAC96, ESN: true}, "AES_CTR_128/AES_CMAC_96/ESN", 20, 16},
+		{Suite{Encr: EncrAESCTR, KeyBits: 256, Integ: IntegHMACSHA512_256}, "AES_CTR_256/HMAC_SHA2_512_256", 36, 64},
+		{Suite{Encr: EncrAESCCM8, KeyBits: 128}, "AES_CCM_8_128", 19, 0},
+		{Suite{Encr: EncrAESCCM12, KeyBits: 192}, "AES_CCM_12_192", 27, 0},
+		{Suite{Encr: EncrAESCCM16, KeyBits: 256}, "AES_CCM_16_256", 35, 0},
+		{Suite{Encr: EncrAESGCM8, KeyBits: 128}, "AES_GCM_8_128", 20, 0},
+		{Suite{Encr: EncrAESGCM12, KeyBits: 256}, "AES_GCM_12_256", 36, 0},
+		{Suite{Encr: EncrNullAuthAESGMAC, KeyBits: 192}, "NULL_AES_GMAC_192", 28, 0},
+		{Suite{Encr: EncrAESCCM8IIV, KeyBits: 128}, "AES_CCM_8_IIV_128", 19, 0},
+		{Suite{Encr: EncrAESGCM16IIV, KeyBits: 256, ESN: true}, "AES_GCM_16_IIV_256/ESN", 36, 0},
+		{Suite{Encr: EncrChaCha20Poly1305IIV}, "CHACHA20_POLY1305_IIV", 36, 0},
 	} {
 		if err := c.s.Validate(); err != nil {
 			t.Errorf("%v: %v", c.s, err)
@@ -40,12 +52,23 @@ func TestSuiteValidateRejects(t *testing.T) {
 		{Encr: EncrChaCha20Poly1305, Integ: IntegHMACSHA256_128},
 		{Encr: EncrAESCBC, KeyBits: 128},
 		{Encr: EncrAESCBC, KeyBits: 512, Integ: IntegHMACSHA256_128},
-		{Encr: EncrAESCBC, KeyBits: 128, Integ: 5},
+		{Encr: EncrAESCBC, KeyBits: 128, Integ: 1},
+		{Encr: EncrNull},
+		{Encr: EncrNull, KeyBits: 128, Integ: IntegHMACSHA256_128},
+		{Encr: EncrNone, Integ: IntegHMACSHA256_128},
+		{Encr: EncrAESCTR, KeyBits: 128},
+		{Encr: EncrAESCTR, Integ: IntegHMACSHA256_128},
+		{Encr: EncrAESCCM8},
+		{Encr: EncrAESCCM8, KeyBits: 128, Integ: IntegAESXCBC96},
+		{Encr: EncrNullAuthAESGMAC},
+		{Encr: EncrNullAuthAESGMAC, KeyBits: 128, Integ: IntegHMACSHA256_128},
+		{Encr: EncrChaCha20Poly1305IIV, KeyBits: 256},
+		{Encr: EncrNull, Integ: IntegAES128GMAC},
 	} {
 		if err := s.Validate(); err == nil {
 			t.Errorf("%v is accepted", s)
 		}
-		if e, i := s.KeyLens(); e != 0 || i != 0 || s.Overhead() != 0 || s.MaxInner(1500) != 0 {
+		if e, i := s.KeyLens(); (e != 0 || i != 0) && s.ValidateAH() != nil || s.Overhead() != 0 || s.Front() != 0 || s.MaxInner(1500) != 0 {
 			t.Errorf("%v is rejected but has lengths", s)
 		}
 	}

@@ -6,18 +6,31 @@ import (
 	"testing"
 )
 
+// The transforms that there are, by what goes with them.
+var (
+	keyBits  = []uint16{128, 192, 256}
+	espMACs  = []IntegID{IntegHMACSHA196, IntegAESXCBC96, IntegAESCMAC96, IntegHMACSHA256_128, IntegHMACSHA384_192, IntegHMACSHA512_256}
+	aesAEADs = []EncrID{EncrAESGCM16, EncrAESGCM12, EncrAESGCM8, EncrAESCCM16, EncrAESCCM12, EncrAESCCM8,
+		EncrAESGCM16IIV, EncrAESCCM8IIV, EncrNullAuthAESGMAC}
+)
+
 // allSuites returns every suite that Validate accepts, without and with ESN.
 func allSuites() []Suite {
 	var out []Suite
 	for _, esn := range []bool{false, true} {
-		for _, bits := range []uint16{128, 192, 256} {
-			out = append(out, Suite{Encr: EncrAESGCM16, KeyBits: bits, ESN: esn})
-		}
-		out = append(out, Suite{Encr: EncrChaCha20Poly1305, ESN: esn})
-		for _, bits := range []uint16{128, 192, 256} {
-			for _, integ := range []IntegID{IntegHMACSHA196, IntegHMACSHA256_128, IntegHMACSHA384_192, IntegHMACSHA512_256} {
-				out = append(out, Suite{Encr: EncrAESCBC, KeyBits: bits, Integ: integ, ESN: esn})
+		for _, e := range aesAEADs {
+			for _, bits := range keyBits {
+				out = append(out, Suite{Encr: e, KeyBits: bits, ESN: esn})
 			}
+		}
+		out = append(out, Suite{Encr: EncrChaCha20Poly1305, ESN: esn}, Suite{Encr: EncrChaCha20Poly1305IIV, ESN: esn})
+		for _, integ := range espMACs {
+			for _, bits := range keyBits {
+				for _, e := range []EncrID{EncrAESCBC, EncrAESCTR} {
+					out = append(out, Suite{Encr: e, KeyBits: bits, Integ: integ, ESN: esn})
+				}
+			}
+			out = append(out, Suite{Encr: EncrNull, Integ: integ, ESN: esn})
 		}
 	}
 	return out

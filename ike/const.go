@@ -81,9 +81,11 @@ type PRFID uint16
 // The PRFs.
 const (
 	PRFHMACSHA1   PRFID = 2
+	PRFAES128XCBC PRFID = 4 // RFC 4434
 	PRFHMACSHA256 PRFID = 5
 	PRFHMACSHA384 PRFID = 6
 	PRFHMACSHA512 PRFID = 7
+	PRFAES128CMAC PRFID = 8 // RFC 4615
 )
 
 // DHGroup is a key exchange method (IANA transform type 4).

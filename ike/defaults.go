@@ -1,7 +1,5 @@
 package ike
 
-import "postern/esp"
-
 // CipherOrder is which ciphers the word "default" stands for, and in which order. It follows
 // from what the processor computes fast and in constant time. The zero value is good
 // everywhere.
@@ -76,5 +74,13 @@ func DefaultProposals(proto Protocol, order CipherOrder) []Proposal {
 
 // IsAES tells whether the transform is a cipher made of AES.
 func (t Transform) IsAES() bool {
-	return t.Type == TransformEncr && (t.ID == uint16(esp.EncrAESGCM16) || t.ID == uint16(esp.EncrAESCBC))
+	if t.Type != TransformEncr {
+		return false
+	}
+	for _, m := range aesModes {
+		if uint16(m.id) == t.ID {
+			return true
+		}
+	}
+	return false
 }

@@ -104,7 +104,7 @@ func TestLargeMessagesTravelInFragmentsOfTheConfiguredSize(t *testing.T) {
 // Every cipher, and every size about the borders between one, two and more fragments.
 func TestFragmentsUseTheirRoomWithEverySuite(t *testing.T) {
 	for _, suite := range []string{"aes128gcm16-prfsha256-x25519", "chacha20poly1305-prfsha256-x25519", "aes256-sha512-x25519",
-		"aes128-sha1-x25519"} {
+		"aes128-sha1-x25519", "aes128ccm8-prfaescmac-x25519", "aes128ctr-aesxcbc-x25519", "aes128gcm12-prfsha256-x25519"} {
 		p := newPair(t, func(a, b *Conn) {
 			a.Proposals = mustProposals(t, ProtoIKE, suite)
 			b.Proposals = a.Proposals

@@ -78,7 +78,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	route := sa.espRoute()
 	path := route.path
 	base := esp.SA{
-		Mode: p.mode, SeenLocal: p.seen[0], SeenRemote: p.seen[1], Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
+		Mode: p.mode, OrigLocal: p.seen[0], OrigRemote: p.seen[1], Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
 		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,
 	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {

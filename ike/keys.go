@@ -17,59 +17,43 @@ var errSuite = errors.New("ike: algorithms that cannot protect an IKE SA")
 // keyPad is the constant of RFC 7296 section 2.15, without a terminating zero.
 const keyPad = "Key Pad for IKEv2"
 
-// saltLen is the length of the implicit part of an AEAD's nonce, which follows the
-// cipher key in SK_ei and SK_er (RFC 5282 section 7.1, RFC 7634 section 3).
-const saltLen = 4
-
-// encrLen returns the length of SK_ei and SK_er in octets, salt included, and whether
-// the cipher is an AEAD; 0 for a cipher or key length that is not known.
-func (s IKESuite) encrLen() (n int, aead bool) {
-	switch esp.EncrID(s.Encr) {
-	case esp.EncrAESCBC, esp.EncrAESGCM16:
-		if s.KeyBits != 128 && s.KeyBits != 192 && s.KeyBits != 256 {
-			return 0, false
-		}
-		if esp.EncrID(s.Encr) == esp.EncrAESGCM16 {
-			return int(s.KeyBits)/8 + saltLen, true
-		}
-		return int(s.KeyBits) / 8, false
-	case esp.EncrChaCha20Poly1305:
-		if s.KeyBits != 0 {
-			return 0, false
-		}
-		return 32 + saltLen, true
-	}
-	return 0, false
+// esp returns the suite that protects ESP packets with the same algorithms: keys have the same
+// lengths there (RFC 5282 section 7, RFC 5930 section 2.2). ok is false where an IKE SA cannot have it: NULL
+// encryption, which IKE does not know, the GMAC of RFC 4543, and implicit IVs, since message IDs
+// repeat (RFC 8750 section 7).
+func (s IKESuite) esp() (suite esp.Suite, ok bool) {
+	suite = esp.Suite{Encr: esp.EncrID(s.Encr), KeyBits: s.KeyBits, Integ: esp.IntegID(s.Integ)}
+	return suite, !espOnly(s.Encr) && suite.Validate() == nil
 }
 
-// integLen returns the length of SK_ai and SK_ar, in octets: that of the hash (RFC
-// 4868 section 2.1.1, RFC 2404 section 3). 0 without a separate integrity algorithm.
-func (s IKESuite) integLen() int {
-	switch esp.IntegID(s.Integ) {
-	case esp.IntegHMACSHA196:
-		return 20
-	case esp.IntegHMACSHA256_128:
-		return 32
-	case esp.IntegHMACSHA384_192:
-		return 48
-	case esp.IntegHMACSHA512_256:
-		return 64
+// espOnly tells whether an encryption transform is for ESP and never for IKE.
+func espOnly(encr uint16) bool {
+	switch esp.EncrID(encr) {
+	case esp.EncrNull, esp.EncrNullAuthAESGMAC, esp.EncrAESCCM8IIV, esp.EncrAESGCM16IIV, esp.EncrChaCha20Poly1305IIV:
+		return true
 	}
-	return 0
+	return false
+}
+
+// keyLens returns the lengths in octets of SK_ei and SK_er, salt included, and of SK_ai and
+// SK_ar, 0 for an AEAD; twice 0 for algorithms that cannot protect an IKE SA.
+func (s IKESuite) keyLens() (encr, integ int) {
+	if suite, ok := s.esp(); ok {
+		return suite.KeyLens()
+	}
+	return 0, 0
 }
 
 // validate reports whether an IKE SA can be protected with the suite: every algorithm
 // known, an integrity algorithm exactly when the cipher is not an AEAD (RFC 5282
 // section 8).
 func (s IKESuite) validate() error {
-	n, aead := s.encrLen()
+	suite, ok := s.esp()
 	switch {
-	case n == 0:
-		return fmt.Errorf("%w: cipher %d with a key of %d bits", errSuite, s.Encr, s.KeyBits)
-	case aead && s.Integ != 0:
-		return fmt.Errorf("%w: an integrity algorithm (%d) beside the AEAD %d", errSuite, s.Integ, s.Encr)
-	case !aead && s.integLen() == 0:
-		return fmt.Errorf("%w: cipher %d without a known integrity algorithm (%d)", errSuite, s.Encr, s.Integ)
+	case !ok && espOnly(s.Encr):
+		return fmt.Errorf("%w: %v is for ESP only", errSuite, suite.Encr)
+	case !ok:
+		return fmt.Errorf("%w: %w", errSuite, suite.Validate())
 	case s.PRF.keyLen() == 0:
 		return fmt.Errorf("%w: %s", errSuite, s.PRF)
 	case !s.DH.known():
@@ -93,11 +77,9 @@ func (s IKESuite) String() string {
 }
 
 // skeyseed returns SKEYSEED = prf(Ni | Nr, g^ir) of an IKE_SA_INIT exchange (RFC 7296
-// section 2.14). The PRFs here take keys of any length, so the nonces enter whole.
+// section 2.14).
 func skeyseed(prf PRFID, ni, nr, shared []byte) []byte {
-	key := make([]byte, 0, len(ni)+len(nr))
-	key = append(append(key, ni...), nr...)
-	return prf.sum(key, shared)
+	return prf.sum(prf.seedKey(ni, nr), shared)
 }
 
 // skeyseedRekey returns SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr) of an IKE SA
@@ -125,8 +107,8 @@ func (s IKESuite) deriveKeys(skeyseed, ni, nr []byte, spiI, spiR uint64) ikeKeys
 	seed = append(append(seed, ni...), nr...)
 	seed = binary.BigEndian.AppendUint64(seed, spiI)
 	seed = binary.BigEndian.AppendUint64(seed, spiR)
-	p, a := s.PRF.keyLen(), s.integLen()
-	e, _ := s.encrLen()
+	p := s.PRF.keyLen()
+	e, a := s.keyLens()
 	mat := s.PRF.plus(skeyseed, seed, 3*p+2*a+2*e)
 	take := func(n int) []byte {
 		b := mat[:n:n]

@@ -16,15 +16,19 @@ import (
 func ciphers() []IKESuite {
 	var out []IKESuite
 	for _, bits := range []uint16{128, 192, 256} {
-		out = append(out, IKESuite{Encr: uint16(esp.EncrAESGCM16), KeyBits: bits})
+		for _, encr := range []esp.EncrID{esp.EncrAESGCM16, esp.EncrAESGCM12, esp.EncrAESGCM8,
+			esp.EncrAESCCM16, esp.EncrAESCCM12, esp.EncrAESCCM8} {
+			out = append(out, IKESuite{Encr: uint16(encr), KeyBits: bits})
+		}
 		for _, integ := range []esp.IntegID{esp.IntegHMACSHA196, esp.IntegHMACSHA256_128,
-			esp.IntegHMACSHA384_192, esp.IntegHMACSHA512_256} {
+			esp.IntegHMACSHA384_192, esp.IntegHMACSHA512_256, esp.IntegAESXCBC96, esp.IntegAESCMAC96} {
 			out = append(out, IKESuite{Encr: uint16(esp.EncrAESCBC), KeyBits: bits, Integ: uint16(integ)})
+			out = append(out, IKESuite{Encr: uint16(esp.EncrAESCTR), KeyBits: bits, Integ: uint16(integ)})
 		}
 	}
 	out = append(out, IKESuite{Encr: uint16(esp.EncrChaCha20Poly1305)})
 	for i := range out {
-		out[i].PRF, out[i].DH = allPRFs()[i%4], allGroups()[i%7]
+		out[i].PRF, out[i].DH = allPRFs()[i%6], allGroups()[i%7]
 	}
 	return out
 }
@@ -71,12 +75,14 @@ func TestKeyDerivationVector(t *testing.T) {
 // refSchedule is RFC 7296 section 2.14 once more, written as the RFC's text stands:
 // key lengths by name, one long string that is cut up.
 func refSchedule(s IKESuite, ni, nr, shared []byte, spiI, spiR uint64) [7][]byte {
-	h := hmac.New(s.PRF.hash(), append(bytes.Clone(ni), nr...))
-	h.Write(shared)
-	seed := h.Sum(nil)
-	p := map[PRFID]int{PRFHMACSHA1: 20, PRFHMACSHA256: 32, PRFHMACSHA384: 48, PRFHMACSHA512: 64}[s.PRF]
-	a := map[uint16]int{0: 0, 2: 20, 12: 32, 13: 48, 14: 64}[s.Integ]
-	e := map[uint16]int{12: int(s.KeyBits) / 8, 20: int(s.KeyBits)/8 + 4, 28: 36}[s.Encr]
+	seedKey := append(bytes.Clone(ni), nr...)
+	if s.PRF == PRFAES128XCBC || s.PRF == PRFAES128CMAC {
+		seedKey = append(bytes.Clone(ni[:8]), nr[:8]...) // "only the first 64 bits of Ni and the first 64 bits of Nr"
+	}
+	seed := refPRF(s.PRF, seedKey, shared)
+	p := map[PRFID]int{PRFHMACSHA1: 20, PRFHMACSHA256: 32, PRFHMACSHA384: 48, PRFHMACSHA512: 64, PRFAES128XCBC: 16, PRFAES128CMAC: 16}[s.PRF]
+	a := map[uint16]int{0: 0, 2: 20, 5: 16, 8: 16, 12: 32, 13: 48, 14: 64}[s.Integ]
+	e := int(s.KeyBits)/8 + map[uint16]int{13: 4, 14: 3, 15: 3, 16: 3, 18: 4, 19: 4, 20: 4, 28: 36}[s.Encr]
 	context := binary.BigEndian.AppendUint64(append(bytes.Clone(ni), nr...), spiI)
 	context = binary.BigEndian.AppendUint64(context, spiR)
 	all := refPlus(s.PRF, seed, context, p+a+a+e+e+p+p)
@@ -137,7 +143,7 @@ func TestSharedKeyAuthentication(t *testing.T) {
 }
 
 func TestWipedKeysAreGone(t *testing.T) {
-	s := ciphers()[1]
+	s := IKESuite{Encr: uint16(esp.EncrAESCBC), KeyBits: 128, Integ: uint16(esp.IntegHMACSHA256_128), PRF: PRFHMACSHA256, DH: Curve25519}
 	k := s.deriveKeys(stream("SKEYSEED", 32), stream("Ni", 32), stream("Nr", 32), 1, 2)
 	held := [][]byte{k.d, k.ai, k.ar, k.ei, k.er, k.pi, k.pr}
 	k.wipe()
@@ -162,9 +168,16 @@ func TestSuitesThatCannotProtectAreRefused(t *testing.T) {
 		"no algorithms":                 {},
 		"an AEAD and integrity":         {Encr: good.Encr, KeyBits: 128, Integ: cbc.Integ, PRF: good.PRF, DH: good.DH},
 		"CBC without integrity":         {Encr: cbc.Encr, KeyBits: 128, PRF: good.PRF, DH: good.DH},
-		"an unknown integrity":          {Encr: cbc.Encr, KeyBits: 128, Integ: 5, PRF: good.PRF, DH: good.DH},
+		"an unknown integrity":          {Encr: cbc.Encr, KeyBits: 128, Integ: 1, PRF: good.PRF, DH: good.DH},
 		"an unknown cipher":             {Encr: 3, KeyBits: 128, PRF: good.PRF, DH: good.DH},
 		"NULL":                          {Encr: 11, Integ: cbc.Integ, PRF: good.PRF, DH: good.DH},
+		"NULL without integrity":        {Encr: 11, PRF: good.PRF, DH: good.DH},
+		"GMAC":                          {Encr: 21, KeyBits: 128, PRF: good.PRF, DH: good.DH},
+		"GMAC for AH":                   {Encr: cbc.Encr, KeyBits: 128, Integ: 9, PRF: good.PRF, DH: good.DH},
+		"CCM with an implicit IV":       {Encr: 29, KeyBits: 128, PRF: good.PRF, DH: good.DH},
+		"GCM with an implicit IV":       {Encr: 30, KeyBits: 128, PRF: good.PRF, DH: good.DH},
+		"ChaCha20 with an implicit IV":  {Encr: 31, PRF: good.PRF, DH: good.DH},
+		"CTR without integrity":         {Encr: 13, KeyBits: 128, PRF: good.PRF, DH: good.DH},
 		"AES without a key length":      {Encr: good.Encr, PRF: good.PRF, DH: good.DH},
 		"AES with an odd key length":    {Encr: good.Encr, KeyBits: 136, PRF: good.PRF, DH: good.DH},
 		"ChaCha20 with a key length":    {Encr: uint16(esp.EncrChaCha20Poly1305), KeyBits: 256, PRF: good.PRF, DH: good.DH},
@@ -183,7 +196,9 @@ func TestSuiteNames(t *testing.T) {
 		"AES_GCM_16_128/PRF_HMAC_SHA2_256/CURVE_25519": {Encr: 20, KeyBits: 128, PRF: PRFHMACSHA256, DH: Curve25519},
 		"AES_CBC_256/HMAC_SHA2_256_128/PRF_HMAC_SHA2_384/MODP_2048": {Encr: 12, KeyBits: 256, Integ: 12,
 			PRF: PRFHMACSHA384, DH: MODP2048},
-		"CHACHA20_POLY1305/PRF_HMAC_SHA2_512/ECP_384": {Encr: 28, PRF: PRFHMACSHA512, DH: ECP384},
+		"AES_CCM_8_128/PRF_AES128_CMAC/CURVE_25519":           {Encr: 14, KeyBits: 128, PRF: PRFAES128CMAC, DH: Curve25519},
+		"AES_CTR_128/AES_XCBC_96/PRF_AES128_XCBC/CURVE_25519": {Encr: 13, KeyBits: 128, Integ: 5, PRF: PRFAES128XCBC, DH: Curve25519},
+		"CHACHA20_POLY1305/PRF_HMAC_SHA2_512/ECP_384":         {Encr: 28, PRF: PRFHMACSHA512, DH: ECP384},
 	} {
 		if s.String() != want {
 			t.Errorf("a suite is called %q, charon says %q", s, want)

@@ -22,23 +22,44 @@ func integ(id esp.IntegID) Transform { return Transform{Type: TransformInteg, ID
 func prf(id PRFID) Transform         { return Transform{Type: TransformPRF, ID: uint16(id)} }
 func group(id DHGroup) Transform     { return Transform{Type: TransformDH, ID: uint16(id)} }
 
-// keywords are the words that we know. Of several for one transform the first is the
-// one that we print.
-var keywords = [...]keyword{
-	{"aes128", encr(esp.EncrAESCBC, 128)},
-	{"aes192", encr(esp.EncrAESCBC, 192)},
-	{"aes256", encr(esp.EncrAESCBC, 256)},
+// aesModes are the modes of AES: each has a word for each key length, such as "aes128ctr". Of
+// several for one transform the first is the one that we print.
+var aesModes = [...]struct {
+	suffix string
+	id     esp.EncrID
+}{
+	{"", esp.EncrAESCBC},
+	{"gcm16", esp.EncrAESGCM16}, {"gcm", esp.EncrAESGCM16}, {"gcm128", esp.EncrAESGCM16},
+	{"gcm12", esp.EncrAESGCM12}, {"gcm96", esp.EncrAESGCM12},
+	{"gcm8", esp.EncrAESGCM8}, {"gcm64", esp.EncrAESGCM8},
+	{"ccm16", esp.EncrAESCCM16}, {"ccm", esp.EncrAESCCM16}, {"ccm128", esp.EncrAESCCM16},
+	{"ccm12", esp.EncrAESCCM12}, {"ccm96", esp.EncrAESCCM12},
+	{"ccm8", esp.EncrAESCCM8}, {"ccm64", esp.EncrAESCCM8},
+	{"ctr", esp.EncrAESCTR},
+	{"gmac", esp.EncrNullAuthAESGMAC},
+	{"gcm16iiv", esp.EncrAESGCM16IIV}, // strongSwan has no words for implicit IVs
+	{"ccm8iiv", esp.EncrAESCCM8IIV},
+}
+
+// keywords are the words that we know.
+var keywords = append(aesWords(), otherWords[:]...)
+
+// aesWords returns the words of aesModes.
+func aesWords() (ks []keyword) {
+	for _, m := range aesModes {
+		for bits := uint16(128); bits <= 256; bits += 64 {
+			ks = append(ks, keyword{"aes" + strconv.Itoa(int(bits)) + m.suffix, encr(m.id, bits)})
+		}
+	}
+	return ks
+}
+
+// otherWords follow the same rule where there are several for one transform.
+var otherWords = [...]keyword{
 	{"aes", encr(esp.EncrAESCBC, 128)},
-	{"aes128gcm16", encr(esp.EncrAESGCM16, 128)},
-	{"aes192gcm16", encr(esp.EncrAESGCM16, 192)},
-	{"aes256gcm16", encr(esp.EncrAESGCM16, 256)},
-	{"aes128gcm", encr(esp.EncrAESGCM16, 128)},
-	{"aes192gcm", encr(esp.EncrAESGCM16, 192)},
-	{"aes256gcm", encr(esp.EncrAESGCM16, 256)},
-	{"aes128gcm128", encr(esp.EncrAESGCM16, 128)},
-	{"aes192gcm128", encr(esp.EncrAESGCM16, 192)},
-	{"aes256gcm128", encr(esp.EncrAESGCM16, 256)},
 	{"chacha20poly1305", encr(esp.EncrChaCha20Poly1305, 0)},
+	{"chacha20poly1305iiv", encr(esp.EncrChaCha20Poly1305IIV, 0)},
+	{"null", encr(esp.EncrNull, 0)},
 	{"sha1", integ(esp.IntegHMACSHA196)},
 	{"sha256", integ(esp.IntegHMACSHA256_128)},
 	{"sha384", integ(esp.IntegHMACSHA384_192)},
@@ -47,10 +68,14 @@ var keywords = [...]keyword{
 	{"sha2_256", integ(esp.IntegHMACSHA256_128)},
 	{"sha2_384", integ(esp.IntegHMACSHA384_192)},
 	{"sha2_512", integ(esp.IntegHMACSHA512_256)},
+	{"aesxcbc", integ(esp.IntegAESXCBC96)},
+	{"aescmac", integ(esp.IntegAESCMAC96)},
 	{"prfsha1", prf(PRFHMACSHA1)},
 	{"prfsha256", prf(PRFHMACSHA256)},
 	{"prfsha384", prf(PRFHMACSHA384)},
 	{"prfsha512", prf(PRFHMACSHA512)},
+	{"prfaesxcbc", prf(PRFAES128XCBC)},
+	{"prfaescmac", prf(PRFAES128CMAC)},
 	{"x25519", group(Curve25519)},
 	{"curve25519", group(Curve25519)},
 	{"ecp256", group(ECP256)},
@@ -64,7 +89,7 @@ var keywords = [...]keyword{
 	{"noesn", Transform{Type: TransformESN, ID: noESN}},
 }
 
-// prfOf is the PRF with the hash of an integrity algorithm, 0 if there is none.
+// prfOf is the PRF with the hash or cipher of an integrity algorithm, 0 if there is none.
 func prfOf(id uint16) PRFID {
 	switch esp.IntegID(id) {
 	case esp.IntegHMACSHA196:
@@ -75,6 +100,10 @@ func prfOf(id uint16) PRFID {
 		return PRFHMACSHA384
 	case esp.IntegHMACSHA512_256:
 		return PRFHMACSHA512
+	case esp.IntegAESXCBC96:
+		return PRFAES128XCBC
+	case esp.IntegAESCMAC96:
+		return PRFAES128CMAC
 	}
 	return 0
 }
@@ -103,12 +132,14 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 	}
 	p := Proposal{Proto: proto}
 	for _, word := range strings.Split(s, "-") {
-		i := slices.IndexFunc(keywords[:], func(k keyword) bool { return k.name == word })
+		i := slices.IndexFunc(keywords, func(k keyword) bool { return k.name == word })
 		if i < 0 {
 			return nil, fmt.Errorf("proposal %q: unknown word %q; known are %s", s, word, knownWords(proto))
 		}
 		t := keywords[i].Transform
 		switch {
+		case t.Type == TransformEncr && proto == ProtoIKE && espOnly(t.ID):
+			return nil, fmt.Errorf("proposal %q: %q is for ESP, never for an IKE SA; write aes128gcm16 instead", s, word)
 		case t.Type == TransformESN && proto == ProtoIKE:
 			return nil, fmt.Errorf("proposal %q: %q is for ESP, an IKE SA has no such sequence numbers; leave it out", s, word)
 		case t.Type == TransformPRF && proto == ProtoESP:
@@ -130,6 +161,7 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 // makes no sense.
 func (p *Proposal) complete() error {
 	aeads, others := 0, 0
+	none := p.has(encr(esp.EncrNull, 0))
 	for _, t := range p.Transforms {
 		if t.Type == TransformEncr {
 			if combined(t.ID) {
@@ -144,6 +176,8 @@ func (p *Proposal) complete() error {
 		return fmt.Errorf("has no cipher; add aes128gcm16, chacha20poly1305 or aes256")
 	case aeads > 0 && others > 0:
 		return fmt.Errorf("has ciphers with and without integrity of their own; make two proposals of it")
+	case none && !p.hasType(TransformInteg):
+		return fmt.Errorf("has null without an integrity algorithm, which would protect nothing; add sha256")
 	case others > 0 && !p.hasType(TransformInteg):
 		return fmt.Errorf("has no integrity algorithm; add sha256")
 	case aeads > 0 && p.Proto == ProtoESP && p.hasType(TransformInteg):
@@ -180,7 +214,8 @@ func (p *Proposal) derivedPRFs() (ts []Transform) {
 func knownWords(proto Protocol) string {
 	var words []string
 	for i, k := range keywords {
-		if proto == ProtoESP && k.Type == TransformPRF || proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone)) ||
+		if proto == ProtoESP && k.Type == TransformPRF ||
+			proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone) || k.Type == TransformEncr && espOnly(k.ID)) ||
 			slices.ContainsFunc(keywords[:i], func(o keyword) bool { return o.Transform == k.Transform }) {
 			continue
 		}
@@ -191,7 +226,7 @@ func knownWords(proto Protocol) string {
 
 // String returns the proposal in strongSwan's notation: ParseProposal gives it back if it
 // came from there. Transforms without a word of their own are written as type and number
-// ("encr_3", "encr_13_128", "dh_2"), those with an attribute that is not understood with "?".
+// ("encr_3", "encr_23_128", "dh_2"), those with an attribute that is not understood with "?".
 func (p Proposal) String() string {
 	derived := p.derivedPRFs()
 	var words []string

@@ -28,6 +28,16 @@ func TestProposalsInStrongSwansNotation(t *testing.T) {
 		{esp, "aes128gcm16-esn", "aes128gcm16-esn"},
 		{esp, "chacha20poly1305-x25519", "chacha20poly1305-x25519"},
 		{esp, "aes192-aes256-sha384-modp3072-modpnone", "aes192-aes256-sha384-modp3072-modpnone"},
+		{esp, "null-sha256", "null-sha256"},
+		{esp, "aes128ctr-aes256ctr-aesxcbc-aescmac", "aes128ctr-aes256ctr-aesxcbc-aescmac"},
+		{esp, "aes128ccm64-aes192ccm96-aes256ccm128", "aes128ccm8-aes192ccm12-aes256ccm16"},
+		{esp, "aes128ccm8-aes192ccm12-aes256ccm", "aes128ccm8-aes192ccm12-aes256ccm16"},
+		{esp, "aes128gcm64-aes192gcm96-aes256gcm", "aes128gcm8-aes192gcm12-aes256gcm16"},
+		{esp, "aes256gmac-esn", "aes256gmac-esn"},
+		{esp, "aes128ccm8iiv-aes128gcm16iiv-chacha20poly1305iiv-aes128gcm16", "aes128ccm8iiv-aes128gcm16iiv-chacha20poly1305iiv-aes128gcm16"},
+		{ike, "aes128ctr-aesxcbc-x25519", "aes128ctr-aesxcbc-x25519"},
+		{ike, "aes128-aescmac-prfaescmac-x25519", "aes128-aescmac-x25519"},
+		{ike, "aes128ccm16-aes128gcm64-prfaesxcbc-ecp256", "aes128ccm16-aes128gcm8-prfaesxcbc-ecp256"},
 	} {
 		ps, err := ParseProposal(c.proto, c.in, AESFirst)
 		if err != nil || len(ps) != 1 {
@@ -89,6 +99,17 @@ func TestProposalsThatMakeNoSense(t *testing.T) {
 		{esp, "aes128gcm16-prfsha256", "for IKE"},
 		{esp, "aes128gcm16-x25519-curve25519", "twice"},
 		{esp, "aes128gcm16,aes256gcm16", "unknown word"},
+		{esp, "null", "null without an integrity algorithm, which would protect nothing"},
+		{esp, "null-aes128gcm16", "two proposals"},
+		{esp, "aes128ctr", "no integrity algorithm"},
+		{esp, "aes128gmac-sha256", "leave it out"},
+		{esp, "aes128gcm16iiv-aesxcbc", "leave it out"},
+		{esp, "aes128ctr256-sha256", "unknown word"},
+		{ike, "null-sha256-x25519", `"null" is for ESP`},
+		{ike, "aes128gmac-prfsha256-x25519", `"aes128gmac" is for ESP`},
+		{ike, "aes128gcm16iiv-prfsha256-x25519", `"aes128gcm16iiv" is for ESP`},
+		{ike, "aes128ccm8iiv-prfsha256-x25519", "is for ESP"},
+		{ike, "chacha20poly1305iiv-prfsha256-x25519", "is for ESP"},
 		{ProtoAH, "sha256", "only for IKE and ESP"},
 	} {
 		if ps, err := ParseProposal(c.proto, c.in, AESFirst); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -119,6 +140,11 @@ func TestEveryWordIsImplemented(t *testing.T) {
 		case k.Type == TransformEncr:
 			s = w + "-sha256"
 		}
+		if k.Type == TransformEncr && !espOnly(k.ID) || k.Type == TransformInteg {
+			if _, err := proposals(t, ProtoIKE, s+"-prfsha256-x25519")[0].ikeSuite(); err != nil {
+				t.Errorf("%s for IKE: %v", w, err)
+			}
+		}
 		if _, _, err := proposals(t, ProtoESP, s)[0].espSuite(); err != nil {
 			t.Errorf("%s: %v", w, err)
 		}
@@ -127,10 +153,10 @@ func TestEveryWordIsImplemented(t *testing.T) {
 
 func TestForeignTransformsArePrinted(t *testing.T) {
 	p := Proposal{Proto: ProtoESP, Transforms: []Transform{
-		{TransformEncr, 3, 0}, {TransformEncr, 13, 128}, {TransformEncr, 12, badAttr}, {TransformInteg, 99, 0},
+		{TransformEncr, 3, 0}, {TransformEncr, 23, 128}, {TransformEncr, 12, badAttr}, {TransformInteg, 99, 0},
 		{TransformDH, 2, 0}, {TransformESN, 1, 0}, {6, 35, 0},
 	}}
-	if got, want := p.String(), "encr_3-encr_13_128-encr_12?-integ_99-dh_2-esn-transform_6_35"; got != want {
+	if got, want := p.String(), "encr_3-encr_23_128-encr_12?-integ_99-dh_2-esn-transform_6_35"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

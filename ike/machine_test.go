@@ -304,6 +304,21 @@ func TestEverySuiteNegotiates(t *testing.T) {
 		{"aes256-sha384-modp3072", "aes256-sha384"},
 		{"aes256-sha512-x25519", "aes256-sha512-x25519-esn"},
 		{"aes128-sha1-x25519", "aes128-sha1"},
+		{"aes128ccm16-prfsha256-x25519", "aes128ccm16"},
+		{"aes192ccm12-prfaesxcbc-x25519", "aes192ccm12-x25519-esn"},
+		{"aes256ccm8-prfaescmac-x25519", "aes256ccm8"},
+		{"aes128gcm8-prfsha256-x25519", "aes128gcm8-esn"},
+		{"aes256gcm12-prfsha256-x25519", "aes256gcm12"},
+		{"aes128ctr-sha256-x25519", "aes128ctr-sha256"},
+		{"aes256ctr-aesxcbc-x25519", "aes256ctr-aescmac-esn"},
+		{"aes128-aesxcbc-x25519", "aes128-aesxcbc"},
+		{"aes128-aescmac-x25519", "null-sha256"},
+		{"aes128-aescmac-prfaesxcbc-x25519", "null-aesxcbc-esn"},
+		{"aes128gcm16-prfsha256-x25519", "aes128gmac"},
+		{"aes128gcm16-prfsha256-x25519", "aes256gmac-esn"},
+		{"aes128gcm16-prfsha256-x25519", "aes128gcm16iiv-esn"},
+		{"aes128gcm16-prfsha256-x25519", "aes128ccm8iiv"},
+		{"aes128gcm16-prfsha256-x25519", "chacha20poly1305iiv"},
 	} {
 		t.Run(c[0]+"_"+c[1], func(t *testing.T) {
 			p := newPair(t, func(a, b *Conn) {

@@ -230,7 +230,7 @@ func (m *Machine) moveChildren(sa *ikeSA) {
 		if c.state == ChildFree || c.ike != sa.slot {
 			continue
 		}
-		if c.stranded(sa.path) {
+		if c.stranded(route.path) {
 			if c.state == ChildInstalled || c.state == ChildRekeying {
 				m.closeChild(sa, c, ErrAddresses, nil)
 				m.wishAgain(c.conn, c.cfg)

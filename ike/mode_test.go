@@ -100,8 +100,8 @@ func TestTransportModeThroughNAT(t *testing.T) {
 			if s.LocalTS[0].Start != local || s.RemoteTS[0].Start != remote {
 				t.Errorf("%v has selectors %v === %v, want %v === %v", h.addr, s.LocalTS, s.RemoteTS, local, remote)
 			}
-			if s.SeenLocal != seenLocal || s.SeenRemote != seenRemote {
-				t.Errorf("%v thinks that the peer calls the two %v and %v, want %v and %v", h.addr, s.SeenLocal, s.SeenRemote, seenLocal, seenRemote)
+			if s.OrigLocal != seenLocal || s.OrigRemote != seenRemote {
+				t.Errorf("%v thinks that the peer calls the two %v and %v, want %v and %v", h.addr, s.OrigLocal, s.OrigRemote, seenLocal, seenRemote)
 			}
 		}
 	}

@@ -1,15 +1,19 @@
 package ike
 
 import (
+	"crypto/aes"
 	"crypto/hmac"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"hash"
+	"slices"
 	"strconv"
+
+	"postern/esp/ctaes"
 )
 
-// hash returns the hash function under the PRF, or nil for an unknown PRF.
+// hash returns the hash function under the PRF, or nil for an unknown PRF and one made of a cipher.
 func (p PRFID) hash() func() hash.Hash {
 	switch p {
 	case PRFHMACSHA1:
@@ -24,6 +28,40 @@ func (p PRFID) hash() func() hash.Hash {
 	return nil
 }
 
+// macState is a PRF, or an integrity algorithm, with a key.
+type macState interface {
+	Reset()
+	Write(p []byte) (int, error)
+	Sum(b []byte) []byte
+}
+
+// keyed returns the PRF with a key of any length. Those made of AES take one of 16 octets, which is
+// made of others: shorter ones get zeros with XCBC (RFC 4434 section 2); of all that remain
+// the PRF itself makes one, under a key of zeros (RFC 4615 section 3).
+func (p PRFID) keyed(key []byte) macState {
+	var of func(key []byte) (*ctaes.CBCMAC, error)
+	switch p {
+	case PRFAES128XCBC:
+		of = ctaes.NewXCBC
+	case PRFAES128CMAC:
+		of = ctaes.NewCMAC
+	default:
+		return hmac.New(p.hash(), key)
+	}
+	var fixed [aes.BlockSize]byte
+	defer clear(fixed[:])
+	switch {
+	case len(key) == len(fixed), len(key) < len(fixed) && p == PRFAES128XCBC:
+		copy(fixed[:], key)
+	default:
+		m, _ := of(fixed[:]) // the one error is that of a key's length
+		_, _ = m.Write(key)
+		m.Sum(fixed[:0])
+	}
+	m, _ := of(fixed[:])
+	return m
+}
+
 // keyLen returns the preferred key length of the PRF, which for every PRF here is also
 // the length of its output, in octets (RFC 7296 section 2.13); 0 for an unknown one.
 func (p PRFID) keyLen() int {
@@ -36,8 +74,20 @@ func (p PRFID) keyLen() int {
 		return sha512.Size384
 	case PRFHMACSHA512:
 		return sha512.Size
+	case PRFAES128XCBC, PRFAES128CMAC:
+		return aes.BlockSize
 	}
 	return 0
+}
+
+// seedKey returns the key of SKEYSEED = prf(Ni | Nr, g^ir) (RFC 7296 section 2.14): both nonces, of
+// which the PRFs made of AES take the first 64 bits each.
+func (p PRFID) seedKey(ni, nr []byte) []byte {
+	if p == PRFAES128XCBC || p == PRFAES128CMAC {
+		const half = aes.BlockSize / 2
+		ni, nr = ni[:min(len(ni), half)], nr[:min(len(nr), half)]
+	}
+	return slices.Concat(ni, nr)
 }
 
 // String returns charon's name of the PRF.
@@ -51,6 +101,10 @@ func (p PRFID) String() string {
 		return "PRF_HMAC_SHA2_384"
 	case PRFHMACSHA512:
 		return "PRF_HMAC_SHA2_512"
+	case PRFAES128XCBC:
+		return "PRF_AES128_XCBC"
+	case PRFAES128CMAC:
+		return "PRF_AES128_CMAC"
 	}
 	return "PRF_" + strconv.Itoa(int(p))
 }
@@ -58,9 +112,9 @@ func (p PRFID) String() string {
 // sum returns prf(key, parts[0] | parts[1] | …) in keyLen octets. The PRF must be a
 // known one: suites are validated before anything is computed with them.
 func (p PRFID) sum(key []byte, parts ...[]byte) []byte {
-	h := hmac.New(p.hash(), key)
+	h := p.keyed(key)
 	for _, b := range parts {
-		h.Write(b)
+		_, _ = h.Write(b)
 	}
 	return h.Sum(nil)
 }
@@ -80,12 +134,12 @@ func (p PRFID) plus(key, seed []byte, n int) []byte {
 	}
 	// Room for whole blocks, so that no block of key material is left behind by growth.
 	out := make([]byte, 0, (n+size-1)/size*size)
-	h := hmac.New(p.hash(), key)
+	h := p.keyed(key)
 	for counter := byte(1); len(out) < n; counter++ {
 		h.Reset()
-		h.Write(out[max(0, len(out)-size):])
-		h.Write(seed)
-		h.Write([]byte{counter})
+		_, _ = h.Write(out[max(0, len(out)-size):])
+		_, _ = h.Write(seed)
+		_, _ = h.Write([]byte{counter})
 		out = h.Sum(out)
 	}
 	clear(out[n:])

@@ -6,7 +6,39 @@ import (
 	"testing"
 )
 
-func allPRFs() []PRFID { return []PRFID{PRFHMACSHA1, PRFHMACSHA256, PRFHMACSHA384, PRFHMACSHA512} }
+func allPRFs() []PRFID {
+	return []PRFID{PRFHMACSHA1, PRFHMACSHA256, PRFHMACSHA384, PRFHMACSHA512, PRFAES128XCBC, PRFAES128CMAC}
+}
+
+// RFC 4434 section 2.1 and RFC 4615 section 4.
+func TestPRFVectorsOfAES(t *testing.T) {
+	msg := octets(t, "000102030405060708090a0b0c0d0e0f10111213")
+	for _, v := range []struct {
+		prf       PRFID
+		key, want string
+	}{
+		{PRFAES128XCBC, "000102030405060708090a0b0c0d0e0f", "47f51b4564966215b8985c63055ed308"},
+		{PRFAES128XCBC, "00010203040506070809", "0fa087af7d866e7653434e602fdde835"},
+		{PRFAES128XCBC, "000102030405060708090a0b0c0d0e0fedcb", "8cd3c93ae598a9803006ffb67c40e9e4"},
+		{PRFAES128CMAC, "000102030405060708090a0b0c0d0e0fedcb", "84a348a4a45d235babfffc0d2b4da09a"},
+		{PRFAES128CMAC, "000102030405060708090a0b0c0d0e0f", "980ae87b5f4c9c5214f5b6a8455e4c2d"},
+		{PRFAES128CMAC, "00010203040506070809", "290d9e112edb09ee141fcf64c0b72f3d"},
+	} {
+		if got := v.prf.sum(octets(t, v.key), msg[:7], nil, msg[7:]); !bytes.Equal(got, octets(t, v.want)) {
+			t.Errorf("%s with key %s is %x, the RFC says %s", v.prf, v.key, got, v.want)
+		}
+	}
+}
+
+// refPRF is the PRF, HMAC from the library; that of AES has the RFCs' vectors for every length of keys.
+func refPRF(p PRFID, key []byte, data ...[]byte) []byte {
+	if p.hash() == nil {
+		return p.sum(key, bytes.Join(data, nil))
+	}
+	h := hmac.New(p.hash(), key)
+	h.Write(bytes.Join(data, nil))
+	return h.Sum(nil)
+}
 
 // Cases 1, 2 and 6 of RFC 4231, and of RFC 2202 for SHA-1 (whose case 6 has a key of 80
 // octets; the third value is for RFC 4231's key of 131).
@@ -51,9 +83,7 @@ func TestPRFVectors(t *testing.T) {
 func refPlus(p PRFID, key, seed []byte, n int) []byte {
 	var out, block []byte
 	for i := 1; len(out) < n; i++ {
-		h := hmac.New(p.hash(), key)
-		h.Write(append(append(bytes.Clone(block), seed...), byte(i)))
-		block = h.Sum(nil)
+		block = refPRF(p, key, block, seed, []byte{byte(i)})
 		out = append(out, block...)
 	}
 	return out[:n]
@@ -86,12 +116,13 @@ func TestPRFPlusRefusesMoreThan255Blocks(t *testing.T) {
 
 func TestPRFNames(t *testing.T) {
 	for p, want := range map[PRFID]string{PRFHMACSHA1: "PRF_HMAC_SHA1", PRFHMACSHA256: "PRF_HMAC_SHA2_256",
-		PRFHMACSHA384: "PRF_HMAC_SHA2_384", PRFHMACSHA512: "PRF_HMAC_SHA2_512", 4: "PRF_4"} {
+		PRFHMACSHA384: "PRF_HMAC_SHA2_384", PRFHMACSHA512: "PRF_HMAC_SHA2_512",
+		PRFAES128XCBC: "PRF_AES128_XCBC", PRFAES128CMAC: "PRF_AES128_CMAC", 3: "PRF_3"} {
 		if p.String() != want {
 			t.Errorf("PRF %d is called %q, want %q", uint16(p), p, want)
 		}
 	}
-	if n := PRFID(4).keyLen(); n != 0 {
+	if n := PRFID(3).keyLen(); n != 0 {
 		t.Errorf("an unknown PRF has a key length of %d, want 0", n)
 	}
 }

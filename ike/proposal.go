@@ -221,9 +221,10 @@ func optional(proto Protocol, t TransformType) bool {
 
 // combined tells whether an encryption transform protects integrity itself, so that it
 // goes without an integrity transform or with NONE (RFC 5282 section 8): the AES modes
-// CCM and GCM with their three ICV lengths, Camellia's CCM, and ChaCha20-Poly1305.
+// CCM and GCM with their three ICV lengths, GMAC, Camellia's CCM, ChaCha20-Poly1305, and what of
+// these has an implicit IV.
 func combined(encr uint16) bool {
-	return encr >= 14 && encr <= 20 && encr != 17 || encr >= 25 && encr <= 28
+	return encr >= 14 && encr <= 21 && encr != 17 || encr >= 25 && encr <= 31
 }
 
 // types are the transform types that a protocol's proposals consist of, in the order in

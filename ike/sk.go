@@ -4,17 +4,13 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
-	"crypto/sha1"
-	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"slices"
 
 	"postern/esp"
-	"postern/esp/chapoly"
 	"postern/esp/ctaes"
 )
 
@@ -44,87 +40,80 @@ var (
 	ErrPadding   = errors.New("ike: the padding of an Encrypted payload is longer than its content")
 )
 
-// aeadIVLen is the explicit part of an AEAD's nonce (RFC 5282 section 3.1).
-const aeadIVLen = 8
+// counterIVLen is the length in octets of an IV that only must not repeat: the explicit part of the nonces
+// of AEADs (RFC 5282 section 3.1) and of AES-CTR (RFC 5930 section 2.1).
+const counterIVLen = 8
 
 // skCipher protects the Encrypted payloads of one direction of one IKE SA. Exactly one
-// may be made to seal with a key: an AEAD's IV is a counter that starts anew in each.
-// It is not safe for concurrent use.
+// may be made to seal with a key: the IV of an AEAD and of AES-CTR is a counter that starts anew
+// in each. It is not safe for concurrent use.
 type skCipher struct {
-	aead  cipher.AEAD
-	nonce [chapoly.NonceSize]byte // salt | IV
-	next  uint64                  // IV of the next message sealed
+	aead  cipher.AEAD // nil: one of ctr and block is set, and mac
+	ctr   *ctaes.CTR
+	nonce []byte // salt | IV, of AEADs and AES-CTR
+	next  uint64 // IV of the next message sealed
 
 	block  cipher.Block
-	mac    hash.Hash
+	mac    macState
 	icvLen int
 	tag    [sha512.Size]byte
 }
 
 // newSKCipher makes the cipher of one direction: ek is SK_ei or SK_er (with the salt of
-// an AEAD), ak is SK_ai or SK_ar (empty with an AEAD). It keeps neither slice. The
+// an AEAD or of AES-CTR), ak is SK_ai or SK_ar (empty with an AEAD). It keeps neither slice. The
 // construction for ChaCha20-Poly1305 is that of RFC 5282 as well (RFC 7634 section 3).
 // The error says which part of the suite is at fault, never a key.
 func newSKCipher(s IKESuite, ek, ak []byte) (*skCipher, error) {
-	n, aead := s.encrLen()
-	if n == 0 {
-		return nil, fmt.Errorf("%w: cipher %d with a key of %d bits", errSuite, s.Encr, s.KeyBits)
+	encr, integ := s.keyLens()
+	if encr == 0 {
+		return nil, fmt.Errorf("%w: cipher %d with a key of %d bits and integrity algorithm %d", errSuite, s.Encr, s.KeyBits, s.Integ)
 	}
-	if len(ek) != n || len(ak) != s.integLen() {
+	if len(ek) != encr || len(ak) != integ {
 		return nil, fmt.Errorf("%w: keys of %d and %d octets where %d and %d are due",
-			errSuite, len(ek), len(ak), n, s.integLen())
+			errSuite, len(ek), len(ak), encr, integ)
 	}
-	c := &skCipher{}
-	if aead {
-		var err error
-		key := ek[:n-saltLen]
-		if esp.EncrID(s.Encr) == esp.EncrChaCha20Poly1305 {
-			c.aead, err = chapoly.New(key)
-		} else {
-			c.aead, err = ctaes.NewGCM(key)
-		}
-		if err != nil {
+	salt := len(ek) % 8 // keys are of 16, 24 or 32 octets
+	key := ek[:len(ek)-salt]
+	c := &skCipher{nonce: append(slices.Clone(ek[len(key):]), make([]byte, counterIVLen)...)}
+	var err error
+	switch id := esp.EncrID(s.Encr); id {
+	case esp.EncrAESCBC, esp.EncrAESCTR:
+		if c.block, err = ctaes.NewCipher(key); err != nil {
 			return nil, err
 		}
-		copy(c.nonce[:saltLen], ek[n-saltLen:])
-		c.icvLen = c.aead.Overhead()
-		return c, nil
-	}
-	var h func() hash.Hash
-	switch esp.IntegID(s.Integ) {
-	case esp.IntegHMACSHA196:
-		h, c.icvLen = sha1.New, 12
-	case esp.IntegHMACSHA256_128:
-		h, c.icvLen = sha256.New, 16
-	case esp.IntegHMACSHA384_192:
-		h, c.icvLen = sha512.New384, 24
-	case esp.IntegHMACSHA512_256:
-		h, c.icvLen = sha512.New, 32
+		if id == esp.EncrAESCTR {
+			c.ctr = ctaes.NewCTR(c.block)
+		}
+		c.mac, c.icvLen, err = esp.NewMAC(esp.IntegID(s.Integ), ak)
+		return c, err
 	default:
-		return nil, fmt.Errorf("%w: integrity algorithm %d", errSuite, s.Integ)
+		if c.aead, err = esp.NewAEAD(id, key); err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	if c.block, err = ctaes.NewCipher(ek); err != nil {
-		return nil, err
-	}
-	c.mac = hmac.New(h, ak)
+	c.icvLen = c.aead.Overhead()
 	return c, nil
+}
+
+// align returns of how many octets inner payloads, padding and Pad Length are a multiple.
+func (c *skCipher) align() int {
+	if c.aead != nil || c.ctr != nil {
+		return 1
+	}
+	return aes.BlockSize
 }
 
 // ivLen returns the length of the Encrypted payload's IV in octets.
 func (c *skCipher) ivLen() int {
-	if c.aead != nil {
-		return aeadIVLen
+	if c.aead != nil || c.ctr != nil {
+		return counterIVLen
 	}
 	return aes.BlockSize
 }
 
 // overhead returns how many octets seal adds at most behind the inner payloads.
 func (c *skCipher) overhead() int {
-	if c.aead != nil {
-		return 1 + c.icvLen
-	}
-	return aes.BlockSize + c.icvLen
+	return c.align() + c.icvLen
 }
 
 // room returns how many octets of inner payloads fit into n octets behind the headers of an
@@ -132,8 +121,8 @@ func (c *skCipher) overhead() int {
 // nothing fits.
 func (c *skCipher) room(n int) int {
 	n -= c.ivLen() + c.icvLen
-	if c.aead == nil && n > 0 {
-		n -= n % aes.BlockSize
+	if n > 0 {
+		n -= n % c.align()
 	}
 	return n - 1
 }
@@ -143,16 +132,13 @@ func (c *skCipher) room(n int) int {
 // header at skOff, ivLen octets for the IV at ivOff and the inner payloads up to the
 // end. seal appends padding, Pad Length and ICV, writes the IV, sets the lengths in both
 // headers and encrypts in place. random fills its argument from a secure source; it is
-// asked for a CBC IV, which must be unpredictable, while the AEADs count theirs, which
-// must never repeat (RFC 5282 section 3.1). The result is nil when the payload would
+// asked for a CBC IV, which must be unpredictable, while the AEADs and AES-CTR count theirs, which
+// must never repeat (RFC 5282 section 3.1, RFC 5930 section 2.1). The result is nil when the payload would
 // not fit its 16-bit length.
 func (c *skCipher) seal(msg []byte, skOff, ivOff int, random func([]byte)) []byte {
 	start := ivOff + c.ivLen()
-	pad := 0
-	if c.aead == nil {
-		// Inner payloads, padding and Pad Length fill whole blocks.
-		pad = aes.BlockSize - 1 - (len(msg)-start)%aes.BlockSize
-	}
+	// Inner payloads, padding and Pad Length fill whole blocks.
+	pad := c.align() - 1 - (len(msg)-start)%c.align()
 	total := len(msg) + pad + 1 + c.icvLen
 	if total-skOff > 0xffff {
 		return nil
@@ -163,20 +149,25 @@ func (c *skCipher) seal(msg []byte, skOff, ivOff int, random func([]byte)) []byt
 	msg = append(msg, byte(pad))
 	binary.BigEndian.PutUint32(msg[headerLen-4:], uint32(total))
 	binary.BigEndian.PutUint16(msg[skOff+2:], uint16(total-skOff))
-	if c.aead != nil {
-		if c.next == 1<<64-1 {
-			return nil
-		}
-		binary.BigEndian.PutUint64(c.nonce[saltLen:], c.next)
-		c.next++
-		copy(msg[ivOff:start], c.nonce[saltLen:])
-		msg = slices.Grow(msg, c.icvLen)
-		c.aead.Seal(msg[start:start], c.nonce[:], msg[start:], msg[:ivOff])
-		return msg[:total]
+	if c.align() > 1 {
+		random(msg[ivOff:start])
+		cipher.NewCBCEncrypter(c.block, msg[ivOff:start]).CryptBlocks(msg[start:], msg[start:])
+		return append(msg, c.icv(msg)...)
 	}
-	random(msg[ivOff:start])
-	cipher.NewCBCEncrypter(c.block, msg[ivOff:start]).CryptBlocks(msg[start:], msg[start:])
-	return append(msg, c.icv(msg)...)
+	if c.next == 1<<64-1 {
+		return nil
+	}
+	iv := c.nonce[len(c.nonce)-counterIVLen:]
+	binary.BigEndian.PutUint64(iv, c.next)
+	c.next++
+	copy(msg[ivOff:start], iv)
+	if c.ctr != nil {
+		c.ctr.XORKeyStream(msg[start:], c.nonce)
+		return append(msg, c.icv(msg)...)
+	}
+	msg = slices.Grow(msg, c.icvLen)
+	c.aead.Seal(msg[start:start], c.nonce, msg[start:], msg[:ivOff])
+	return msg[:total]
 }
 
 // open verifies the message and decrypts it in place; inner is the chain of inner
@@ -189,18 +180,24 @@ func (c *skCipher) open(msg []byte, skOff, ivOff int) (inner []byte, err error) 
 	if skOff < headerLen || ivOff < skOff+payloadHdr || end <= start {
 		return nil, ErrIntegrity
 	}
+	if c.align() == 1 {
+		copy(c.nonce[len(c.nonce)-counterIVLen:], msg[ivOff:start])
+	}
 	if c.aead != nil {
-		copy(c.nonce[saltLen:], msg[ivOff:start])
-		inner, err = c.aead.Open(msg[start:start], c.nonce[:], msg[start:], msg[:ivOff])
+		inner, err = c.aead.Open(msg[start:start], c.nonce, msg[start:], msg[:ivOff])
 		if err != nil {
 			return nil, ErrIntegrity
 		}
 	} else {
-		if (end-start)%aes.BlockSize != 0 || !hmac.Equal(c.icv(msg[:end]), msg[end:]) {
+		if (end-start)%c.align() != 0 || !hmac.Equal(c.icv(msg[:end]), msg[end:]) {
 			return nil, ErrIntegrity
 		}
 		inner = msg[start:end]
-		cipher.NewCBCDecrypter(c.block, msg[ivOff:start]).CryptBlocks(inner, inner)
+		if c.ctr != nil {
+			c.ctr.XORKeyStream(inner, c.nonce)
+		} else {
+			cipher.NewCBCDecrypter(c.block, msg[ivOff:start]).CryptBlocks(inner, inner)
+		}
 	}
 	pad := int(inner[len(inner)-1])
 	if pad+1 > len(inner) {
@@ -212,7 +209,7 @@ func (c *skCipher) open(msg []byte, skOff, ivOff int) (inner []byte, err error) 
 // icv returns the checksum over b, valid until the next call.
 func (c *skCipher) icv(b []byte) []byte {
 	c.mac.Reset()
-	c.mac.Write(b)
+	_, _ = c.mac.Write(b)
 	return c.mac.Sum(c.tag[:0])[:c.icvLen]
 }
 

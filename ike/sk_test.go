@@ -20,8 +20,8 @@ import (
 
 // skKeys are SK_e and SK_a of a suite in these tests.
 func skKeys(s IKESuite) (ek, ak []byte) {
-	n, _ := s.encrLen()
-	return stream("SK_e", n), stream("SK_a", s.integLen())
+	n, m := s.keyLens()
+	return stream("SK_e", n), stream("SK_a", m)
 }
 
 func mustCipher(t testing.TB, s IKESuite) *skCipher {
@@ -45,7 +45,7 @@ func unsealed(clearLen, ivLen int, inner []byte) (msg []byte, skOff, ivOff int) 
 	return append(msg, inner...), skOff, ivOff
 }
 
-func noRandom([]byte) { panic("an AEAD asked for randomness, which its IV must not depend on") }
+func noRandom([]byte) { panic("a cipher with a counter for its IV asked for randomness") }
 
 func someRandom(b []byte) { copy(b, stream("IV", len(b))) }
 
@@ -53,21 +53,21 @@ func someRandom(b []byte) { copy(b, stream("IV", len(b))) }
 // out of place, straight from RFC 7296 section 3.14 and RFC 5282 section 3.
 func refSeal(t testing.TB, s IKESuite, head, iv, plain []byte, skOff int) []byte {
 	ek, ak := skKeys(s)
-	icv := map[uint16]int{0: 16, 2: 12, 12: 16, 13: 24, 14: 32}[s.Integ]
+	icv := refICVLen(s)
 	msg := bytes.Clone(head)
 	total := len(head) + len(iv) + len(plain) + icv
 	binary.BigEndian.PutUint32(msg[24:], uint32(total))
 	binary.BigEndian.PutUint16(msg[skOff+2:], uint16(total-skOff))
 	if a := refAEAD(t, s, ek); a != nil {
-		nonce := append(bytes.Clone(ek[len(ek)-4:]), iv...)
+		nonce := append(bytes.Clone(ek[len(ek)-refSaltLen(s):]), iv...)
 		return append(append(bytes.Clone(msg), iv...), a.Seal(nil, nonce, plain, msg)...)
 	}
-	block, err := aes.NewCipher(ek)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ct := make([]byte, len(plain))
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(ct, plain)
+	if s.Encr == uint16(esp.EncrAESCTR) {
+		refCTR(t, ek, iv).XORKeyStream(ct, plain)
+	} else {
+		cipher.NewCBCEncrypter(refBlock(t, ek), iv).CryptBlocks(ct, plain)
+	}
 	msg = append(append(msg, iv...), ct...)
 	return append(msg, refMAC(s, ak, msg)...)
 }
@@ -77,32 +77,67 @@ func refSeal(t testing.TB, s IKESuite, head, iv, plain []byte, skOff int) []byte
 func refOpen(t testing.TB, s IKESuite, msg []byte, ivOff int) (plain []byte, ok bool) {
 	ek, ak := skKeys(s)
 	if a := refAEAD(t, s, ek); a != nil {
-		nonce := append(bytes.Clone(ek[len(ek)-4:]), msg[ivOff:ivOff+8]...)
+		nonce := append(bytes.Clone(ek[len(ek)-refSaltLen(s):]), msg[ivOff:ivOff+8]...)
 		plain, err := a.Open(nil, nonce, msg[ivOff+8:], msg[:ivOff])
 		return plain, err == nil
 	}
-	end := len(msg) - map[uint16]int{2: 12, 12: 16, 13: 24, 14: 32}[s.Integ]
+	end := len(msg) - refICVLen(s)
 	if !bytes.Equal(refMAC(s, ak, msg[:end]), msg[end:]) {
 		return nil, false
 	}
-	block, err := aes.NewCipher(ek)
+	if s.Encr == uint16(esp.EncrAESCTR) {
+		plain = make([]byte, end-ivOff-8)
+		refCTR(t, ek, msg[ivOff:ivOff+8]).XORKeyStream(plain, msg[ivOff+8:end])
+		return plain, true
+	}
+	plain = make([]byte, end-ivOff-16)
+	cipher.NewCBCDecrypter(refBlock(t, ek), msg[ivOff:ivOff+16]).CryptBlocks(plain, msg[ivOff+16:end])
+	return plain, true
+}
+
+func refBlock(t testing.TB, key []byte) cipher.Block {
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain = make([]byte, end-ivOff-16)
-	cipher.NewCBCDecrypter(block, msg[ivOff:ivOff+16]).CryptBlocks(plain, msg[ivOff+16:end])
-	return plain, true
+	return block
 }
+
+// refCTR is AES-CTR as RFC 5930 has it: the counter block is nonce, IV, and 1.
+func refCTR(t testing.TB, ek, iv []byte) cipher.Stream {
+	n := len(ek) - 4
+	return cipher.NewCTR(refBlock(t, ek[:n]), append(append(bytes.Clone(ek[n:]), iv...), 0, 0, 0, 1))
+}
+
+// refICVLen is the length of a suite's ICV.
+func refICVLen(s IKESuite) int {
+	if s.Integ != 0 {
+		return map[uint16]int{2: 12, 5: 12, 8: 12, 12: 16, 13: 24, 14: 32}[s.Integ]
+	}
+	return map[uint16]int{14: 8, 15: 12, 16: 16, 18: 8, 19: 12, 20: 16, 28: 16}[s.Encr]
+}
+
+// refSaltLen is the length of an AEAD's salt.
+func refSaltLen(s IKESuite) int {
+	if s.Encr >= 14 && s.Encr <= 16 {
+		return 3
+	}
+	return 4
+}
+
+// inBlocks tells whether the suite's plaintexts are whole blocks.
+func inBlocks(s IKESuite) bool { return s.Encr == uint16(esp.EncrAESCBC) }
 
 func refAEAD(t testing.TB, s IKESuite, ek []byte) cipher.AEAD {
 	var a cipher.AEAD
 	var err error
 	switch esp.EncrID(s.Encr) {
 	case esp.EncrAESGCM16:
-		var block cipher.Block
-		if block, err = aes.NewCipher(ek[:len(ek)-4]); err == nil {
-			a, err = cipher.NewGCM(block)
-		}
+		a, err = cipher.NewGCM(refBlock(t, ek[:len(ek)-4]))
+	case esp.EncrAESGCM8, esp.EncrAESGCM12: // their own tests compare them with the library's
+		a, err = ctaes.NewGCMWithTagSize(ek[:len(ek)-4], refICVLen(s))
+	case esp.EncrAESCCM8, esp.EncrAESCCM12, esp.EncrAESCCM16:
+		a, err = ctaes.NewCCM(ek[:len(ek)-3], refICVLen(s))
 	case esp.EncrChaCha20Poly1305:
 		a, err = chacha20poly1305.New(ek[:32])
 	}
@@ -114,6 +149,13 @@ func refAEAD(t testing.TB, s IKESuite, ek []byte) cipher.AEAD {
 
 func refMAC(s IKESuite, ak, msg []byte) []byte {
 	switch esp.IntegID(s.Integ) {
+	case esp.IntegAESXCBC96, esp.IntegAESCMAC96: // their own tests have the RFCs' vectors
+		m, _ := ctaes.NewCMAC(ak)
+		if s.Integ == uint16(esp.IntegAESXCBC96) {
+			m, _ = ctaes.NewXCBC(ak)
+		}
+		m.Write(msg)
+		return m.Sum(nil)[:12]
 	case esp.IntegHMACSHA196:
 		h := hmac.New(sha1.New, ak)
 		h.Write(msg)
@@ -178,14 +220,14 @@ func sealMatchesDefinition(t *testing.T) {
 			msg, skOff, ivOff := unsealed(12*(n%2), c.ivLen(), inner)
 			head := bytes.Clone(msg[:ivOff])
 			random, iv := someRandom, make([]byte, c.ivLen())
-			if _, aead := s.encrLen(); aead {
+			if !inBlocks(s) {
 				random = noRandom
 				binary.BigEndian.PutUint64(iv, uint64(n))
 			} else {
 				someRandom(iv)
 			}
 			plain := append(bytes.Clone(inner), 0)
-			for s.Integ != 0 && len(plain)%16 != 0 {
+			for inBlocks(s) && len(plain)%16 != 0 {
 				plain = append(plain[:len(plain)-1], 0, plain[len(plain)-1]+1)
 			}
 			want := refSeal(t, s, head, iv, plain, skOff)
@@ -245,7 +287,7 @@ func TestSKOpenAcceptsAnyPadding(t *testing.T) {
 		c := mustCipher(t, s)
 		for pad := range 256 {
 			inner := stream("inner", 100)[:37]
-			if s.Integ != 0 {
+			if inBlocks(s) {
 				inner = stream("inner", 100)[:15+(256-pad)%16] // whole blocks with this padding
 			}
 			plain := append(append(bytes.Clone(inner), stream("padding", pad)...), byte(pad))
@@ -278,9 +320,9 @@ func TestSKOpenRefusesPaddingLongerThanContent(t *testing.T) {
 	}
 }
 
-func TestSKNeverRepeatsAnAEADNonce(t *testing.T) {
+func TestSKNeverRepeatsANonce(t *testing.T) {
 	for _, s := range ciphers() {
-		if _, aead := s.encrLen(); !aead {
+		if inBlocks(s) {
 			continue
 		}
 		c := mustCipher(t, s)
@@ -309,7 +351,7 @@ func TestSKSealRefusesWhatDoesNotFit(t *testing.T) {
 		c := mustCipher(t, s)
 		_, skOff, ivOff := unsealed(0, c.ivLen(), nil)
 		room := 0xffff - payloadHdr - c.ivLen() - c.icvLen - 1
-		if s.Integ != 0 {
+		if inBlocks(s) {
 			room -= (room + 1) % 16
 		}
 		msg, _, _ := unsealed(0, c.ivLen(), make([]byte, room))
@@ -380,7 +422,7 @@ func FuzzSKOpen(f *testing.F) {
 			}
 			return
 		}
-		if len(data) == 0 || len(data) > 0x8000 || s.Integ != 0 && len(data)%16 != 0 {
+		if len(data) == 0 || len(data) > 0x8000 || inBlocks(s) && len(data)%16 != 0 {
 			return
 		}
 		msg, skOff, ivOff := unsealed(0, 0, nil)

@@ -193,3 +193,21 @@ type keySizeError int
 func (n keySizeError) Error() string {
 	return "ctaes: the key has " + strconv.Itoa(int(n)) + " octets, it must have 16, 24 or 32"
 }
+
+type macKeySizeError int
+
+func (n macKeySizeError) Error() string {
+	return "ctaes: the key has " + strconv.Itoa(int(n)) + " octets, XCBC takes 16"
+}
+
+type saltSizeError int
+
+func (n saltSizeError) Error() string {
+	return "ctaes: the salt has " + strconv.Itoa(int(n)) + " octets, GMAC takes 4"
+}
+
+type tagSizeError int
+
+func (n tagSizeError) Error() string {
+	return "ctaes: no tags of " + strconv.Itoa(int(n)) + " octets, they have 8, 12 or 16"
+}

@@ -13,7 +13,7 @@ import (
 
 const (
 	NonceSize = aead.NonceSize // octets of nonce; one must never seal twice under the same key
-	Overhead  = aead.Overhead  // octets of tag that follow the ciphertext
+	Overhead  = aead.Overhead  // octets of tag that follow the ciphertext, unless a shorter one is asked for
 )
 
 // maxLen is the most that one nonce may seal: the counter has 32 bits, and two of its values
@@ -26,10 +26,11 @@ var errOpen = errors.New("ctaes: message authentication failed")
 type gcm struct {
 	block block
 	hash  hashKey
+	tag   int // octets of the tag that are kept
 }
 
-func newGCM(b *block) cipher.AEAD {
-	g := &gcm{block: *b}
+func newGCM(b *block, tag int) cipher.AEAD {
+	g := &gcm{block: *b, tag: tag}
 	var h [blockLen]byte
 	b.Encrypt(h[:], h[:])
 	g.hash.of(&h)
@@ -47,26 +48,27 @@ func (k *hashKey) of(h *[blockLen]byte) {
 }
 
 func (g *gcm) NonceSize() int { return NonceSize }
-func (g *gcm) Overhead() int  { return Overhead }
+func (g *gcm) Overhead() int  { return g.tag }
 
 func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
 		panic("ctaes: plaintext too large")
 	}
-	ret, out := aead.Grow(dst, len(plaintext)+Overhead)
+	ret, out := aead.Grow(dst, len(plaintext)+g.tag)
 	aead.CheckOverlap(out, plaintext)
 	var st stream
 	st.start(&g.block, nonce, len(plaintext))
 	ciphertext := out[:len(plaintext)]
 	st.xor(&g.block, ciphertext, plaintext)
-	tag := (*[Overhead]byte)(out[len(plaintext):])
-	g.sum(tag, additional, ciphertext)
+	var tag [Overhead]byte
+	g.sum(&tag, additional, ciphertext)
 	subtle.XORBytes(tag[:], tag[:], st.mask[:])
+	copy(out[len(plaintext):], tag[:])
 	return ret
 }
 
 func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	n := len(ciphertext) - Overhead
+	n := len(ciphertext) - g.tag
 	if n < 0 || uint64(n) > maxLen {
 		aead.CheckNonce(nonce)
 		return nil, errOpen
@@ -80,7 +82,7 @@ func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	st.start(&g.block, nonce, n)
 	g.sum(&want, additional, ciphertext[:n])
 	subtle.XORBytes(want[:], want[:], st.mask[:])
-	if subtle.ConstantTimeCompare(want[:], ciphertext[n:]) != 1 {
+	if subtle.ConstantTimeCompare(want[:g.tag], ciphertext[n:]) != 1 {
 		return nil, errOpen
 	}
 	st.xor(&g.block, out, ciphertext[:n])
@@ -121,13 +123,18 @@ type stream struct {
 	mask [blockLen]byte // of the tag: the counter block with 1
 }
 
-// start makes mask, and with it the first part of the key stream for n octets.
-func (st *stream) start(b *block, nonce []byte, n int) {
+// init makes the counter block with 1 the next.
+func (st *stream) init(nonce []byte) {
 	aead.CheckNonce(nonce)
 	for i := range 3 {
 		st.col[i] = binary.LittleEndian.Uint32(nonce[4*i:])
 	}
 	st.ctr = 1
+}
+
+// start makes mask, and with it the first part of the key stream for n octets.
+func (st *stream) start(b *block, nonce []byte, n int) {
+	st.init(nonce)
 	st.fill(b, min(n, streamLen-blockLen)+blockLen)
 	copy(st.mask[:], st.buf[:blockLen])
 	st.next = blockLen

@@ -83,9 +83,22 @@ func newCipher(r Routine, key []byte) (cipher.Block, error) {
 // Open work in place (dst = plaintext[:0] or ciphertext[:0]); they panic if input and
 // output overlap in any other way, or if the nonce is of another length. Open leaves its
 // destination undefined if it returns an error, and nothing decrypted in it.
-func NewGCM(key []byte) (cipher.AEAD, error) { return newAEAD(Current(), key) }
+func NewGCM(key []byte) (cipher.AEAD, error) { return newAEAD(Current(), key, Overhead) }
 
-func newAEAD(r Routine, key []byte) (cipher.AEAD, error) {
+// NewGCMWithTagSize is NewGCM with tags cut to 8, 12 or 16 octets (SP 800-38D section 5.2.1.2).
+// With less than 16 the AEAD may have state and is for one goroutine: [Worker] makes one for
+// each other.
+func NewGCMWithTagSize(key []byte, tag int) (cipher.AEAD, error) {
+	if tag != 8 && tag != 12 && tag != Overhead {
+		return nil, tagSizeError(tag)
+	}
+	return newAEAD(Current(), key, tag)
+}
+
+func newAEAD(r Routine, key []byte, tag int) (cipher.AEAD, error) {
+	if r == Library && tag != Overhead {
+		return newShortGCM(key, tag)
+	}
 	if r == Library {
 		b, err := aes.NewCipher(key)
 		if err != nil {
@@ -97,5 +110,14 @@ func newAEAD(r Routine, key []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newGCM(b), nil
+	return newGCM(b, tag), nil
+}
+
+// Worker returns an AEAD with the same key for another goroutine: a itself, if it has no state,
+// a copy otherwise. What is not of this package is taken for one without state.
+func Worker(a cipher.AEAD) cipher.AEAD {
+	if w, ok := a.(interface{ worker() cipher.AEAD }); ok {
+		return w.worker()
+	}
+	return a
 }

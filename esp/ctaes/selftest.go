@@ -38,7 +38,7 @@ func SelfTest() error {
 }
 
 func maker(r Routine) aead.Maker {
-	return func(key []byte) (cipher.AEAD, error) { return newAEAD(r, key) }
+	return func(key []byte) (cipher.AEAD, error) { return newAEAD(r, key, Overhead) }
 }
 
 // selfTestOf is SelfTest of the AEADs that newTested makes, said to be of r.
@@ -62,7 +62,7 @@ func selfTestOf(r Routine, newTested aead.Maker) error {
 			return fmt.Errorf("%w: the %s does not decrypt FIPS 197's example", errSelfTest, r)
 		}
 	}
-	sliced, err := newAEAD(Sliced, fromHex(vectorKey))
+	sliced, err := newAEAD(Sliced, fromHex(vectorKey), Overhead)
 	if err != nil {
 		return err
 	}

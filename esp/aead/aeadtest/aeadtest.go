@@ -8,16 +8,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"unsafe"
 
 	"postern/esp/aead"
 )
 
-// FromHex returns the octets that s spells.
+// FromHex returns the octets that s spells; white space does not count.
 func FromHex(t testing.TB, s string) []byte {
 	t.Helper()
-	b, err := hex.DecodeString(s)
+	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
 	if err != nil {
 		t.Fatal(err)
 	}
