@@ -89,6 +89,13 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			s, err := platform.ListenUDPGroup(addr, n)
 			return each(s, func(s *platform.Socket) engine.Socket { return s }), err
 		},
+		ListenAH: func(v6 bool) (engine.Socket, error) {
+			s, err := platform.ListenAH(v6)
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
+		},
 		ListenESP: func(v6 bool) (engine.Socket, error) {
 			s, err := platform.ListenESP(v6)
 			if err != nil {

@@ -23,6 +23,8 @@ const (
 	cOutSequence                  // the SA has used up its sequence numbers
 	cOutLimit                     // beyond the hard limit of the SA in packets or octets
 	cOutTooBig                    // does not fit the buffer once sealed
+	cOutFragment                  // a fragment, which the SA's mode cannot carry
+	cOutUnfit                     // headers or addresses that the SA's mode cannot carry
 	cOutNoSocket                  // no socket of the family or kind that the SA needs
 	cOutSendError                 // the socket refused it
 	cAcquire                      // SAs asked for because a packet wanted one
@@ -34,6 +36,8 @@ const (
 	cInHoldFull                   // came before their SA, and were one too many
 	cInExpired                    // waited too long for their SA
 	cInReleased                   // waited for an SA that did not come about
+	cInHeaders                    // IP headers before AH or ESP that cannot stand there
+	cInNoRoom                     // longer than a buffer once opened
 	cInReplay                     // seen before, or left of the window
 	cInAuth                       // integrity check failed
 	cInLimit                      // authentic, but beyond the hard limit of the SA
@@ -70,6 +74,8 @@ var counterNames = [numCounters]string{
 	cOutSequence:   "out_drop_sequence",
 	cOutLimit:      "out_drop_limit",
 	cOutTooBig:     "out_drop_too_big",
+	cOutFragment:   "out_drop_fragment",
+	cOutUnfit:      "out_drop_unfit",
 	cOutNoSocket:   "out_drop_no_socket",
 	cOutSendError:  "out_drop_send_error",
 	cAcquire:       "acquires",
@@ -81,6 +87,8 @@ var counterNames = [numCounters]string{
 	cInHoldFull:    "in_drop_hold_full",
 	cInExpired:     "in_drop_expired",
 	cInReleased:    "in_drop_released",
+	cInHeaders:     "in_drop_headers",
+	cInNoRoom:      "in_drop_too_big",
 	cInReplay:      "in_drop_replay",
 	cInAuth:        "in_drop_auth",
 	cInLimit:       "in_drop_limit",

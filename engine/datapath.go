@@ -26,6 +26,8 @@ const (
 	sockNATT6               //
 	sockESP4                // IP protocol 50
 	sockESP6                //
+	sockAH4                 // IP protocol 51, and whatever leaves with an IP header of its own
+	sockAH6                 //
 	numSocks
 )
 
@@ -37,10 +39,10 @@ func (s sockID) family(a netip.Addr) sockID {
 	return s + 1
 }
 
-// carriesESP tells whether ESP arrives at the socket.
+// carriesESP tells whether ESP or AH arrives at the socket.
 func (s sockID) carriesESP() bool { return s >= sockNATT4 }
 
-var sockNames = [numSocks]string{"UDP IKE IPv4", "UDP IKE IPv6", "UDP NAT-T IPv4", "UDP NAT-T IPv6", "ESP IPv4", "ESP IPv6"}
+var sockNames = [numSocks]string{"UDP IKE IPv4", "UDP IKE IPv6", "UDP NAT-T IPv4", "UDP NAT-T IPv6", "ESP IPv4", "ESP IPv6", "AH IPv4", "AH IPv6"}
 
 func (s sockID) String() string { return sockNames[s] }
 
@@ -136,6 +138,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		return nil, fmt.Errorf("board profile %q: Queues must be 1 to %d, not %d", p.Name, maxQueues, workers)
 	}
 	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), max(p.Buffers/shareIKE, 2)
+	nAH := nIKE // hardly anybody has any
 	queue := max(4*nIKE, leastIKE)
 	d := &datapath{
 		workers: workers,
@@ -144,7 +147,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		counts:  new(counters),
 		seed:    rand.Uint64(),
 		// The queues have their own buffers: packets that wait must not take those that move.
-		pool: newPool(workers*nTUN+2*nESP+2*p.Queue, p.BufferSize),
+		pool: newPool(workers*nTUN+2*nESP+2*nAH+2*p.Queue, p.BufferSize),
 		udp:  newPool(workers*2*nESP+2*nIKE+queue, max(p.BufferSize, minUDPBuffer)),
 	}
 	d.turns.init()
@@ -158,6 +161,8 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 	for s := range numSocks {
 		n, bufs, take := 1, nIKE, d.udp.take
 		switch {
+		case s >= sockAH4:
+			bufs, take = nAH, d.pool.take
 		case s >= sockESP4:
 			bufs, take = nESP, d.pool.take
 		case s.carriesESP():
@@ -183,6 +188,7 @@ const (
 	noteSelectors
 	noteNoPolicy
 	noteSequence
+	noteUnfit
 	noteSend
 	noteDevice
 	noteRead

@@ -425,7 +425,7 @@ func TestECN(t *testing.T) {
 					binary.BigEndian.PutUint16(pkt[10:], checksum(pkt[:20]))
 				}
 				ok := carryECN(pkt, outer)
-				_, tos := outerFields(pkt)
+				tos := trafficClass(pkt)
 				want := inner
 				if outer == ecnCE {
 					want = ecnCE

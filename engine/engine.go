@@ -275,19 +275,24 @@ func (e *Engine) openSockets(undo *undoList) error {
 	if !e.d.canIKE(sockIKE4) && !e.d.canIKE(sockIKE6) {
 		return fmt.Errorf("neither IPv4 nor IPv6 is available for IKE: %w", missing)
 	}
-	for _, v6 := range []bool{false, true} {
-		id := sockESP4
-		if v6 {
-			id = sockESP6
-		}
-		if !e.d.canIKE(sockIKE4 + id - sockESP4) {
-			continue
-		}
-		if sock, err := e.o.OS.ListenESP(v6); err == nil {
-			keep(id, []Socket{sock})
-		} else {
-			e.o.Log.Log(log.Net, log.Warn, "no raw socket for ESP: all connections use UDP encapsulation; give the daemon CAP_NET_RAW for IP protocol 50",
-				log.Str("socket", id.String()), log.Err(err))
+	for _, raw := range []struct {
+		id     sockID
+		listen func(v6 bool) (Socket, error)
+		words  string
+	}{
+		{sockESP4, e.o.OS.ListenESP, "no raw socket for ESP: all connections use UDP encapsulation; give the daemon CAP_NET_RAW for IP protocol 50"},
+		{sockAH4, e.o.OS.ListenAH, "no raw socket for AH: it cannot be used; give the daemon CAP_NET_RAW for IP protocol 51"},
+	} {
+		for v := range sockID(2) {
+			if !e.d.canIKE(sockIKE4 + v) {
+				continue
+			}
+			sock, err := raw.listen(v == 1)
+			if err != nil {
+				e.o.Log.Log(log.Net, log.Warn, raw.words, log.Str("socket", (raw.id+v).String()), log.Err(err))
+				continue
+			}
+			keep(raw.id+v, []Socket{sock})
 		}
 	}
 	return nil
@@ -457,6 +462,7 @@ func (d *datapath) features() features {
 			continue
 		}
 		switch s := sockID(s); {
+		case s >= sockAH4:
 		case s >= sockESP4:
 			f.esp = socks[0].Features()
 		case s.carriesESP():
@@ -493,7 +499,7 @@ const (
 // tunnelMTU returns the MTU of the TUN device: what is configured, or the largest that
 // every suite of the configuration can carry over an Ethernet path.
 func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
-	most := p.BufferSize - esp.HeadRoom - esp.TailRoom
+	most := p.BufferSize - headRoom - esp.TailRoom
 	if mtu := cfg.Daemon.MTU; mtu > 0 {
 		if mtu > most {
 			return 0, fmt.Errorf("mtu %d does not fit the buffers of the board profile %q: use at most %d", mtu, p.Name, most)

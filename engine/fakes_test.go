@@ -297,12 +297,12 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 		t.Fatal(err)
 	}
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
-	isa := &inSA{spi: spi, in: i, innerOff: uint8(s.Front()), localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
+	isa := &inSA{spi: spi, in: i, localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
 	isa.encap.Store(encap)
 	if o.Limited() {
 		osa.limits, isa.limits = new(limits), new(limits)
 	}
-	osa.path.Store(tp.sad.pathOf(out.Local.Addr(), out.Remote, out.Encap))
+	osa.path.Store(tp.sad.pathOf(out.Proto, out.Local.Addr(), out.Remote, out.Encap))
 	isa.remote.Store(tp.sad.remoteAt(in.Remote))
 	if err := tp.sad.addIn(isa); err != nil {
 		t.Fatal(err)

@@ -142,8 +142,12 @@ func (l *ikeLoop) publish(sa *inSA) (err error) {
 			l.d.counts.inc(cInExpired)
 			return
 		}
+		if _, proto := h.g.SPI(); proto != sa.proto {
+			l.d.counts.inc(cInUnknownSPI)
+			return
+		}
 		in.sock = h.sock
-		in.esp(sa, &h.g)
+		in.esp(sa, &h.g, h.g.Buf)
 	}, func() {
 		in.deliver()
 		err = l.d.sad.addIn(sa)

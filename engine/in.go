@@ -109,7 +109,7 @@ func (in *inbound) process(n int) {
 	}
 	for i := range in.found {
 		p := &in.found[i]
-		in.esp(p.sa, &in.batch[p.i])
+		in.esp(p.sa, &in.batch[p.i], in.bufs[p.i])
 	}
 	in.deliver()
 }
@@ -121,7 +121,7 @@ const nonESPMarker = 4
 // demux does steps 2 and 3 for datagram i of the batch.
 func (in *inbound) demux(i int) {
 	d, g := in.d, &in.batch[i]
-	spi := esp.SPIOf(g.Buf[:g.N])
+	spi, proto := g.SPI()
 	if in.sock < sockESP4 && spi == 0 {
 		if g.N == 1 && g.Buf[0] == 0xff {
 			d.counts.inc(cInKeepalive)
@@ -142,6 +142,10 @@ func (in *inbound) demux(i int) {
 			return
 		}
 	}
+	if sa.proto != proto {
+		in.stranger(g, spi)
+		return
+	}
 	in.found = append(in.found, inPacket{sa, i})
 }
 
@@ -155,13 +159,19 @@ func (in *inbound) missing(g *esp.Datagram, spi uint32) *inSA {
 	if sa := d.sad.lookup(spi); sa != nil {
 		return sa
 	}
+	in.stranger(g, spi)
+	return nil
+}
+
+// stranger counts a packet that has no SA.
+func (in *inbound) stranger(g *esp.Datagram, spi uint32) {
+	d := in.d
 	d.counts.inc(cInUnknownSPI)
 	if d.mayNote(noteUnknownSPI, in.now) {
 		d.log.Log(log.ESP, log.Info, "ESP packet for an SA that is not here: the peer may not know that it is gone",
 			log.AddrPort("peer", g.Remote), log.Hex32("spi_in", spi))
 	}
 	in.tellUnknown(g, spi)
-	return nil
 }
 
 // ikeHeader is the length of an IKE header (RFC 7296 section 3.1): nothing shorter is
@@ -188,11 +198,18 @@ func (in *inbound) ike(g *esp.Datagram, off int) {
 }
 
 // esp does steps 4 to 8.
-func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
+func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 	d := in.d
-	pkt := g.Buf[:g.N]
-	inner, next, err := sa.in.Open(in.ctx, pkt)
-	if err != nil {
+	if sa.in.Formed() && len(g.Buf) < g.N+esp.OpenRoom {
+		if len(spare) < g.N {
+			d.counts.inc(cInNoRoom)
+			return
+		}
+		copy(spare, g.Buf[:g.N])
+		g.Buf = spare
+	}
+	pkt, err := sa.in.OpenPacket(in.ctx, g, innerRoom)
+	if err != nil && !esp.Accepted(err) {
 		in.refused(sa, g, err)
 		return
 	}
@@ -201,19 +218,14 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 		sa.limits.reached(d, sa.spi, false, in.now)
 	}
 	in.checkMoved(sa, g)
-	switch next {
-	case esp.ProtoIPv4, esp.ProtoIPv6:
-	case esp.ProtoNoNext:
-		d.counts.inc(cInDummy)
-		return
-	default:
-		d.counts.inc(cInNextHeader)
+	if err == nil {
+		err = esp.ParseFlow(pkt[innerRoom:], false, &in.flow)
+	}
+	if err != nil {
+		in.unusable(err)
 		return
 	}
-	if inner, err = esp.CutInner(inner, next); err != nil || esp.ParseFlow(inner, false, &in.flow) != nil {
-		d.counts.inc(cInMalformed)
-		return
-	}
+	inner := pkt[innerRoom:]
 	if !sa.nets.has(&in.flow) && !esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
 		d.counts.inc(cInSelectors)
 		if d.mayNote(noteSelectors, in.now) {
@@ -227,18 +239,27 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram) {
 		return
 	}
 	in.octets += uint64(len(inner))
-	q, off := 0, int(sa.innerOff)
+	q := 0
 	if n := len(d.tuns); n > 1 {
 		k := keyOf(&in.flow)
 		q = int(k.hash(d.seed) % uint32(n))
 	}
-	if off < innerRoom {
-		// There is no IV. The inner packet moves to where trailer and ICV, of 10 octets at
-		// least, are no longer needed.
-		copy(pkt[innerRoom:], inner)
-		off = innerRoom
+	in.out[q] = append(in.out[q], pkt)
+}
+
+// unusable counts an authentic packet that is not to be delivered.
+func (in *inbound) unusable(err error) {
+	d := in.d
+	switch err {
+	case esp.ErrDummy:
+		d.counts.inc(cInDummy)
+	case esp.ErrNextHeader:
+		d.counts.inc(cInNextHeader)
+	case esp.ErrPadding:
+		d.counts.inc(cInPadding)
+	default:
+		d.counts.inc(cInMalformed)
 	}
-	in.out[q] = append(in.out[q], pkt[off-innerRoom:off+len(inner)])
 }
 
 // unknownInterval is the least time between two tellings of packets without an SA, so that
@@ -266,8 +287,10 @@ func (in *inbound) refused(sa *inSA, g *esp.Datagram, err error) {
 	switch {
 	case errors.Is(err, esp.ErrReplay):
 		d.counts.inc(cInReplay)
-	case errors.Is(err, esp.ErrPadding):
-		d.counts.inc(cInPadding)
+	case errors.Is(err, esp.ErrHeaders) || errors.Is(err, esp.ErrFragment):
+		d.counts.inc(cInHeaders)
+	case errors.Is(err, esp.ErrNoRoom):
+		d.counts.inc(cInNoRoom)
 	case errors.Is(err, esp.ErrShort):
 		d.counts.inc(cInShort)
 	case errors.Is(err, esp.ErrExpired):
@@ -308,6 +331,14 @@ const (
 	ecnCE   = 3
 )
 
+// trafficClass returns the DSCP and ECN fields of an IP packet.
+func trafficClass(pkt []byte) uint8 {
+	if pkt[0]>>4 == 4 {
+		return pkt[1]
+	}
+	return pkt[0]<<4 | pkt[1]>>4
+}
+
 // carryECN does step 7: where the outer header was marked, the inner one is marked
 // too. ok is false if the inner packet does not take part in ECN: a mark that it cannot
 // carry means that it has to be dropped (RFC 6040 section 4.2).
@@ -315,7 +346,7 @@ func carryECN(pkt []byte, outer uint8) (ok bool) {
 	if outer&ecnMask != ecnCE {
 		return true
 	}
-	_, tos := outerFields(pkt)
+	tos := trafficClass(pkt)
 	switch {
 	case tos&ecnMask == 0:
 		return false

@@ -33,7 +33,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		ts := slices.Concat(c.LocalTS, c.RemoteTS) // beside each other in memory
 		n := len(c.LocalTS)
 		sa := &inSA{
-			spi: c.SPI, in: in, innerOff: uint8(c.Suite.Front()),
+			spi: c.SPI, proto: c.Proto, in: in,
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
 			conn: c.Conn, child: c.Child,
 		}
@@ -49,7 +49,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		return err
 	}
 	sa := &outSA{
-		spi: c.SPI, inbound: c.Inbound, out: o,
+		spi: c.SPI, inbound: c.Inbound, out: o, proto: c.Proto,
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
@@ -57,7 +57,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
-	sa.path.Store(l.d.sad.pathOf(c.Local.Addr(), c.Remote, c.Encap))
+	sa.path.Store(l.d.sad.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func (l *ikeLoop) moveSA(inbound uint32, p ike.Path, encap bool) {
 		in.remote.Store(l.d.sad.remoteAt(p.Remote))
 	}
 	if slot.out != nil {
-		slot.out.path.Store(l.d.sad.pathOf(p.Local.Addr(), p.Remote, encap))
+		slot.out.path.Store(l.d.sad.pathOf(slot.out.proto, p.Local.Addr(), p.Remote, encap))
 	}
 }
 

@@ -81,7 +81,10 @@ type OS struct {
 	ListenUDP func(addr netip.AddrPort, n int) ([]Socket, error)
 	// ListenESP opens a raw socket for IP protocol 50, of IPv6 or of IPv4.
 	ListenESP func(v6 bool) (Socket, error)
-	Network   Network
+	// ListenAH opens a raw socket for IP protocol 51, whose datagrams have their IP header in
+	// both directions. It sends whole packets of ESP as well.
+	ListenAH func(v6 bool) (Socket, error)
+	Network  Network
 	// WatchAddresses subscribes to changes of the host's addresses, routes and links; nil
 	// if the system cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)

@@ -27,6 +27,10 @@ import (
 	"postern/esp"
 )
 
+// headRoom is how many octets are free before a packet from the TUN device: what the largest
+// headers need, and a multiple of what the ciphers like.
+const headRoom = (esp.HeadRoomWhole + 15) &^ 15
+
 // outbound is the state of one goroutine that seals packets. Nobody else may use it.
 type outbound struct {
 	d      *datapath
@@ -86,7 +90,7 @@ const deviceErrors = 50
 func (o *outbound) run(tun Device) error {
 	failed := 0
 	for {
-		n, err := tun.ReadBatch(o.bufs, o.sizes, esp.HeadRoom)
+		n, err := tun.ReadBatch(o.bufs, o.sizes, headRoom)
 		if n > 0 {
 			o.batch(n)
 			failed = 0
@@ -125,11 +129,11 @@ func (o *outbound) parse(n int) {
 	o.todo = o.todo[:0]
 	for i := range n {
 		p, buf, n := &o.pkts[i], o.bufs[i], o.sizes[i]
-		if n > len(buf)-esp.HeadRoom || esp.ParseFlow(buf[esp.HeadRoom:esp.HeadRoom+n], true, &p.flow) != nil {
+		if n > len(buf)-headRoom || esp.ParseFlow(buf[headRoom:headRoom+n], true, &p.flow) != nil {
 			o.d.counts.inc(cOutMalformed)
 			continue
 		}
-		p.buf, p.off, p.n = buf, esp.HeadRoom, n
+		p.buf, p.off, p.n = buf, headRoom, n
 		p.key = keyOf(&p.flow)
 		p.hash = p.key.hash(o.cache.seed)
 		o.todo = append(o.todo, i)
@@ -258,8 +262,9 @@ func (o *outbound) join(p *outPacket) {
 		d.counts.inc(cOutNoSocket)
 		return
 	}
-	if !sa.out.Fits(p.buf, p.off, p.n) {
-		d.counts.inc(cOutTooBig)
+	to := p.path.datagram()
+	if err := sa.out.Check(p.buf, p.off, p.n, &to); err != nil {
+		o.unfit(sa, p, err)
 		return
 	}
 	// The mark is right if the turn there is this SA's, and is left from another batch if not.
@@ -309,9 +314,8 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 		o.refused(t.sa)
 		return true
 	}
-	next, tos := outerFields(p.buf[p.off:])
-	start, end, err := t.sa.out.SealAt(o.ctx, t.seq, p.buf, p.off, p.n, next)
-	if err != nil {
+	to := p.path.datagram()
+	if err := t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, &to); err != nil {
 		// join has seen that there is room. The number becomes a gap, of an SA that sends
 		// nothing more.
 		return false
@@ -322,9 +326,11 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	t.octets += p.n
 	o.packets++
 	o.octets += uint64(p.n)
-	o.groups[p.path.sock] = append(o.groups[p.path.sock], esp.Datagram{
-		Buf: p.buf[start:end], N: end - start, Local: p.path.local, Remote: p.path.remote, TOS: tos,
-	})
+	s := p.path.sock
+	if to.Whole {
+		s = sockAH4.family(to.Remote.Addr())
+	}
+	o.groups[s] = append(o.groups[s], to)
 	return true
 }
 
@@ -344,14 +350,22 @@ func (o *outbound) refused(sa *outSA) {
 	}
 }
 
-// outerFields returns what the tunnel's headers take from the inner packet: its
-// protocol number and its traffic class (RFC 4301 section 5.1.2; ECN as in RFC 6040's
-// normal mode).
-func outerFields(pkt []byte) (next, tos uint8) {
-	if pkt[0]>>4 == 4 {
-		return esp.ProtoIPv4, pkt[1]
+// unfit counts a packet that its SA cannot carry.
+func (o *outbound) unfit(sa *outSA, p *outPacket, err error) {
+	d := o.d
+	switch {
+	case errors.Is(err, esp.ErrNoRoom) || errors.Is(err, esp.ErrTooLong):
+		d.counts.inc(cOutTooBig)
+		return
+	case errors.Is(err, esp.ErrFragment):
+		d.counts.inc(cOutFragment)
+	default:
+		d.counts.inc(cOutUnfit)
 	}
-	return esp.ProtoIPv6, pkt[0]<<4 | pkt[1]>>4
+	if d.mayNote(noteUnfit, o.now) {
+		d.log.Log(log.ESP, log.Warn, "packet dropped: its CHILD SA cannot carry it; tunnel mode carries every packet",
+			log.Str("conn", sa.conn), log.Str("child", sa.child), log.Err(err))
+	}
 }
 
 // flush sends what has waited and has an SA now, and drops what is too old or is not
@@ -382,10 +396,17 @@ func (o *outbound) flush() {
 	})
 }
 
-// outerPathOf returns the path of packets from local to remote.
-func outerPathOf(local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
+// outerPathOf returns the path of packets of a protocol from local to remote.
+func outerPathOf(proto esp.Protocol, local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
 	if encap {
 		return &outerPath{sockNATT4.family(remote.Addr()), local, remote}
 	}
-	return &outerPath{sockESP4.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)}
+	s := sockESP4
+	if proto == esp.AH {
+		s = sockAH4
+	}
+	return &outerPath{s.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)}
 }
+
+// datagram returns an empty datagram on the path.
+func (p *outerPath) datagram() esp.Datagram { return esp.Datagram{Local: p.local, Remote: p.remote} }

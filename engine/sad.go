@@ -14,14 +14,14 @@ import (
 // as it is but for the atomics.
 type inSA struct {
 	// What every packet needs comes first, in one cache line.
-	in       *esp.Inbound
-	remote   atomic.Pointer[netip.AddrPort] // where the peer was last
-	lastIn   atomic.Int64                   // when the last packet passed; 0: none did
-	nets     netPair                        // of the selectors
-	spi      uint32
-	innerOff uint8 // where the inner packet starts in the ESP packet
-	encap    atomic.Bool
-	limits   *limits // nil: it has none
+	in     *esp.Inbound
+	remote atomic.Pointer[netip.AddrPort] // where the peer was last
+	lastIn atomic.Int64                   // when the last packet passed; 0: none did
+	nets   netPair                        // of the selectors
+	spi    uint32
+	proto  esp.Protocol
+	encap  atomic.Bool
+	limits *limits // nil: it has none
 
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
@@ -77,6 +77,7 @@ type outSA struct {
 	lastOut        time.Duration // when the last one did; 0: none did
 
 	spi      uint32
+	proto    esp.Protocol
 	inbound  uint32 // SPI of the pair's inbound SA: its slot
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
@@ -158,8 +159,8 @@ type sad struct {
 }
 
 // pathOf returns the path of packets from local to remote.
-func (s *sad) pathOf(local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
-	if p := outerPathOf(local, remote, encap); s.path == nil || *s.path != *p {
+func (s *sad) pathOf(proto esp.Protocol, local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
+	if p := outerPathOf(proto, local, remote, encap); s.path == nil || *s.path != *p {
 		s.path = p
 	}
 	return s.path

@@ -297,6 +297,14 @@ func (in *Inbound) OpenPacket(ctx int, d *Datagram, room int) ([]byte, error) {
 	return d.Buf[off-room : off+len(inner)], nil
 }
 
+// Accepted tells whether an error of OpenPacket speaks of an authentic packet.
+func Accepted(err error) bool {
+	return err == ErrNextHeader || err == ErrMalformed || err == ErrPadding || err == ErrDummy
+}
+
+// Formed tells whether OpenPacket may need OpenRoom: for all but ESP in tunnel mode.
+func (in *Inbound) Formed() bool { return in.form != nil }
+
 // cut is CutInner with an error that tells dummies and foreign protocols apart.
 func cut(inner []byte, next uint8) ([]byte, error) {
 	switch next {

@@ -153,7 +153,9 @@ func (s *Socket) point(i int, d *esp.Datagram, h *mmsghdr, m *msgSlot) {
 		setIovec(&m.iov[0], d.Buf[:min(len(d.Buf), groHead)])
 		setIovec(&m.iov[1], body)
 		n = 2
-	case s.raw && !s.v6:
+	case s.whole && s.v6:
+		setIovec(&m.iov[0], d.Buf[min(len(d.Buf), ipv6HeaderLen):])
+	case s.raw && !s.v6 && !s.whole:
 		setIovec(&m.iov[0], m.ip[:])
 		setIovec(&m.iov[1], d.Buf)
 		n = 2
@@ -192,10 +194,23 @@ func (s *Socket) finish(d *esp.Datagram, h *mmsghdr, m *msgSlot) {
 	}
 	m.seg = 0
 	s.readControl(d, m, m.control[:min(int(h.hdr.Controllen), controlSize)])
-	if s.raw && !s.v6 {
+	switch d.Whole = s.whole; {
+	case s.whole && s.v6:
+		if d.N > 0 {
+			d.N += ipv6HeaderLen
+			d.PutHeader(d.Buf[:d.N], esp.ProtoAH)
+		}
+	case s.whole:
+		if d.N > 0 {
+			d.TOS = d.Buf[1]
+		}
+	case s.raw && !s.v6:
 		stripIPv4(d, &m.ip)
 	}
 }
+
+// ipv6HeaderLen is the length of the header that the kernel takes off on IPv6.
+const ipv6HeaderLen = 40
 
 // stripIPv4 takes the IP header off what a raw socket received. Its first 20 octets went
 // to ip; options, which hardly anybody sends, are at the start of Buf.

@@ -64,6 +64,9 @@ func ListenUDPGroup(addr netip.AddrPort, n int) ([]*Socket, error) {
 	return nil, unsupported("listen on UDP", addr.String())
 }
 
+// ListenAH returns an error that wraps [ErrUnsupported].
+func ListenAH(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "AH") }
+
 // ListenESP returns an error that wraps [ErrUnsupported].
 func ListenESP(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "ESP") }
 

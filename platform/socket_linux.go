@@ -52,6 +52,7 @@ type Socket struct {
 	object string // for errors: "UDP port 500"
 	v6     bool
 	raw    bool // IP protocol 50: on IPv4 the kernel delivers the IP header, too
+	whole  bool // raw, for datagrams with their IP header
 	port   uint16
 	file   *os.File
 	rc     syscall.RawConn
@@ -118,6 +119,20 @@ func ListenESP(v6 bool) (*Socket, error) {
 	return s, nil
 }
 
+// ListenAH opens a raw socket for datagrams that are whole IP packets, over IPv4 or IPv6: it
+// receives those of IP protocol 51, with the IP header if IPv4, and with one made of what
+// the kernel tells about it if IPv6, without its extension headers. It sends any.
+func ListenAH(v6 bool) (*Socket, error) {
+	s := &Socket{v6: v6, raw: true, whole: true, object: "raw AH socket"}
+	if v6 {
+		s.object += " (IPv6)"
+	}
+	if err := s.open(unix.SOCK_RAW, unix.IPPROTO_AH, 0); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 func (s *Socket) open(typ, proto int, port uint16) error {
 	fd, err := unix.Socket(int(family(s.v6)), typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if err != nil {
@@ -136,7 +151,7 @@ func (s *Socket) open(typ, proto int, port uint16) error {
 	s.patience = sendPatience
 	s.full = &OpError{Op: "send on", Object: s.object, Err: unix.EAGAIN,
 		Hint: "its send buffer is full: the link is down or slower than what it is asked to carry"}
-	if s.raw && s.v6 {
+	if s.raw && s.v6 && !s.whole {
 		s.paths = learnPaths()
 	}
 	if !s.raw {
@@ -147,6 +162,9 @@ func (s *Socket) open(typ, proto int, port uint16) error {
 	}
 	return nil
 }
+
+// ipv6HdrIncl is IPV6_HDRINCL, of Linux 4.5 and later.
+const ipv6HdrIncl = 36
 
 type sockopt struct{ level, name, value int }
 
@@ -180,6 +198,15 @@ func (s *Socket) configure(fd int, port uint16) error {
 		err := unix.SetsockoptInt(fd, o.level, o.name, o.value)
 		if err != nil && (!s.raw || o.name != unix.IPV6_V6ONLY) {
 			return s.openError(fmt.Sprintf("set option %d/%d of", o.level, o.name), err)
+		}
+	}
+	if s.whole {
+		level, name := unix.IPPROTO_IP, unix.IP_HDRINCL
+		if s.v6 {
+			level, name = unix.IPPROTO_IPV6, ipv6HdrIncl
+		}
+		if err := unix.SetsockoptInt(fd, level, name, 1); err != nil {
+			return s.openError("send headers on", err)
 		}
 	}
 	// More than rmem_max needs CAP_NET_ADMIN of the first user namespace.
