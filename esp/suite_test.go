@@ -55,7 +55,6 @@ func TestSuiteValidateRejects(t *testing.T) {
 		{Encr: EncrAESCBC, KeyBits: 128, Integ: 1},
 		{Encr: EncrNull},
 		{Encr: EncrNull, KeyBits: 128, Integ: IntegHMACSHA256_128},
-		{Encr: EncrNone, Integ: IntegHMACSHA256_128},
 		{Encr: EncrAESCTR, KeyBits: 128},
 		{Encr: EncrAESCTR, Integ: IntegHMACSHA256_128},
 		{Encr: EncrAESCCM8},
@@ -71,6 +70,9 @@ func TestSuiteValidateRejects(t *testing.T) {
 		if e, i := s.KeyLens(); (e != 0 || i != 0) && s.ValidateAH() != nil || s.Overhead() != 0 || s.Front() != 0 || s.MaxInner(1500) != 0 {
 			t.Errorf("%v is rejected but has lengths", s)
 		}
+	}
+	if err := (Suite{Integ: IntegHMACSHA256_128}).Validate(); err == nil {
+		t.Error("a suite of AH is accepted for ESP")
 	}
 	for _, c := range []struct{ got, want string }{
 		{EncrID(99).String(), "ENCR_99"}, {EncrNone.String(), "NONE"}, {IntegID(99).String(), "INTEG_99"}, {IntegNone.String(), "NONE"},
