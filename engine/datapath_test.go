@@ -143,7 +143,7 @@ func TestBuffersAreAlignedAndApart(t *testing.T) {
 		if len(b) != 2048 || cap(b) != 2048 {
 			t.Errorf("buffer %d has length %d and capacity %d, want 2048: it must not reach into the next", i, len(b), cap(b))
 		}
-		if a := uintptr(unsafe.Pointer(&b[esp.HeadRoom])); a%bufferAlign != 0 {
+		if a := uintptr(unsafe.Pointer(&b[headRoom])); a%bufferAlign != 0 {
 			t.Errorf("the payload of buffer %d is at %#x, not a multiple of %d", i, a, bufferAlign)
 		}
 	}
@@ -204,8 +204,8 @@ func TestInboundDropsWhatIsNoPacket(t *testing.T) {
 			tp := newTestPath(t, board.Tiny)
 			_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", false)
 			buf := make([]byte, 2048)
-			n := copy(buf[esp.HeadRoom:], c.pkt)
-			start, end, err := out.out.Seal(0, buf, esp.HeadRoom, n, c.next)
+			n := copy(buf[headRoom:], c.pkt)
+			start, end, err := out.out.Seal(0, buf, headRoom, n, c.next)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -376,7 +376,7 @@ func TestPacketWhoseSAIsReplacedMeanwhileTakesTheNewOne(t *testing.T) {
 	if len(tp.out.todo) != 1 {
 		t.Fatal("a packet was given up although another SA may carry it")
 	}
-	if !bytes.Equal(tp.out.bufs[0][esp.HeadRoom:esp.HeadRoom+len(pkt)], pkt) {
+	if !bytes.Equal(tp.out.bufs[0][headRoom:headRoom+len(pkt)], pkt) {
 		t.Error("the packet was changed by an SA that could not seal it")
 	}
 	if old.issued != 1 || old.served != 1 {

@@ -110,7 +110,7 @@ func (f *fakeSocket) ReadBatch(d []esp.Datagram) (int, error) {
 	select {
 	case p := <-f.in:
 		d[0].N = copy(d[0].Buf, p.Buf[:p.N])
-		d[0].Local, d[0].Remote, d[0].TOS = p.Local, p.Remote, p.TOS
+		d[0].Local, d[0].Remote, d[0].TOS, d[0].TTL, d[0].Whole = p.Local, p.Remote, p.TOS, p.TTL, p.Whole
 		return 1, nil
 	case <-f.closed:
 		return 0, os.ErrClosed
@@ -318,7 +318,7 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 
 // put places a packet into the TUN reader's batch.
 func (tp *testPath) put(i int, pkt []byte) {
-	tp.out.sizes[i] = copy(tp.out.bufs[i][esp.HeadRoom:], pkt)
+	tp.out.sizes[i] = copy(tp.out.bufs[i][headRoom:], pkt)
 }
 
 // send takes packets through the way out.
@@ -333,7 +333,7 @@ func (tp *testPath) send(pkts ...[]byte) {
 func (tp *testPath) receive(s sockID, ds ...esp.Datagram) {
 	in := tp.in[s]
 	for i, d := range ds {
-		in.batch[i] = esp.Datagram{Buf: in.bufs[i], N: copy(in.bufs[i], d.Buf[:d.N]), Local: d.Local, Remote: d.Remote, TOS: d.TOS}
+		in.batch[i] = esp.Datagram{Buf: in.bufs[i], N: copy(in.bufs[i], d.Buf[:d.N]), Local: d.Local, Remote: d.Remote, TOS: d.TOS, TTL: d.TTL, Whole: d.Whole}
 	}
 	in.process(len(ds))
 }

@@ -87,6 +87,7 @@ func (h *fakeHost) os() OS {
 		OpenTUN:     func(name string, mtu, queues int) ([]Device, error) { h.mtu = mtu; return []Device{h.tun}, nil },
 		ListenUDP:   func(a netip.AddrPort, n int) ([]Socket, error) { return one(h.listen(a.Addr().Is4(), a.Port(), h.udp)) },
 		ListenESP:   func(v6 bool) (Socket, error) { return h.listen(!v6, 0, h.noESP) },
+		ListenAH:    func(v6 bool) (Socket, error) { return newFakeSocket(), nil },
 		Network:     (*fakeNetwork)(h),
 		MemoryTotal: func() uint64 { return 0 },
 

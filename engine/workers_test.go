@@ -70,7 +70,7 @@ func newWorkers(t testing.TB, w int) (*testPath, *leaving) {
 // fill puts packets into a worker's batch.
 func (o *outbound) fill(pkts ...[]byte) int {
 	for i, p := range pkts {
-		o.sizes[i] = copy(o.bufs[i][esp.HeadRoom:], p)
+		o.sizes[i] = copy(o.bufs[i][headRoom:], p)
 	}
 	return len(pkts)
 }
@@ -98,7 +98,7 @@ func TestPacketsOfOneSALeaveInTheOrderOfTheirNumbers(t *testing.T) {
 			for range rounds {
 				n := 1 + r.IntN(len(o.bufs))
 				for i := range n {
-					o.sizes[i] = copy(o.bufs[i][esp.HeadRoom:], udp4(srcHost, dstHost, uint16(w), uint16(i), 60+r.IntN(1000)))
+					o.sizes[i] = copy(o.bufs[i][headRoom:], udp4(srcHost, dstHost, uint16(w), uint16(i), 60+r.IntN(1000)))
 				}
 				o.batch(n)
 				sent.Add(int64(n))
@@ -143,7 +143,7 @@ func TestManySAsAndWorkersWhileSAsComeAndGo(t *testing.T) {
 			for range rounds {
 				n := 1 + r.IntN(len(o.bufs))
 				for i := range n {
-					o.sizes[i] = copy(o.bufs[i][esp.HeadRoom:], udp4(srcHost, fmt.Sprintf("10.2.%d.1", r.IntN(children)), uint16(w), 1, 100))
+					o.sizes[i] = copy(o.bufs[i][headRoom:], udp4(srcHost, fmt.Sprintf("10.2.%d.1", r.IntN(children)), uint16(w), 1, 100))
 				}
 				o.batch(n)
 				sent.Add(int64(n))
@@ -233,8 +233,8 @@ func blockedPath(t *testing.T) (tp *testPath, left *leaving, h *hold, sas [2]*ou
 	wg.Go(func() { tp.datapath.out[1].batch(tp.datapath.out[1].fill(to0)) })
 	tp.turns.waitFor(t, 1)
 	buf := make([]byte, 2048)
-	n := copy(buf[esp.HeadRoom:], to0)
-	if _, _, ok := tp.pending.push(buf, esp.HeadRoom, n, tp.now, tp.spd.gen.Load()); !ok {
+	n := copy(buf[headRoom:], to0)
+	if _, _, ok := tp.pending.push(buf, headRoom, n, tp.now, tp.spd.gen.Load()); !ok {
 		t.Fatal("the queue takes nothing")
 	}
 	// The loop's number has the first socket, as worker 0 does: it is let through there.
@@ -308,7 +308,7 @@ func TestPacketWithoutRoomCostsNoNumber(t *testing.T) {
 	tp.spd.set([]policySpec{protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")})
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	o := tp.out
-	o.batch(o.fill(udp4(srcHost, dstHost, 1, 1, 100), udp4(srcHost, dstHost, 1, 1, len(o.bufs[1])-esp.HeadRoom), udp4(srcHost, dstHost, 1, 1, 100)))
+	o.batch(o.fill(udp4(srcHost, dstHost, 1, 1, 100), udp4(srcHost, dstHost, 1, 1, len(o.bufs[1])-headRoom), udp4(srcHost, dstHost, 1, 1, 100)))
 	tp.want(t, cOutTooBig, 1)
 	if n := left.check(t); n != 2 || out.out.Seq() != 2 {
 		t.Errorf("%d packets left up to number %d, want 2 up to 2", n, out.out.Seq())
