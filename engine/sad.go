@@ -77,13 +77,13 @@ type outSA struct {
 	lastOut        time.Duration // when the last one did; 0: none did
 
 	spi      uint32
-	proto    esp.Protocol
 	inbound  uint32 // SPI of the pair's inbound SA: its slot
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	conn     string
 	child    string
 	ike, id  uint32
+	proto    esp.Protocol
 	esn      bool
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
