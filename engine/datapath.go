@@ -175,7 +175,9 @@ const (
 	noteUnknownSPI note = iota
 	noteAuth
 	noteSelectors
+	notePolicy
 	noteNoPolicy
+	noteClear
 	noteSequence
 	noteSend
 	noteDevice

@@ -25,6 +25,7 @@ type inSA struct {
 	lastIn  atomic.Int64 // when the last packet passed; 0: none did
 	movedAt atomic.Int64 // when a packet came from another address; 0: none did
 	limits  *limits      // nil: it has none
+	share   share
 
 	conn  string
 	child string
@@ -37,6 +38,8 @@ type outSA struct {
 	out  *esp.Outbound
 	path atomic.Pointer[outerPath]
 	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
+
+	mixed atomic.Bool // as in share, which the loop alone reads
 
 	// Under the data path's turns.mu:
 	issued, served uint32        // tickets, modulo 2^32: there are never more than workers open
@@ -54,6 +57,7 @@ type outSA struct {
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 	limits   *limits
+	share    share
 
 	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
 }

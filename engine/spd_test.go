@@ -24,7 +24,7 @@ func TestFirstPolicyWins(t *testing.T) {
 		plain(esp.Discard, "10.1.0.0/16", "10.2.9.0/24"),
 		plain(esp.Bypass, "10.1.0.0/16", "10.2.8.0/24"),
 		protect("c", "n", "10.1.0.0/16", "10.2.0.0/16"),
-		plain(esp.Discard, "0.0.0.0/0", "0.0.0.0/0"),
+		plain(esp.Discard, "0.0.0.0/0", "10.3.0.0/16"),
 	})
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	for _, c := range []struct {
