@@ -94,14 +94,14 @@ func TestClassifierAgreesWithTheOrderOfTheTable(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 4))
 	found := 0
 	for _, n := range []int{linearMost + 1, 40, 63, 64, 65, 200, 1024} {
-		for range 6 {
+		for range 4 {
 			s := newSPD(n)
 			s.set(randomTable(rng, n))
 			table := s.cur.Load()
 			if table.index == nil {
 				t.Fatalf("a table of %d entries has no index", n)
 			}
-			for range 3000 {
+			for range 1500 {
 				f, in := randomFlow(rng), rng.IntN(2) == 0
 				var want *policy
 				for _, p := range table.list {
@@ -119,7 +119,7 @@ func TestClassifierAgreesWithTheOrderOfTheTable(t *testing.T) {
 			}
 		}
 	}
-	if found < 10000 {
+	if found < 5000 {
 		t.Errorf("only %d flows matched an entry at all: the test says too little", found)
 	}
 }
