@@ -34,6 +34,8 @@ import (
 // another and do the same share a priority, since their order among themselves does not
 // matter; so the room is for as many changes between PROTECT, BYPASS and DISCARD.
 //
+// An entry for one direction is in one of the two parts alone.
+//
 // The mirrored part drops what must be protected and arrives in clear (RFC 4301 section
 // 5.2). The SPD does not say which interfaces are inside, so a packet that is forwarded
 // passes in clear only if neither reading of it, as going out or as coming in, has to be
@@ -165,13 +167,19 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 			back = passIn
 		}
 		for _, m := range matches {
-			f.spd = appendRule(f.spd, kind, m.rule(v6))
-			r := m.mirrored().rule(v6)
-			f.in = appendRule(f.in, back, r)
-			fragments.add(pol.Action, back, r)
+			if pol.Dir.Out() {
+				f.spd = appendRule(f.spd, kind, m.rule(v6))
+			}
+			if pol.Dir.In() {
+				r := m.mirrored().rule(v6)
+				f.in = appendRule(f.in, back, r)
+				fragments.add(pol.Action, back, r)
+			}
 		}
-		if err := p.planOwn(f, i, matches); err != nil {
-			return nil, err
+		if pol.Dir.Out() {
+			if err := p.planOwn(f, i, matches); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if n := len(f.in); n > 0 && f.in[n-1].kind == passIn {
@@ -278,7 +286,7 @@ func (p *planner) ownSource(at int, m ruleMatch) netip.Addr {
 func (p *planner) takenBefore(at int, host netip.Addr, m ruleMatch) bool {
 	for i := range p.policies[:at] {
 		pol := &p.policies[i]
-		if pol.Action == esp.Protect || !contains(pol.LocalTS, host, 0) {
+		if pol.Action == esp.Protect || !pol.Dir.Out() || !contains(pol.LocalTS, host, 0) {
 			continue
 		}
 		for _, s := range pol.RemoteTS {
@@ -301,7 +309,7 @@ func (p *planner) bypassOwn(at int, m ruleMatch) bool {
 	needed := false
 	for i := range p.policies[at+1:] {
 		pol := &p.policies[at+1+i]
-		if pol.Action == esp.Bypass || !overlapsAny(pol.RemoteTS, m.to) {
+		if pol.Action == esp.Bypass || !pol.Dir.Out() || !overlapsAny(pol.RemoteTS, m.to) {
 			continue
 		}
 		for _, host := range p.hosts {

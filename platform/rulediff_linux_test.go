@@ -104,6 +104,19 @@ func TestPlanMirrorsOnlyWhatCanDrop(t *testing.T) {
 	}
 }
 
+func TestPlanKeepsDirectionsApart(t *testing.T) {
+	in := policy(esp.Protect, sel("10.1.0.0/24"), sel("0.0.0.0/0"))
+	in.Dir = esp.OnlyIn
+	out := policy(esp.Discard, sel("10.1.0.0/24"), sel("10.3.0.0/24"))
+	out.Dir = esp.OnlyOut
+	pass := policy(esp.Bypass, sel("10.1.0.0/24"), sel("10.4.0.0/24"))
+	pass.Dir = esp.OnlyIn
+	f, _ := planFor(t, false, []esp.Policy{pass, out, in}, "10.1.0.1")
+	wantRuns(t, "rules of the SPD", f.spd, "0: from 10.1.0.0/24 to 10.3.0.0/24 blackhole")
+	wantRuns(t, "mirrored rules", f.in, "0: from 10.4.0.0/24 to 10.1.0.0/24 goto 580", "1: to 10.1.0.0/24 blackhole")
+	wantRuns(t, "rules of the host's own packets", f.own, "0: from 0.0.0.0/32 to 10.3.0.0/24 blackhole")
+}
+
 func TestPlanMultipliesSelectors(t *testing.T) {
 	r := esp.Selector{Proto: 6, StartPort: 0, EndPort: 502, Start: netip.MustParseAddr("10.2.0.2"), End: netip.MustParseAddr("10.2.0.5")}
 	f, _ := planFor(t, false, []esp.Policy{{
@@ -334,6 +347,9 @@ func randomPolicies(rng *rand.Rand, v6 bool) []esp.Policy {
 			p.LocalTS[0] = sel(map[bool]string{false: "0.0.0.0/0", true: "::/0"}[v6])
 			p.LocalTS[0].Proto = p.RemoteTS[0].Proto
 		}
+		if rng.IntN(3) == 0 {
+			p.Dir = esp.Directions(rng.IntN(3))
+		}
 		list = append(list, p)
 	}
 	return list
@@ -401,7 +417,7 @@ func TestRuleChangesShowOldOrNewAndNothingBetween(t *testing.T) {
 				after = append(after, final.decide(p, false))
 				if p.src.IsValid() {
 					if want := meaning(policies, p); after[i] != want {
-						t.Fatalf("seed %d round %d: %+v meets %q, the SPD says %q", seed, round, p, after[i], want)
+						t.Fatalf("seed %d round %d: %v -> %v %+v meets %q, the SPD says %q, of\n%v, by\n%v", seed, round, p.src, p.dst, p, after[i], want, policies, final.rules)
 					}
 				}
 			}
@@ -459,7 +475,11 @@ func meaning(policies []esp.Policy, p packet) string {
 	first := func(local, remote netip.Addr, lport, rport uint16, mirrored bool) esp.Action {
 		for _, e := range policies {
 			all := mirrored && e.Action == esp.Protect
-			if matches(e.LocalTS[0], local, lport, all) && matches(e.RemoteTS[0], remote, rport, all) {
+			way := e.Dir.Out()
+			if mirrored {
+				way = e.Dir.In()
+			}
+			if way && matches(e.LocalTS[0], local, lport, all) && matches(e.RemoteTS[0], remote, rport, all) {
 				return e.Action
 			}
 		}
