@@ -348,7 +348,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 		return err
 	}
 	// First the kernel, so that what a new connection protects never leaves in clear.
-	list := plainPolicies(s.compile(spec))
+	list := s.plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {
 		l.apply()
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)

@@ -217,3 +217,42 @@ child = "plant/net"
 		}
 	}
 }
+
+// Packets that arrive in clear are handed over only where no entry, present or next, would
+// have them sent into a tunnel: nothing tells them from what may go there.
+func TestOnlyWhatNoTunnelTakesIsHandedOver(t *testing.T) {
+	counts := func(s *spd) (out string) {
+		for _, p := range s.policies() {
+			out += map[bool]string{true: "y", false: "n"}[p.Count]
+		}
+		return out
+	}
+	child := protect("c", "n", "10.1.0.0/16", "10.2.0.0/16")
+	for _, c := range []struct {
+		name string
+		spec []policySpec
+		want string
+	}{
+		{"one child", []policySpec{child}, "y"},
+		{"the table of the mission", []policySpec{child, named("b", esp.Bypass, 0, "0.0.0.0/0", "10.9.0.0/16"),
+			named("require", esp.Protect, esp.OnlyIn, "10.1.0.0/16", "0.0.0.0/0"), named("rest", esp.Bypass, 0, "0.0.0.0/0", "0.0.0.0/0")}, "ynyn"},
+		{"all through the tunnel", []policySpec{protect("c", "n", "10.1.0.0/16", "0.0.0.0/0")}, "n"},
+		{"both families apart", []policySpec{child, protect("c", "m", "fd01::/16", "::/0")}, "yn"},
+		{"hub", []policySpec{protect("c", "n", "10.0.0.0/8", "10.1.0.0/16"), protect("c", "m", "10.0.0.0/8", "10.2.0.0/16")}, "nn"},
+		{"what goes out cannot come in", []policySpec{named("d", esp.Discard, esp.OnlyOut, "10.1.0.0/16", "10.2.0.0/16"),
+			named("d", esp.Discard, esp.OnlyIn, "10.1.0.0/16", "10.2.0.0/16")}, "ny"},
+		{"SAs bring entries", []policySpec{child, {Policy: esp.Policy{Action: esp.Protect}, conn: "rw", child: "n", dynamic: true}}, "n"},
+	} {
+		s := newSPD(8)
+		s.set(c.spec)
+		if got := counts(s); got != c.want {
+			t.Errorf("%s: handed over %s, want %s", c.name, got, c.want)
+		}
+	}
+	// On the way from one configuration to another, both count.
+	s := newSPD(8)
+	s.set([]policySpec{protect("c", "n", "10.0.0.0/8", "10.0.0.0/8")})
+	if got := s.plainPolicies(s.compile([]policySpec{child})); got[0].Count {
+		t.Error("what the present entries protect is handed over before they have gone")
+	}
+}

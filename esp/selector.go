@@ -68,10 +68,15 @@ func (d Directions) String() string {
 // going out matches when its source is in one of LocalTS and its destination in one of
 // RemoteTS; one coming in, the other way round. Name is for people, and empty where the
 // entry has none of its own.
+//
+// Count says that the kernel may hand over what arrives in clear and the entry does not let
+// pass, so that it is counted before it is dropped: no policy would have such a packet sent
+// into a tunnel.
 type Policy struct {
 	Name     string
 	Action   Action
 	Dir      Directions
+	Count    bool
 	LocalTS  []Selector
 	RemoteTS []Selector
 }

@@ -19,13 +19,14 @@ import (
 //	302..349   what shows no ports, if any entry protects ports: see fragmentPlan
 //	350        nop
 //	351..579   the SPD mirrored, in its order, for all that came in otherwise: what PROTECT
-//	           and DISCARD select with the ends exchanged is a blackhole, BYPASS goes to 580
+//	           and DISCARD select with the ends exchanged is a blackhole, or goes to a table
+//	           of ours to be counted and dropped behind the device; BYPASS goes to 580
 //	580        nop
 //	581        (IPv6) from ::/1, 8000::/1 goto 730: these have a source
 //	582..729   packets of this host whose source is not chosen yet
 //	730        (IPv6) nop
-//	731..998   the SPD, in its order: PROTECT looks a table of ours up, BYPASS goes to
-//	           999, DISCARD is a blackhole
+//	731..998   the SPD, in its order: PROTECT looks a table of ours up, and DISCARD, which
+//	           is counted and dropped behind the device; BYPASS goes to 999
 //	999        nop; what comes here goes on with the rules of everybody else
 //
 // The block stands behind the table "local" (0), since what is for this host itself
@@ -90,6 +91,7 @@ type ruleKind struct {
 
 var (
 	blackhole = ruleKind{action: unix.FR_ACT_BLACKHOLE}
+	toDevice  = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
 	passIn    = ruleKind{action: unix.FR_ACT_GOTO, target: prioOut}
 )
 
@@ -155,16 +157,12 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 		if len(matches) == 0 {
 			continue
 		}
-		kind := blackhole
-		switch pol.Action {
-		case esp.Protect:
-			kind = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
-		case esp.Bypass:
-			kind = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
-		}
-		back := blackhole
+		// What is discarded goes to the device as well, to be counted and dropped there.
+		kind, back, fragment := toDevice, blackhole, blackhole
 		if pol.Action == esp.Bypass {
-			back = passIn
+			kind, back, fragment = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}, passIn, passIn
+		} else if pol.Count {
+			back = toDevice
 		}
 		for _, m := range matches {
 			if pol.Dir.Out() {
@@ -172,8 +170,8 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 			}
 			if pol.Dir.In() {
 				r := m.mirrored().rule(v6)
-				f.in = appendRule(f.in, back, r)
-				fragments.add(pol.Action, back, r)
+				f.in = appendDrop(f.in, back, r)
+				fragments.add(pol.Action, fragment, r)
 			}
 		}
 		if pol.Dir.Out() {
@@ -480,6 +478,15 @@ func appendRule(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
 		return runs
 	}
 	return append(runs, ruleRun{kind: kind, rules: []Rule{r}})
+}
+
+// appendDrop is appendRule for the mirrored SPD, where rules that drop and those that have
+// the device count what it drops need no order among themselves.
+func appendDrop(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
+	if n := len(runs); n > 1 && kind != passIn && runs[n-1].kind != passIn && runs[n-2].kind == kind {
+		return append(appendRule(runs[:n-1], kind, r), runs[n-1])
+	}
+	return appendRule(runs, kind, r)
 }
 
 // has tells whether r is there, and otherwise expects it to come.
