@@ -83,13 +83,43 @@ type span struct {
 	entry    int
 }
 
+// edge is where a span begins (step 1) or has ended (step -1).
+type edge struct {
+	at    bound
+	entry int
+	step  int
+}
+
+// sortEdges sorts by the places, in a heap: the library's sort of one more type would take
+// several kilobytes of flash.
+func sortEdges(e []edge) {
+	sift := func(i, n int) {
+		for {
+			c := 2*i + 1
+			if c >= n {
+				return
+			}
+			if c+1 < n && e[c].at.compare(e[c+1].at) < 0 {
+				c++
+			}
+			if e[i].at.compare(e[c].at) >= 0 {
+				return
+			}
+			e[i], e[c] = e[c], e[i]
+			i = c
+		}
+	}
+	for i := len(e)/2 - 1; i >= 0; i-- {
+		sift(i, len(e))
+	}
+	for n := len(e) - 1; n > 0; n-- {
+		e[0], e[n] = e[n], e[0]
+		sift(0, n)
+	}
+}
+
 // newDimension cuts the spans into intervals. Equal sets are kept once.
 func newDimension(spans []span, words int) dimension {
-	type edge struct {
-		at    bound
-		entry int
-		step  int
-	}
 	edges := make([]edge, 0, 2*len(spans))
 	for _, s := range spans {
 		edges = append(edges, edge{s.from, s.entry, 1})
@@ -97,7 +127,7 @@ func newDimension(spans []span, words int) dimension {
 			edges = append(edges, edge{end, s.entry, -1})
 		}
 	}
-	slices.SortFunc(edges, func(a, b edge) int { return a.at.compare(b.at) })
+	sortEdges(edges)
 	var d dimension
 	seen := map[string]uint32{}
 	now, key := make([]uint64, words), make([]byte, 8*words)

@@ -140,7 +140,7 @@ func TestHitsBelongToTheirEntry(t *testing.T) {
 	check("alone", 4, 320)
 	l.retire(tp.sad.delIn(out.inbound), tp.sad.slot(out.inbound).delOut())
 	check("after its end", 4, 320)
-	_, out = tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
+	tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	l.rejudge()
 	tp.send(pkts...)
 	check("with its successor", 7, 540)
@@ -237,7 +237,7 @@ func TestOnlyWhatNoTunnelTakesIsHandedOver(t *testing.T) {
 		{"the table of the mission", []policySpec{child, named("b", esp.Bypass, 0, "0.0.0.0/0", "10.9.0.0/16"),
 			named("require", esp.Protect, esp.OnlyIn, "10.1.0.0/16", "0.0.0.0/0"), named("rest", esp.Bypass, 0, "0.0.0.0/0", "0.0.0.0/0")}, "ynyn"},
 		{"all through the tunnel", []policySpec{protect("c", "n", "10.1.0.0/16", "0.0.0.0/0")}, "n"},
-		{"both families apart", []policySpec{child, protect("c", "m", "fd01::/16", "::/0")}, "yn"},
+		{"both families apart", []policySpec{child, protect("c", "m", "fd00::/16", "::/0")}, "yn"},
 		{"hub", []policySpec{protect("c", "n", "10.0.0.0/8", "10.1.0.0/16"), protect("c", "m", "10.0.0.0/8", "10.2.0.0/16")}, "nn"},
 		{"what goes out cannot come in", []policySpec{named("d", esp.Discard, esp.OnlyOut, "10.1.0.0/16", "10.2.0.0/16"),
 			named("d", esp.Discard, esp.OnlyIn, "10.1.0.0/16", "10.2.0.0/16")}, "ny"},

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -327,74 +326,35 @@ func (s *spd) policies() []esp.Policy { return s.plainPolicies(s.cur.Load().list
 // plainPolicies returns entries that are to follow the present ones, or the latter.
 func (s *spd) plainPolicies(list []*policy) []esp.Policy {
 	out := make([]esp.Policy, len(list))
-	var clear *clearCheck // none where entries come with SAs, before the kernel knows of them
-	if !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic }) {
-		clear = newClearCheck(s.cur.Load().list, list)
-	}
+	// Where entries come with SAs, they come before the kernel knows of them.
+	count := !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic })
 	for i, p := range list {
 		out[i] = p.Policy
-		out[i].Count = clear != nil && p.Action != esp.Bypass && p.Dir.In() && clear.safe(p)
+		out[i].Count = count && p.Action != esp.Bypass && p.Dir.In() && !p.clearGoesOut(list) && !p.clearGoesOut(s.cur.Load().list)
 	}
 	return out
 }
 
-// clearCheck tells for which entries packets that arrive in clear may be handed over to be
-// counted. What comes from the TUN device does not say how it came there, so none may be
-// sent into a tunnel, by the present entries or the next ones.
-type clearCheck struct{ local, remote []addrRange }
-
-type addrRange struct{ start, end netip.Addr }
-
-func newClearCheck(lists ...[]*policy) *clearCheck {
-	c := &clearCheck{}
-	for _, list := range lists {
-		for _, p := range list {
-			if p.Action == esp.Protect && p.Dir.Out() {
-				c.local, c.remote = appendRanges(c.local, p.LocalTS), appendRanges(c.remote, p.RemoteTS)
-			}
-		}
-	}
-	c.local, c.remote = joinRanges(c.local), joinRanges(c.remote)
-	return c
-}
-
-// safe tells whether no packet that comes in and matches the entry has a source that some
-// entry protects and a destination that some entry protects it on the way to. It asks less
-// than whether one entry has both, which would take a comparison with each.
-func (c *clearCheck) safe(p *policy) bool {
-	return !meetRanges(c.local, p.RemoteTS) || !meetRanges(c.remote, p.LocalTS)
-}
-
-func appendRanges(list []addrRange, ts []esp.Selector) []addrRange {
-	for i := range ts {
-		list = append(list, addrRange{ts[i].Start, ts[i].End})
-	}
-	return list
-}
-
-// joinRanges returns the ranges in order, with those that overlap as one.
-func joinRanges(list []addrRange) []addrRange {
-	slices.SortFunc(list, func(a, b addrRange) int { return a.start.Compare(b.start) })
-	out := list[:0]
-	for _, r := range list {
-		if n := len(out); n > 0 && out[n-1].end.BitLen() == r.start.BitLen() && r.start.Compare(out[n-1].end) <= 0 {
-			if r.end.Compare(out[n-1].end) > 0 {
-				out[n-1].end = r.end
-			}
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
-}
-
-// meetRanges tells whether a selector has an address in one of the ranges, which are in order.
-func meetRanges(list []addrRange, ts []esp.Selector) bool {
-	return slices.ContainsFunc(ts, func(s esp.Selector) bool {
-		// The first range that does not end before the selector starts.
-		i, _ := slices.BinarySearchFunc(list, s.Start, func(r addrRange, a netip.Addr) int { return r.end.Compare(a) })
-		return i < len(list) && list[i].start.Compare(s.End) <= 0
+// clearGoesOut tells whether one of the entries may have sent into a tunnel what comes in and
+// matches p. What the TUN device brings does not say how it came there, so that such packets
+// must not be handed over to be counted. Only addresses count: the kernel's rules may take
+// more of a protocol than the entry does.
+func (p *policy) clearGoesOut(list []*policy) bool {
+	return slices.ContainsFunc(list, func(q *policy) bool {
+		return q.Action == esp.Protect && q.Dir.Out() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
 	})
+}
+
+// meet tells whether selectors of both lists have an address in common.
+func meet(a, b []esp.Selector) bool {
+	for i := range a {
+		for j := range b {
+			if a[i].Start.Compare(b[j].End) <= 0 && b[j].Start.Compare(a[i].End) <= 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func equalPolicies(a, b []esp.Policy) bool {
