@@ -28,14 +28,15 @@ func (h *hits) in(packets, octets uint64) {
 	h.inBytes.Add(octets)
 }
 
-// share is the part of one SA in the hits. The IKE loop alone uses it, but for mixed.
+// share is the part of one SA in the hits. The IKE loop alone writes it.
 type share struct {
+	// mixed: not all packets of the SA belong to one entry, or the SPD may forbid some of
+	// them. Each is looked up then. Of an inbound SA the data path reads it: in the cache
+	// line that it writes anyway.
+	mixed atomic.Bool
+
 	of     *hits     // the entry that all its packets belong to; nil: none, or several
 	folded esp.Usage // what of them is in it already, or never will be
-
-	// mixed: not all packets of the SA belong to one entry, or the SPD may forbid some of
-	// them. Each is looked up then.
-	mixed atomic.Bool
 }
 
 // fold adds to the entry what the SA has carried since the last time.
