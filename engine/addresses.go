@@ -143,14 +143,17 @@ func (e *Engine) readdress() {
 		return
 	}
 	// First the kernel, as with a new configuration.
-	list := plainPolicies(s.compile(spec))
+	list := e.d.spd.plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {
 		e.o.Log.Log(log.Net, log.Error, "the routes for the policies could not be set", log.Err(err))
 		l.apply()
 		return
 	}
 	s.set(spec)
-	l.applied = list
+	l.rejudge()
+	if l.applied = list; !equalPolicies(list, s.policies()) {
+		l.apply()
+	}
 	l.out.flush()
 	e.o.Log.Log(log.Net, log.Info, "the policies follow this host's new addresses")
 }

@@ -16,6 +16,7 @@ const (
 	cOutNoPolicy                  // no SPD entry: RFC 4301 section 5.1 says drop
 	cOutDiscard                   // a DISCARD entry
 	cOutBypass                    // a BYPASS entry: the kernel should not have routed it here
+	cInClear                      // came in clear and should have been protected, or not at all (RFC 4301 section 5.2)
 	cOutNoSA                      // had no SA and was not queued
 	cOutQueued                    // had no SA and was queued
 	cOutQueueFull                 // pushed out of the queue by a newer packet
@@ -45,6 +46,7 @@ const (
 	cInNextHeader                 // authentic, but what it carries is not IPv4 or IPv6
 	cInMalformed                  // authentic, but its inner packet is malformed
 	cInSelectors                  // inner addresses are not the SA's (RFC 4301 section 5.2)
+	cInPolicy                     // within the SA's selectors, but an earlier SPD entry discards or bypasses it
 	cInDummy                      // dummy packets (RFC 4303 section 2.6)
 	cInECN                        // congestion was marked on a packet that cannot carry the mark (RFC 6040)
 	cInMoved                      // from another address than the SA's peer has
@@ -67,6 +69,7 @@ var counterNames = [numCounters]string{
 	cOutNoPolicy:   "out_drop_no_policy",
 	cOutDiscard:    "out_drop_discard",
 	cOutBypass:     "out_drop_bypass",
+	cInClear:       "in_drop_clear",
 	cOutNoSA:       "out_drop_no_sa",
 	cOutQueued:     "out_queued",
 	cOutQueueFull:  "out_drop_queue_full",
@@ -96,6 +99,7 @@ var counterNames = [numCounters]string{
 	cInNextHeader:  "in_drop_next_header",
 	cInMalformed:   "in_drop_malformed",
 	cInSelectors:   "in_drop_selectors",
+	cInPolicy:      "in_drop_policy",
 	cInDummy:       "in_dummy",
 	cInECN:         "in_drop_ecn",
 	cInMoved:       "in_moved",

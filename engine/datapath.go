@@ -186,7 +186,9 @@ const (
 	noteUnknownSPI note = iota
 	noteAuth
 	noteSelectors
+	notePolicy
 	noteNoPolicy
+	noteClear
 	noteSequence
 	noteUnfit
 	noteSend

@@ -311,30 +311,19 @@ func familyMissing(err error) bool {
 // policySpecs returns the SPD's entries that follow from a configuration.
 func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	var spec []policySpec
-	policies := cfg.Policies(e.o.OS.Network.Source)
-	for _, conn := range cfg.IKE.Conns {
-		for _, child := range conn.Children {
-			trap := child.StartAction == ike.StartTrap || child.DPDAction == ike.ActionTrap || child.CloseAction == ike.ActionTrap
+	for _, entry := range cfg.SPD(e.o.OS.Network.Source) {
+		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic}
+		if c := entry.Carrier; c != nil {
+			trap := c.StartAction == ike.StartTrap || c.DPDAction == ike.ActionTrap || c.CloseAction == ike.ActionTrap
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
-			wait := trap || child.StartAction == ike.StartStart
-			spec = append(spec, policySpec{
-				Policy: policies[len(spec)], conn: conn.Name, child: child.Name,
-				acquire: wait, wait: wait, dynamic: dynamic(child),
-			})
+			s.wait = trap || c.StartAction == ike.StartStart
+			s.acquire = s.wait
+		} else {
+			s.shunt = entry.Conn != ""
 		}
+		spec = append(spec, s)
 	}
 	return spec, e.d.spd.check(spec)
-}
-
-func dynamic(c *ike.Child) bool {
-	for _, side := range [][]ike.TS{c.LocalTS, c.RemoteTS} {
-		for i := range side {
-			if side[i].Dynamic {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // Reload changes over to another configuration. Connections that stay the same keep
@@ -366,7 +355,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 		return err
 	}
 	// First the kernel, so that what a new connection protects never leaves in clear.
-	list := plainPolicies(s.compile(spec))
+	list := s.plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {
 		l.apply()
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
@@ -377,6 +366,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	}
 	e.rotateTicketKeys(cfg)
 	s.set(spec)
+	l.rejudge()
 	if l.applied = list; !equalPolicies(list, s.policies()) {
 		l.apply() // an SA that ended took a policy of its own with it
 	}

@@ -335,7 +335,7 @@ start_action = "trap"
 	if err := a.Reload(parse(t, manyChildren("192.0.2.2", "a", "b", 33, "none"))); err == nil {
 		t.Error("33 children fit the tiny board's 32")
 	}
-	if n := len(*a.d.spd.cur.Load()); n != 2 {
+	if n := len(a.d.spd.cur.Load().list); n != 2 {
 		t.Errorf("a configuration that does not fit left %d policies, want the 2 from before", n)
 	}
 }

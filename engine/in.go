@@ -48,6 +48,7 @@ type inbound struct {
 	now   time.Duration
 
 	octets uint64 // of the inner packets in out
+	tally  tally  // of SAs that serve several entries of the SPD
 }
 
 // inPacket is a packet of the batch that has an SA.
@@ -234,6 +235,9 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		}
 		return
 	}
+	if sa.mixed.Load() && !in.permitted(sa, len(inner)) {
+		return
+	}
 	if !carryECN(inner, g.TOS) {
 		d.counts.inc(cInECN)
 		return
@@ -260,6 +264,29 @@ func (in *inbound) unusable(err error) {
 	default:
 		d.counts.inc(cInMalformed)
 	}
+}
+
+// permitted looks up what came through an SA whose selectors do not settle it. The first
+// entry has to be one that protects: what the SPD discards, or has pass in clear, does not
+// belong into an SA. RFC 4301 section 5.2 leaves that to selectors without overlaps, which the
+// negotiation does not have.
+func (in *inbound) permitted(sa *inSA, n int) bool {
+	d := in.d
+	pol := d.spd.lookupIn(&in.flow)
+	if pol == nil {
+		return true // the SA knows more than a table that had no room
+	}
+	if pol.Action == esp.Protect {
+		in.tally.add(pol.hits, uint64(n), (*hits).in)
+		return true
+	}
+	d.counts.inc(cInPolicy)
+	if d.mayNote(notePolicy, in.now) {
+		d.log.Log(log.ESP, log.Warn, "packet dropped: it came through a CHILD SA, but an earlier policy does not protect such packets",
+			log.Str("policy", pol.label()), log.Str("action", pol.Action.String()), log.Str("conn", sa.conn), log.Str("child", sa.child),
+			log.Addr("src", in.flow.Remote), log.Addr("dst", in.flow.Local), log.Int("proto", int(in.flow.Proto)))
+	}
+	return false
 }
 
 // unknownInterval is the least time between two tellings of packets without an SA, so that
@@ -381,6 +408,7 @@ func (in *inbound) deliver() {
 		in.d.counts.add(cInPackets, uint64(n))
 		in.d.counts.add(cInBytes, in.octets)
 		in.octets = 0
+		in.tally.flush((*hits).in)
 	}
 }
 

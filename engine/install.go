@@ -42,6 +42,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		}
 		sa.encap.Store(c.Encap)
 		sa.remote.Store(l.d.sad.remoteAt(c.Remote))
+		l.judgeIn(sa)
 		return l.publish(sa)
 	}
 	o, err := esp.NewOutbound(&c.SA, l.d.outContexts())
@@ -58,6 +59,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa.limits = new(limits)
 	}
 	sa.path.Store(l.d.sad.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
+	l.judgeOut(sa)
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
@@ -78,6 +80,7 @@ func (l *ikeLoop) use(sa *outSA) {
 	sa.standby = false
 	changed, taken := l.d.spd.bind(sa)
 	if changed {
+		l.rejudge()
 		l.apply()
 	}
 	if !taken {
@@ -135,12 +138,15 @@ func (l *ikeLoop) delSA(spi, inbound uint32, dir esp.Direction) {
 // being sealed or opened is finished; the next one finds no SA.
 func (l *ikeLoop) retire(in *inSA, out *outSA) {
 	if in != nil {
+		in.share.fold(in.in.Usage(), (*hits).in)
 		in.in.Wipe()
 	}
 	if out == nil {
 		return
 	}
+	l.foldOut(out)
 	if !out.standby && l.d.spd.unbind(out) {
+		l.rejudge()
 		l.apply()
 	}
 	out.out.Wipe()

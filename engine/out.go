@@ -50,6 +50,7 @@ type outbound struct {
 	limited bool // one of these SAs has limits in packets or octets
 
 	packets, octets uint64 // sealed, and not yet in the counters
+	tally           tally  // of SAs that serve several entries
 }
 
 // outPacket is a packet on its way out.
@@ -58,6 +59,7 @@ type outPacket struct {
 	off, n int
 	turn   int // index in turns; -1: dropped
 	sa     *outSA
+	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
 	flow   esp.Flow
 	key    flowKey
@@ -152,7 +154,7 @@ func (o *outbound) find() {
 		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
 		switch {
 		case sa != nil:
-			p.sa = sa
+			p.sa, p.pol = sa, pol
 			o.found = append(o.found, i)
 		case !o.unprotected(i, pol, gen):
 			again = append(again, i)
@@ -196,6 +198,8 @@ func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 func (o *outbound) permitted(pol *policy, f *esp.Flow) bool {
 	d := o.d
 	switch {
+	case (pol == nil || pol.Action == esp.Bypass) && o.cameInClear(f):
+		return false
 	case pol == nil:
 		d.counts.inc(cOutNoPolicy)
 		// The kernel greets the neighbours of every device.
@@ -206,10 +210,34 @@ func (o *outbound) permitted(pol *policy, f *esp.Flow) bool {
 		return false
 	case pol.Action == esp.Discard:
 		d.counts.inc(cOutDiscard)
+		pol.hits.discarded.Add(1)
 		return false
 	case pol.Action == esp.Bypass:
 		d.counts.inc(cOutBypass)
 		return false
+	}
+	return true
+}
+
+// cameInClear tells whether a packet that nothing sends into the tunnel is here because it
+// came from outside in clear, although the SPD protects or discards what comes in like that:
+// the kernel then hands it to us to be counted.
+func (o *outbound) cameInClear(f *esp.Flow) bool {
+	d := o.d
+	back := esp.Flow{Local: f.Remote, Remote: f.Local, Proto: f.Proto, LocalPort: f.RemotePort, RemotePort: f.LocalPort, NoPorts: f.NoPorts}
+	pol := d.spd.lookupIn(&back)
+	if pol == nil || pol.Action == esp.Bypass {
+		return false
+	}
+	d.counts.inc(cInClear)
+	pol.hits.inClear.Add(1)
+	if d.mayNote(noteClear, o.now) {
+		what := "packet dropped: it arrived in clear and should have been protected"
+		if pol.Action == esp.Discard {
+			what = "packet dropped: it arrived in clear and a policy discards it"
+		}
+		d.log.Log(log.ESP, log.Warn, what, log.Str("policy", pol.label()),
+			log.Addr("src", f.Local), log.Addr("dst", f.Remote), log.Int("proto", int(f.Proto)))
 	}
 	return true
 }
@@ -252,6 +280,7 @@ func (o *outbound) account() {
 	o.d.counts.add(cOutPackets, o.packets)
 	o.d.counts.add(cOutBytes, o.octets)
 	o.packets, o.octets = 0, 0
+	o.tally.flush((*hits).out)
 }
 
 // join counts a packet in its SA's turn, unless it is clear that it cannot be sent.
@@ -326,6 +355,9 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	t.octets += p.n
 	o.packets++
 	o.octets += uint64(p.n)
+	if t.sa.mixed.Load() {
+		o.tally.add(p.pol.hits, uint64(p.n), (*hits).out)
+	}
 	s := p.path.sock
 	if to.Whole {
 		s = sockAH4.family(to.Remote.Addr())
@@ -388,7 +420,7 @@ func (o *outbound) flush() {
 			return o.permitted(pol, &p.flow) && pol.wait
 		}
 		// One by one: its buffer is the queue's again when this returns.
-		p.buf, p.off, p.n, p.sa = w.buf, w.off, w.n, sa
+		p.buf, p.off, p.n, p.sa, p.pol = w.buf, w.off, w.n, sa, pol
 		o.found = append(o.found, 0)
 		o.carry()
 		o.todo = o.todo[:0] // empty: only this goroutine deletes SAs

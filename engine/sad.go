@@ -21,13 +21,15 @@ type inSA struct {
 	spi    uint32
 	proto  esp.Protocol
 	encap  atomic.Bool
-	limits *limits // nil: it has none
+	mixed  atomic.Bool // as in share, which the loop alone reads
 
+	limits   *limits // nil: it has none
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
 	conn     string
 	child    string
+	share    share
 	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
@@ -71,6 +73,8 @@ type outSA struct {
 	path atomic.Pointer[outerPath]
 	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
 
+	mixed atomic.Bool // as in share, which the loop alone reads
+
 	// Under the data path's turns.mu:
 	issued, served uint32        // tickets, modulo 2^32: there are never more than workers open
 	octets         uint64        // of inner packets that have left
@@ -88,6 +92,7 @@ type outSA struct {
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 	limits   *limits
+	share    share
 
 	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
 }

@@ -17,12 +17,41 @@ type policy struct {
 	conn, child string
 	wait        bool // a packet without an SA waits for one
 	acquire     bool // and asks the IKE loop for it
+	number      int  // of its place in the configuration, from 1
+	hits        *hits
 
 	// sas are the outbound SAs bound to the entry, the newest first: several where road
 	// warriors have narrowed its selectors each to its own.
 	sas atomic.Pointer[[]*outSA]
 	// acquired is when an SA was last asked for.
 	acquired atomic.Int64
+}
+
+// label names the entry for people.
+func (p *policy) label() string {
+	if p.Name != "" || p.conn == "" {
+		return p.Name
+	}
+	return p.conn + "/" + p.child
+}
+
+// way tells whether the entry is for packets that come in, or go out.
+func (p *policy) way(in bool) bool {
+	if in {
+		return p.Dir.In()
+	}
+	return p.Dir.Out()
+}
+
+// matches tells whether the entry selects the flow of a packet that comes in, or goes out.
+func (p *policy) matches(f *esp.Flow, in bool) bool {
+	return p.way(in) && esp.MatchFlow(p.LocalTS, p.RemoteTS, f)
+}
+
+// carriedBy tells whether SAs of that child belong to a PROTECT entry: where it names none,
+// those of any do.
+func (p *policy) carriedBy(conn, child string) bool {
+	return p.conn == conn && p.child == child || p.conn == ""
 }
 
 // find returns the newest SA whose own selectors match the flow, or nil.
@@ -79,56 +108,115 @@ type policySpec struct {
 	conn, child   string
 	wait, acquire bool
 	dynamic       bool
+	shunt         bool // conn and child name a child without SAs
 }
+
+// key is by what the entry is known again after a reload.
+func (s *policySpec) key() string {
+	if s.Name != "" {
+		return "[" + s.Name
+	}
+	return s.conn + "/" + s.child
+}
+
+// protects tells whether SAs of that child and no other carry what the entry protects.
+func (s *policySpec) protects(conn, child string) bool {
+	return s.Action == esp.Protect && s.conn == conn && s.child == child
+}
+
+// spdTable is a snapshot of the entries.
+type spdTable struct {
+	list  []*policy
+	index *classifier // nil: the list is short
+
+	// simple: every entry protects, and each has a child of its own, so that a packet's
+	// SA tells which entry it belongs to: that of byName.
+	simple bool
+	byName map[childKey]*hits
+}
+
+type childKey struct{ conn, child string }
 
 // spd is the security policy database: an ordered table in which the first match wins
 // (RFC 4301 section 4.4.1). Readers look up in an immutable snapshot; the IKE loop
 // alone changes it, and raises gen with each change, so that what a flow cache
 // remembers of an older one no longer counts.
 type spd struct {
-	cur  atomic.Pointer[[]*policy]
+	cur  atomic.Pointer[spdTable]
 	gen  atomic.Uint64
 	max  int
 	spec []policySpec
 	sas  []*outSA // bound, the newest first
+	hits map[string]*hits
 }
 
 // newSPD returns an empty SPD of at most max entries.
 func newSPD(max int) *spd {
 	s := &spd{max: max}
-	s.cur.Store(new([]*policy))
+	s.cur.Store(&spdTable{simple: true})
 	s.gen.Store(1) // 0 is the generation of an empty cache entry
 	return s
 }
 
-// lookup returns the first entry that the flow matches and, if that is PROTECT, its
-// SA; both are nil if there is none. It may be called from any goroutine.
+// lookup returns the first entry that the flow of a packet going out matches and, if that
+// is PROTECT, its SA; both are nil if there is none. It may be called from any goroutine.
 func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) {
-	for _, p := range *s.cur.Load() {
-		if !esp.MatchFlow(p.LocalTS, p.RemoteTS, f) {
-			continue
-		}
-		if p.Action != esp.Protect {
-			return p, nil
-		}
-		return p, p.find(f)
+	p := s.cur.Load().first(f, false)
+	if p == nil || p.Action != esp.Protect {
+		return p, nil
 	}
-	return nil, nil
+	return p, p.find(f)
+}
+
+// lookupIn returns the first entry that the flow of a packet coming in matches, or nil. It
+// may be called from any goroutine.
+func (s *spd) lookupIn(f *esp.Flow) *policy { return s.cur.Load().first(f, true) }
+
+// first returns the first entry that the flow matches, or nil.
+func (t *spdTable) first(f *esp.Flow, in bool) *policy {
+	if t.index != nil {
+		return t.index.first(t.list, f, in)
+	}
+	for _, p := range t.list {
+		if p.matches(f, in) {
+			return p
+		}
+	}
+	return nil
 }
 
 // check tells whether the entries fit the table.
 func (s *spd) check(spec []policySpec) error {
 	if len(spec) > s.max {
-		return fmt.Errorf("the configuration has %d policies and the board profile allows %d: remove children or choose a larger board", len(spec), s.max)
+		return fmt.Errorf("the configuration has %d policies and the board profile allows %d: remove some or choose a larger board", len(spec), s.max)
 	}
 	return nil
 }
 
 // set replaces the entries. SAs stay bound, by the names of connection and child.
 func (s *spd) set(spec []policySpec) {
-	list := s.compile(spec)
-	s.spec = spec
-	s.cur.Store(&list)
+	t := &spdTable{list: s.compile(spec), simple: true, byName: make(map[childKey]*hits, len(spec))}
+	t.index = newClassifier(t.list)
+	kept := make(map[string]*hits, len(spec))
+	for i := range spec {
+		sp := &spec[i]
+		key := sp.key()
+		h := s.hits[key]
+		if h == nil {
+			h = new(hits)
+		}
+		kept[key] = h
+		k := childKey{sp.conn, sp.child}
+		if t.byName[k] != nil || sp.Action != esp.Protect || sp.conn == "" || sp.Dir != esp.BothWays {
+			t.simple = false
+		}
+		t.byName[k] = h
+	}
+	for _, p := range t.list {
+		p.hits = kept[spec[p.number-1].key()]
+	}
+	s.spec, s.hits = spec, kept
+	s.cur.Store(t)
 	s.gen.Add(1)
 }
 
@@ -139,7 +227,7 @@ func (s *spd) compile(spec []policySpec) []*policy {
 	for i := range spec {
 		sp := &spec[i]
 		if len(sp.LocalTS) > 0 && len(sp.RemoteTS) > 0 {
-			list = s.entry(list, sp, sp.LocalTS, sp.RemoteTS)
+			list = s.entry(list, sp, i, sp.LocalTS, sp.RemoteTS)
 		}
 		if !sp.dynamic {
 			continue
@@ -147,7 +235,7 @@ func (s *spd) compile(spec []policySpec) []*policy {
 		first := len(list)
 		for _, sa := range slices.Backward(s.sas) { // where room is short, who came first stays
 			if sa.conn == sp.conn && sa.child == sp.child && !covered(sp.LocalTS, sp.RemoteTS, sa) && !hasSelectors(list[first:], sa) {
-				list = s.entry(list, sp, sa.localTS, sa.remoteTS)
+				list = s.entry(list, sp, i, sa.localTS, sa.remoteTS)
 			}
 		}
 	}
@@ -155,12 +243,13 @@ func (s *spd) compile(spec []policySpec) []*policy {
 }
 
 // entry appends one entry, if there is room, and binds what belongs to it.
-func (s *spd) entry(list []*policy, sp *policySpec, local, remote []esp.Selector) []*policy {
+func (s *spd) entry(list []*policy, sp *policySpec, i int, local, remote []esp.Selector) []*policy {
 	if len(list) >= s.max {
 		return list
 	}
 	p := &policy{
-		Policy:  esp.Policy{Action: sp.Action, LocalTS: local, RemoteTS: remote},
+		Policy:  esp.Policy{Name: sp.Name, Action: sp.Action, Dir: sp.Dir, LocalTS: local, RemoteTS: remote},
+		number:  i + 1,
 		conn:    sp.conn,
 		child:   sp.child,
 		wait:    sp.wait,
@@ -172,12 +261,12 @@ func (s *spd) entry(list []*policy, sp *policySpec, local, remote []esp.Selector
 
 // rebind publishes in p the SAs that are bound to it.
 func (s *spd) rebind(p *policy) {
-	if p.Action != esp.Protect {
+	if p.Action != esp.Protect || !p.Dir.Out() {
 		return
 	}
 	var sas []*outSA
 	for _, sa := range s.sas {
-		if sa.conn == p.conn && sa.child == p.child && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
+		if p.carriedBy(sa.conn, sa.child) && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
 			sas = append(sas, sa)
 		}
 	}
@@ -193,7 +282,7 @@ func (s *spd) rebind(p *policy) {
 func (s *spd) bind(sa *outSA) (changed, taken bool) {
 	s.sas = slices.Insert(s.sas, 0, sa)
 	changed = s.refresh(sa)
-	for _, p := range *s.cur.Load() {
+	for _, p := range s.cur.Load().list {
 		if list := p.sas.Load(); list != nil && slices.Contains(*list, sa) {
 			return changed, true
 		}
@@ -222,8 +311,8 @@ func (s *spd) refresh(sa *outSA) (changed bool) {
 			return !equalPolicies(before, s.policies())
 		}
 	}
-	for _, p := range *s.cur.Load() {
-		if p.conn == sa.conn && p.child == sa.child {
+	for _, p := range s.cur.Load().list {
+		if p.carriedBy(sa.conn, sa.child) {
 			s.rebind(p)
 		}
 	}
@@ -232,19 +321,45 @@ func (s *spd) refresh(sa *outSA) (changed bool) {
 }
 
 // policies returns the entries as the kernel wants them.
-func (s *spd) policies() []esp.Policy { return plainPolicies(*s.cur.Load()) }
+func (s *spd) policies() []esp.Policy { return s.plainPolicies(s.cur.Load().list) }
 
-func plainPolicies(list []*policy) []esp.Policy {
+// plainPolicies returns entries that are to follow the present ones, or the latter.
+func (s *spd) plainPolicies(list []*policy) []esp.Policy {
 	out := make([]esp.Policy, len(list))
+	// Where entries come with SAs, they come before the kernel knows of them.
+	count := !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic })
 	for i, p := range list {
 		out[i] = p.Policy
+		out[i].Count = count && p.Action != esp.Bypass && p.Dir.In() && !p.clearGoesOut(list) && !p.clearGoesOut(s.cur.Load().list)
 	}
 	return out
 }
 
+// clearGoesOut tells whether one of the entries may have sent into a tunnel what comes in and
+// matches p. What the TUN device brings does not say how it came there, so that such packets
+// must not be handed over to be counted. Only addresses count: the kernel's rules may take
+// more of a protocol than the entry does.
+func (p *policy) clearGoesOut(list []*policy) bool {
+	return slices.ContainsFunc(list, func(q *policy) bool {
+		return q.Action == esp.Protect && q.Dir.Out() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
+	})
+}
+
+// meet tells whether selectors of both lists have an address in common.
+func meet(a, b []esp.Selector) bool {
+	for i := range a {
+		for j := range b {
+			if a[i].Start.Compare(b[j].End) <= 0 && b[j].Start.Compare(a[i].End) <= 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func equalPolicies(a, b []esp.Policy) bool {
 	return slices.EqualFunc(a, b, func(x, y esp.Policy) bool {
-		return x.Action == y.Action && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
+		return x.Action == y.Action && x.Dir == y.Dir && x.Count == y.Count && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
 	})
 }
 

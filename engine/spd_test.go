@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -24,7 +25,7 @@ func TestFirstPolicyWins(t *testing.T) {
 		plain(esp.Discard, "10.1.0.0/16", "10.2.9.0/24"),
 		plain(esp.Bypass, "10.1.0.0/16", "10.2.8.0/24"),
 		protect("c", "n", "10.1.0.0/16", "10.2.0.0/16"),
-		plain(esp.Discard, "0.0.0.0/0", "0.0.0.0/0"),
+		plain(esp.Discard, "0.0.0.0/0", "10.3.0.0/16"),
 	})
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	for _, c := range []struct {
@@ -217,6 +218,91 @@ func TestFlowCacheAgreesWithSPD(t *testing.T) {
 		s.set(spec[round:])
 		if round == 1 { // the lower half of the generation is the old one again
 			s.gen.Add(1<<32 - 1)
+		}
+	}
+}
+
+// fragment4 cuts a piece out of an IPv4 packet; from counts octets behind the header.
+func fragment4(pkt []byte, from, n int, more bool) []byte {
+	f := append(append([]byte(nil), pkt[:20]...), pkt[20+from:20+from+n]...)
+	binary.BigEndian.PutUint16(f[2:], uint16(len(f)))
+	field := uint16(from / 8)
+	if more {
+		field |= 0x2000
+	}
+	binary.BigEndian.PutUint16(f[6:], field)
+	f[10], f[11] = 0, 0
+	binary.BigEndian.PutUint16(f[10:], checksum(f[:20]))
+	return f
+}
+
+// Of the three ways in which RFC 4301 section 7 has fragments protected, the first two: an
+// SA for all ports takes every fragment, one for OPAQUE ports those that show none. An SA for
+// some ports takes none but the first, on the way out and on the way in.
+func TestFragmentsGoWhereSelectorsSay(t *testing.T) {
+	ports := func(prefix string, first, last uint16) []esp.Selector {
+		s := sel(prefix)
+		s[0].Proto, s[0].StartPort, s[0].EndPort = 17, first, last
+		return s
+	}
+	whole := udp4(srcHost, dstHost, 1000, 502, 1020)
+	first, later := fragment4(whole, 0, 504, true), fragment4(whole, 504, 496, false)
+	short := fragment4(whole, 0, 0, true) // ends before the ports (RFC 3128)
+	for _, c := range []struct {
+		name         string
+		remote       [][]esp.Selector // of the children, in their order
+		first, later int              // whose SA takes it; -1: none
+	}{
+		{"all ports", [][]esp.Selector{sel("10.2.0.0/16")}, 0, 0},
+		{"one port", [][]esp.Selector{ports("10.2.0.0/16", 502, 502)}, 0, -1},
+		{"OPAQUE beside it", [][]esp.Selector{ports("10.2.0.0/16", 502, 502), ports("10.2.0.0/16", 65535, 0)}, 0, 1},
+		{"another port", [][]esp.Selector{ports("10.2.0.0/16", 503, 600)}, -1, -1},
+	} {
+		tp := newTestPath(t, board.Tiny)
+		var spec []policySpec
+		for i, r := range c.remote {
+			p := protect("c", fmt.Sprint(i), "10.1.0.0/16", "10.2.0.0/16")
+			p.RemoteTS = r
+			spec = append(spec, p)
+		}
+		tp.spd.set(spec)
+		var in []*inSA
+		var out []*outSA
+		for i, r := range c.remote {
+			isa, osa := tp.addLoop(t, testSuites[0], true, "c", fmt.Sprint(i), "10.1.0.0/16", "10.2.0.0/16", false)
+			isa.localTS, isa.nets, osa.remoteTS = r, netPairOf(r, isa.remoteTS), r
+			tp.spd.bind(osa)
+			in, out = append(in, isa), append(out, osa)
+		}
+		for _, q := range []struct {
+			what string
+			pkt  []byte
+			want int
+		}{{"the first fragment", first, c.first}, {"a later one", later, c.later}, {"a first one without ports", short, c.later}} {
+			sent := len(tp.fakes[sockNATT4].datagrams())
+			tp.send(q.pkt)
+			got := tp.fakes[sockNATT4].datagrams()[sent:]
+			if q.want < 0 {
+				if len(got) != 0 {
+					t.Errorf("%s: %s was sent", c.name, q.what)
+				}
+			} else if len(got) != 1 || esp.SPIOf(got[0].Buf) != out[q.want].spi {
+				t.Errorf("%s: %s did not go through the SA of child %d", c.name, q.what, q.want)
+			}
+			// The same on the way in: seal it with each SA, whatever the selectors.
+			for i := range in {
+				buf := make([]byte, 2048)
+				n := copy(buf[esp.HeadRoom:], q.pkt)
+				start, end, err := out[i].out.Seal(tp.ctxLoop(), buf, esp.HeadRoom, n, esp.ProtoIPv4)
+				if err != nil {
+					t.Fatal(err)
+				}
+				was := tp.counts.get(cInSelectors)
+				tp.receive(sockNATT4, esp.Datagram{Buf: buf[start:end], N: end - start, Remote: netip.MustParseAddrPort("192.0.2.1:4500")})
+				if dropped := tp.counts.get(cInSelectors) > was; dropped != (i != q.want) {
+					t.Errorf("%s: %s that came through the SA of child %d was dropped: %v", c.name, q.what, i, dropped)
+				}
+			}
 		}
 	}
 }

@@ -65,6 +65,12 @@ func (h viciHandler) Command(name string, req *control.Message, stream func(stri
 		resp, err = h.listConns(req, stream)
 	case control.CmdListSAs:
 		resp, err = h.listSAs(req, stream)
+	case control.CmdListPols:
+		resp, err = h.listPolicies(req, stream)
+	case control.CmdListSPD:
+		resp, err = h.listSPD(stream)
+	case control.CmdTestPolicy:
+		resp, err = h.testPolicy(req)
 	case control.CmdInitiate:
 		resp, err = control.Success(), h.initiate(req, stream)
 	case control.CmdTerminate:

@@ -39,7 +39,7 @@ func (l *ikeLoop) view(sa *ike.SAInfo) saView {
 // stays the same when a CHILD SA is rekeyed.
 func (l *ikeLoop) reqid(conn, child string) int {
 	for i := range l.d.spd.spec {
-		if s := &l.d.spd.spec[i]; s.conn == conn && s.child == child {
+		if l.d.spd.spec[i].protects(conn, child) {
 			return i + 1
 		}
 	}

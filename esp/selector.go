@@ -25,11 +25,58 @@ const (
 	Protect
 )
 
+// String returns the action as the configuration names it.
+func (a Action) String() string {
+	switch a {
+	case Bypass:
+		return "bypass"
+	case Protect:
+		return "protect"
+	}
+	return "discard"
+}
+
+// Directions says which packets a policy is for: those that go out, those that come in,
+// or both (RFC 4301 section 4.4.1: SPD-O, SPD-I).
+type Directions uint8
+
+// The directions.
+const (
+	BothWays Directions = iota
+	OnlyIn
+	OnlyOut
+)
+
+// Out tells whether packets that go out are meant.
+func (d Directions) Out() bool { return d != OnlyIn }
+
+// In tells whether packets that come in are meant.
+func (d Directions) In() bool { return d != OnlyOut }
+
+// String returns the directions as the configuration names them.
+func (d Directions) String() string {
+	switch d {
+	case OnlyIn:
+		return "in"
+	case OnlyOut:
+		return "out"
+	}
+	return "both"
+}
+
 // Policy is one entry of the SPD: what it selects and what happens then. A packet
 // going out matches when its source is in one of LocalTS and its destination in one of
-// RemoteTS; one coming in, the other way round.
+// RemoteTS; one coming in, the other way round. Name is for people, and empty where the
+// entry has none of its own.
+//
+// Count says that the kernel may hand over what arrives in clear and the entry does not let
+// pass, so that it is counted before it is dropped: no policy would have such a packet sent
+// into a tunnel.
 type Policy struct {
+	Name     string
 	Action   Action
+	Dir      Directions
+	Count    bool
 	LocalTS  []Selector
 	RemoteTS []Selector
 }

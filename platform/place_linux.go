@@ -242,7 +242,7 @@ func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
 // layout returns the rules, with their priorities, and the members of groups that a plan
 // comes to, given what the kernel has (in the order of the priorities).
 func layout(have []Rule, f *familyPlan) ([]Rule, error) {
-	if len(f.own)+len(f.spd) == 0 {
+	if len(f.own)+len(f.spd)+len(f.in) == 0 {
 		return nil, nil
 	}
 	if f.left == nil {

@@ -19,13 +19,14 @@ import (
 //	302..349   what shows no ports, if any entry protects ports: see fragmentPlan
 //	350        nop
 //	351..579   the SPD mirrored, in its order, for all that came in otherwise: what PROTECT
-//	           and DISCARD select with the ends exchanged is a blackhole, BYPASS goes to 580
+//	           and DISCARD select with the ends exchanged is a blackhole, or goes to a table
+//	           of ours to be counted and dropped behind the device; BYPASS goes to 580
 //	580        nop
 //	581        (IPv6) from ::/1, 8000::/1 goto 730: these have a source
 //	582..729   packets of this host whose source is not chosen yet
 //	730        (IPv6) nop
-//	731..998   the SPD, in its order: PROTECT looks a table of ours up, BYPASS goes to
-//	           999, DISCARD is a blackhole
+//	731..998   the SPD, in its order: PROTECT looks a table of ours up, and DISCARD, which
+//	           is counted and dropped behind the device; BYPASS goes to 999
 //	999        nop; what comes here goes on with the rules of everybody else
 //
 // The block stands behind the table "local" (0), since what is for this host itself
@@ -33,6 +34,8 @@ import (
 // where a packet leaves that no policy protects. Entries of the SPD that follow one
 // another and do the same share a priority, since their order among themselves does not
 // matter; so the room is for as many changes between PROTECT, BYPASS and DISCARD.
+//
+// An entry for one direction is in one of the two parts alone.
 //
 // The mirrored part drops what must be protected and arrives in clear (RFC 4301 section
 // 5.2). The SPD does not say which interfaces are inside, so a packet that is forwarded
@@ -88,6 +91,7 @@ type ruleKind struct {
 
 var (
 	blackhole = ruleKind{action: unix.FR_ACT_BLACKHOLE}
+	toDevice  = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
 	passIn    = ruleKind{action: unix.FR_ACT_GOTO, target: prioOut}
 )
 
@@ -153,25 +157,27 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 		if len(matches) == 0 {
 			continue
 		}
-		kind := blackhole
-		switch pol.Action {
-		case esp.Protect:
-			kind = ruleKind{action: unix.FR_ACT_TO_TBL, table: tableFirst}
-		case esp.Bypass:
-			kind = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
-		}
-		back := blackhole
+		// What is discarded goes to the device as well, to be counted and dropped there.
+		kind, back, fragment := toDevice, blackhole, blackhole
 		if pol.Action == esp.Bypass {
-			back = passIn
+			kind, back, fragment = ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}, passIn, passIn
+		} else if pol.Count {
+			back = toDevice
 		}
 		for _, m := range matches {
-			f.spd = appendRule(f.spd, kind, m.rule(v6))
-			r := m.mirrored().rule(v6)
-			f.in = appendRule(f.in, back, r)
-			fragments.add(pol.Action, back, r)
+			if pol.Dir.Out() {
+				f.spd = appendRule(f.spd, kind, m.rule(v6))
+			}
+			if pol.Dir.In() {
+				r := m.mirrored().rule(v6)
+				f.in = appendDrop(f.in, back, r)
+				fragments.add(pol.Action, fragment, r)
+			}
 		}
-		if err := p.planOwn(f, i, matches); err != nil {
-			return nil, err
+		if pol.Dir.Out() {
+			if err := p.planOwn(f, i, matches); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if n := len(f.in); n > 0 && f.in[n-1].kind == passIn {
@@ -283,7 +289,7 @@ func (p *planner) ownSource(at int, m ruleMatch) netip.Addr {
 func (p *planner) takenBefore(at int, host netip.Addr, m ruleMatch) bool {
 	for i := range p.policies[:at] {
 		pol := &p.policies[i]
-		if pol.Action == esp.Protect || !contains(pol.LocalTS, host, 0) {
+		if pol.Action == esp.Protect || !pol.Dir.Out() || !contains(pol.LocalTS, host, 0) {
 			continue
 		}
 		for _, s := range pol.RemoteTS {
@@ -306,7 +312,7 @@ func (p *planner) bypassOwn(at int, m ruleMatch) bool {
 	needed := false
 	for i := range p.policies[at+1:] {
 		pol := &p.policies[at+1+i]
-		if pol.Action == esp.Bypass || !overlapsAny(pol.RemoteTS, m.to) {
+		if pol.Action == esp.Bypass || !pol.Dir.Out() || !overlapsAny(pol.RemoteTS, m.to) {
 			continue
 		}
 		for _, host := range p.hosts {
@@ -477,6 +483,15 @@ func appendRule(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
 		return runs
 	}
 	return append(runs, ruleRun{kind: kind, rules: []Rule{r}})
+}
+
+// appendDrop is appendRule for the mirrored SPD, where rules that drop and those that have
+// the device count what it drops need no order among themselves.
+func appendDrop(runs []ruleRun, kind ruleKind, r Rule) []ruleRun {
+	if n := len(runs); n > 1 && kind != passIn && runs[n-1].kind != passIn && runs[n-2].kind == kind {
+		return append(appendRule(runs[:n-1], kind, r), runs[n-1])
+	}
+	return appendRule(runs, kind, r)
 }
 
 // has tells whether r is there, and otherwise expects it to come.

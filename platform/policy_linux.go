@@ -415,7 +415,7 @@ func tableRoutes(f *familyPlan, source map[uint32]netip.Addr, index int) []Route
 	}
 	var list []Route
 	done := map[uint32]bool{}
-	for _, run := range slices.Concat(f.spd, f.own) {
+	for _, run := range slices.Concat(f.in, f.spd, f.own) {
 		t := run.kind.table
 		if run.kind.action != unix.FR_ACT_TO_TBL || done[t] {
 			continue

@@ -32,12 +32,14 @@ func policy(a esp.Action, l, r esp.Selector) esp.Policy {
 
 // testPolicies: a LAN to another, a hole for SSH in front, a wall behind.
 func testPolicies() []esp.Policy {
-	return []esp.Policy{
+	list := []esp.Policy{
 		policy(esp.Bypass, sel("10.1.0.0/24"), ported("10.2.0.0/24", 6, 22, 22)),
 		policy(esp.Protect, sel("10.1.0.0/24"), sel("10.2.0.0/24")),
 		policy(esp.Protect, sel("fd01::/64"), sel("fd02::/64")),
 		policy(esp.Discard, sel("10.1.0.0/24"), sel("10.3.0.0/24")),
 	}
+	list[3].Count = true
+	return list
 }
 
 // gateway is a host with a LAN (10.1.0.1/24, fd01::1/64 on lan), an outer network
@@ -231,7 +233,7 @@ func (g *gateway) testWays(protected string) map[query]string {
 		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 6, dport: 502}:    protected,
 		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 6, dport: 22}:     "wan",
 		{src: "10.1.0.5", dst: "10.2.0.7", forward: true, proto: 17, dport: 22}:    protected,
-		{src: "10.1.0.5", dst: "10.3.0.7", forward: true}:                          "blackhole",
+		{src: "10.1.0.5", dst: "10.3.0.7", forward: true}:                          protected,
 		{src: "10.1.0.5", dst: "203.0.113.9", forward: true}:                       "wan",
 		{src: "10.9.0.5", dst: "10.2.0.7", forward: true}:                          "wan",
 		{src: "10.1.0.5", dst: "10.1.0.1", forward: true}:                          "lo",
@@ -257,13 +259,13 @@ func (g *gateway) testWays(protected string) map[query]string {
 		{src: "10.1.0.5", dst: "10.2.1.7", forward: true}:                          "wan",
 		{src: "10.1.1.5", dst: "10.2.0.7", forward: true}:                          "wan",
 		{src: "192.0.2.1", dst: "10.3.0.7"}:                                        "wan",
-		{src: "10.1.0.1", dst: "10.3.0.7"}:                                         "blackhole",
+		{src: "10.1.0.1", dst: "10.3.0.7"}:                                         protected,
 		{src: "fd01::5", dst: "fd02:0:0:1::7", forward: true, proto: 17, dport: 9}: "wan",
 		// What arrives in clear and should not.
 		{src: "10.2.0.7", dst: "10.1.0.5", iif: "wan"}:                      "blackhole",
 		{src: "10.2.0.7", dst: "10.1.0.5", iif: "wan", proto: 6, dport: 22}: "blackhole",
 		{src: "10.2.0.7", dst: "10.1.0.5", iif: "wan", proto: 6, sport: 22}: "lan",
-		{src: "10.3.0.7", dst: "10.1.0.5", iif: "wan"}:                      "blackhole",
+		{src: "10.3.0.7", dst: "10.1.0.5", iif: "wan"}:                      protected,
 		{src: "10.2.1.7", dst: "10.1.0.5", iif: "wan"}:                      "lan",
 		{src: "203.0.113.9", dst: "10.1.0.5", iif: "wan"}:                   "lan",
 		{src: "fd02::7", dst: "fd01::5", iif: "wan"}:                        "blackhole",

@@ -63,7 +63,7 @@ func TestPlanKeepsTheOrderOfTheSPD(t *testing.T) {
 		"0: from 10.1.0.0/24 to 10.2.0.0/24 ipproto 6 dport 22-22 goto 999",
 		"1: from 10.1.0.0/24 to 10.2.0.0/24 lookup 2204",
 		"1: from 10.1.0.0/24 to 10.3.0.0/24 ipproto 17 sport 100-200 lookup 2204",
-		"2: from 10.1.0.0/24 blackhole")
+		"1: from 10.1.0.0/24 lookup 2204")
 	wantRuns(t, "rules of a host with no address", f.own)
 	wantRuns(t, "mirrored rules", f.in,
 		"0: from 10.2.0.0/24 to 10.1.0.0/24 ipproto 6 sport 22-22 goto 580",
@@ -100,6 +100,50 @@ func TestPlanMirrorsOnlyWhatCanDrop(t *testing.T) {
 		f, _ := planFor(t, false, c.policies)
 		wantRuns(t, name, f.in, c.want...)
 		wantRuns(t, name+", fragments", f.frag)
+	}
+}
+
+func TestPlanKeepsDirectionsApart(t *testing.T) {
+	in := policy(esp.Protect, sel("10.1.0.0/24"), sel("0.0.0.0/0"))
+	in.Dir = esp.OnlyIn
+	out := policy(esp.Discard, sel("10.1.0.0/24"), sel("10.3.0.0/24"))
+	out.Dir = esp.OnlyOut
+	pass := policy(esp.Bypass, sel("10.1.0.0/24"), sel("10.4.0.0/24"))
+	pass.Dir = esp.OnlyIn
+	f, _ := planFor(t, false, []esp.Policy{pass, out, in}, "10.1.0.1")
+	wantRuns(t, "rules of the SPD", f.spd, "0: from 10.1.0.0/24 to 10.3.0.0/24 lookup 2204")
+	wantRuns(t, "mirrored rules", f.in, "0: from 10.4.0.0/24 to 10.1.0.0/24 goto 580", "1: to 10.1.0.0/24 blackhole")
+	wantRuns(t, "rules of the host's own packets", f.own, "0: from 0.0.0.0/32 to 10.3.0.0/24 blackhole")
+}
+
+// What is to be counted goes to the device, among what is just dropped, and neither
+// passes an entry that has packets come in clear.
+func TestPlanHandsOverWhatIsToBeCounted(t *testing.T) {
+	list := []esp.Policy{
+		policy(esp.Protect, sel("10.1.0.0/24"), sel("10.2.0.0/24")),
+		policy(esp.Protect, sel("10.1.0.0/24"), sel("10.3.0.0/24")),
+		policy(esp.Discard, sel("10.1.0.0/24"), sel("10.4.0.0/24")),
+		policy(esp.Protect, sel("10.1.0.0/24"), ported("10.5.0.0/24", 6, 5, 9)),
+		policy(esp.Bypass, sel("10.1.0.0/24"), sel("10.6.0.0/24")),
+		policy(esp.Protect, sel("10.1.0.0/24"), sel("10.7.0.0/24")),
+		policy(esp.Protect, sel("10.1.0.0/24"), sel("10.8.0.0/24")),
+	}
+	for _, i := range []int{0, 2, 3, 6} {
+		list[i].Count = true
+	}
+	f, _ := planFor(t, false, list)
+	wantRuns(t, "mirrored rules", f.in,
+		"0: from 10.2.0.0/24 to 10.1.0.0/24 lookup 2204",
+		"0: from 10.4.0.0/24 to 10.1.0.0/24 lookup 2204",
+		"0: from 10.5.0.0/24 to 10.1.0.0/24 ipproto 6 sport 5-9 lookup 2204",
+		"1: from 10.3.0.0/24 to 10.1.0.0/24 blackhole",
+		"2: from 10.6.0.0/24 to 10.1.0.0/24 goto 580",
+		"3: from 10.7.0.0/24 to 10.1.0.0/24 blackhole",
+		"4: from 10.8.0.0/24 to 10.1.0.0/24 lookup 2204")
+	for _, run := range f.frag {
+		if run.kind == toDevice {
+			t.Errorf("fragments go to the device by %v: it could not tell them apart", run.rules)
+		}
 	}
 }
 
@@ -266,7 +310,14 @@ func (p packet) matches(r Rule, marked bool) bool {
 
 // walk also returns how many rules the kernel looks at. Members of groups are routes,
 // which are found at once, but only by a rule that looks their table up.
+// What the mirrored SPD sends to the device is dropped there.
 func (m *model) walk(p packet, marked bool) (verdict string, compared int) {
+	tell := func(at Rule, k ruleKind) string {
+		if mirrored(at) && k == toDevice {
+			return dropped
+		}
+		return fmt.Sprintf("action %d table %d", k.action, k.table)
+	}
 	target := uint32(0)
 	for _, r := range m.rules {
 		if r.Priority < target || r.Group != 0 {
@@ -285,12 +336,11 @@ func (m *model) walk(p packet, marked bool) (verdict string, compared int) {
 		case isHead(r):
 			for _, x := range m.rules {
 				if x.Group == r.Table && x.To.Contains(p.dst) {
-					kind := groupKind(r.Table)
-					return fmt.Sprintf("action %d table %d", kind.action, kind.table), compared
+					return tell(r, groupKind(r.Table)), compared
 				}
 			}
 		default:
-			return fmt.Sprintf("action %d table %d", r.Action, r.Table), compared
+			return tell(r, ruleKind{action: r.Action, table: r.Table}), compared
 		}
 	}
 	return "go on", compared
@@ -333,6 +383,10 @@ func randomPolicies(rng *rand.Rand, v6 bool) []esp.Policy {
 			p.LocalTS[0] = sel(map[bool]string{false: "0.0.0.0/0", true: "::/0"}[v6])
 			p.LocalTS[0].Proto = p.RemoteTS[0].Proto
 		}
+		if rng.IntN(3) == 0 {
+			p.Dir = esp.Directions(rng.IntN(3))
+		}
+		p.Count = rng.IntN(2) == 0
 		list = append(list, p)
 	}
 	return list
@@ -400,7 +454,7 @@ func TestRuleChangesShowOldOrNewAndNothingBetween(t *testing.T) {
 				after = append(after, final.decide(p, false))
 				if p.src.IsValid() {
 					if want := meaning(policies, p); after[i] != want {
-						t.Fatalf("seed %d round %d: %+v meets %q, the SPD says %q", seed, round, p, after[i], want)
+						t.Fatalf("seed %d round %d: %v -> %v %+v meets %q, the SPD says %q, of\n%v, by\n%v", seed, round, p.src, p.dst, p, after[i], want, policies, final.rules)
 					}
 				}
 			}
@@ -458,7 +512,11 @@ func meaning(policies []esp.Policy, p packet) string {
 	first := func(local, remote netip.Addr, lport, rport uint16, mirrored bool) esp.Action {
 		for _, e := range policies {
 			all := mirrored && e.Action == esp.Protect
-			if matches(e.LocalTS[0], local, lport, all) && matches(e.RemoteTS[0], remote, rport, all) {
+			way := e.Dir.Out()
+			if mirrored {
+				way = e.Dir.In()
+			}
+			if way && matches(e.LocalTS[0], local, lport, all) && matches(e.RemoteTS[0], remote, rport, all) {
 				return e.Action
 			}
 		}
@@ -467,13 +525,10 @@ func meaning(policies []esp.Policy, p packet) string {
 	if p.iif == "lan" && first(p.dst, p.src, p.dport, p.sport, true) != esp.Bypass {
 		return dropped
 	}
-	switch first(p.src, p.dst, p.sport, p.dport, false) {
-	case esp.Protect:
-		return fmt.Sprintf("action %d table %d", unix.FR_ACT_TO_TBL, tableFirst)
-	case esp.Bypass:
+	if first(p.src, p.dst, p.sport, p.dport, false) == esp.Bypass {
 		return "go on"
 	}
-	return dropped
+	return fmt.Sprintf("action %d table %d", unix.FR_ACT_TO_TBL, tableFirst)
 }
 
 func TestRuleDiffLeavesUnchangedRulesAlone(t *testing.T) {

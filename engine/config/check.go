@@ -16,6 +16,7 @@ import (
 // what. A value that has a problem already causes no second one, and when parts of
 // the file could not be read at all, nothing is said about what they may have said.
 func (l *loader) check(root *node) {
+	l.partShunts()
 	for _, c := range l.conns {
 		l.finishConn(c)
 		for _, ch := range c.children {
@@ -38,7 +39,9 @@ func (l *loader) check(root *node) {
 		}
 	}
 	l.checkSecrets()
+	l.checkTable()
 	l.checkOrder()
+	l.checkTableOrder()
 	if len(l.conns) == 0 && root.get("connections") == nil {
 		l.warn(pos{1, 1}, "add a section [connections.NAME]", "there are no connections, so nothing is protected")
 	}
@@ -438,7 +441,7 @@ func (l *loader) checkOrder() {
 	for _, c := range l.conns {
 		for _, ch := range c.children {
 			i++
-			if ch.t.bad || !good(ch.t, "local_ts", "remote_ts") || !good(c.t, "local_addrs", "remote_addrs") {
+			if ch.placed || ch.t.bad || !good(ch.t, "local_ts", "remote_ts") || !good(c.t, "local_addrs", "remote_addrs") {
 				continue
 			}
 			k := identity(ch, policies[i])

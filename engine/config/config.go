@@ -9,7 +9,8 @@
 //  2. schema.go: the tree is walked along a table of sections and keys
 //  3. value.go, ts.go, secret.go: one value → what the field wants
 //  4. check.go: defaults that depend on other values, and what contradicts what
-//  5. policy.go: the SPD that follows from the children
+//  5. policy.go: the SPD that follows from [policies] and the children; table.go reads the
+//     first, order.go finds what its order leaves without effect
 package config
 
 import (
@@ -76,6 +77,8 @@ type Config struct {
 
 	warnings Problems
 	marks    []mark // one per child, in the order of Policies
+	table    []tableEntry
+	shunts   []shunt
 }
 
 // Daemon is the section [daemon].
@@ -199,6 +202,14 @@ func (c *Config) Fits(p board.Profile) error {
 		ps = append(ps, Problem{c.File, at.line, at.col,
 			fmt.Sprintf("%d children are more than the board %q has room for (%d)", len(c.marks), p.Name, room), hint})
 	}
+	if n := c.entries(); n > p.Policies && len(c.marks) <= p.Policies {
+		at := pos{1, 1}
+		if len(c.table) > 0 {
+			at = c.table[min(len(c.table), p.Policies)-1].at
+		}
+		ps = append(ps, Problem{c.File, at.line, at.col,
+			fmt.Sprintf("%d policies are more than the board %q has room for (%d)", n, p.Name, p.Policies), "take some out, or choose a bigger board in [daemon]"})
+	}
 	if len(ps) == 0 {
 		return nil
 	}
@@ -211,6 +222,7 @@ type loader struct {
 	problems   Problems
 	conns      []*conn
 	secrets    []*secret
+	table      []*tableEntry
 	readSecret func(path string) ([]byte, error)
 	order      ike.CipherOrder // of the default proposals
 	exposed    bool            // the file itself is open to others

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -15,6 +16,7 @@ func FuzzParse(f *testing.F) {
 		baseConn + baseChild + baseSecret,
 		"a = [[[[[{b=[{c.d=1}]}]]]]]", "[a.b]\n[[a.c]]\n[a]\n", "\"\"=''\n", "a=\"\\u00e9\\x41\"\r\n", "[daemon]\nmtu=0x5_dc\n",
 		"[secrets.x]\nsecret_file=\"f\"\nid=[\"@#0102\"]\n", "x = '''\n'''", "\ufeff#", "[connections.a]\nremote_addrs=[\"::/0\",\"%any\"]\n",
+		tableBase + "[policies.a]\naction = \"protect\"\nchild = \"a/net\"\nlocal_ts = [\"10.0.1.1-10.0.1.9[icmp/8]\"]\n[policies.b]\naction = \"bypass\"\ndirection = \"in\"\n",
 	} {
 		f.Add([]byte(text))
 	}
@@ -49,6 +51,20 @@ func FuzzParse(f *testing.F) {
 					}
 				}
 				i++
+			}
+		}
+		list := cfg.SPD(nil)
+		if len(list) != cfg.entries() {
+			t.Errorf("the SPD has %d entries and %d are counted", len(list), cfg.entries())
+		}
+		for _, e := range list {
+			for _, ts := range append(slices.Clip(e.LocalTS), e.RemoteTS...) {
+				if !ts.Valid() {
+					t.Errorf("entry %s with the selector %v", e.placeName(), ts)
+				}
+			}
+			if len(e.LocalTS)+len(e.RemoteTS) == 0 && !e.Dynamic {
+				t.Errorf("entry %s selects nothing and nothing can add to it", e.placeName())
 			}
 		}
 		for _, s := range cfg.IKE.Secrets {

@@ -2,14 +2,114 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 
 	"postern/esp"
 	"postern/ike"
 )
 
-// Policies returns the SPD that follows from the children: one PROTECT policy for each
-// child, the connections and the children of each in the order of the file. So
-// Policies()[i] belongs to the i-th child.
+// Entry is one entry of the SPD, in its order.
+type Entry struct {
+	esp.Policy
+	// Conn and Child name whose SAs carry what is protected (both empty: any SA whose
+	// selectors fit), or the child that is a shunt.
+	Conn, Child string
+	// Carrier is that child; nil for a shunt, for any SA, and where nothing is protected.
+	Carrier *ike.Child
+	// Dynamic: the selectors, or more of them, follow from the CHILD SA.
+	Dynamic bool
+
+	at pos
+}
+
+// SPD returns the entries in which the first match decides (RFC 4301 section 4.4.1): those of
+// [policies], then children with mode "pass", then the other children that no entry of
+// [policies] names, then those with mode "drop". Source is what Policies wants.
+func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry {
+	type key struct{ conn, child string }
+	children := map[key]Entry{}
+	var behind []Entry
+	policies := c.Policies(source)
+	i := 0
+	for _, conn := range c.IKE.Conns {
+		for _, child := range conn.Children {
+			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, at: c.marks[i].child,
+				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
+			children[key{conn.Name, child.Name}] = e
+			behind = append(behind, e)
+			i++
+		}
+	}
+	var out []Entry
+	placed := map[key]bool{}
+	for i := range c.table {
+		t := &c.table[i]
+		k := key{t.conn, t.child}
+		e, ok := children[k]
+		if !ok {
+			e = Entry{Policy: esp.Policy{LocalTS: anyAddress(), RemoteTS: anyAddress()}}
+		}
+		placed[k] = ok
+		if ok && (t.local != nil || t.remote != nil) {
+			e.Dynamic = false // checkCarrier has seen to it that the other side is known
+			e.LocalTS, e.RemoteTS = resolve(e.Carrier.LocalTS, nil), resolve(e.Carrier.RemoteTS, nil)
+		}
+		if t.local != nil {
+			e.LocalTS = t.local
+		}
+		if t.remote != nil {
+			e.RemoteTS = t.remote
+		}
+		e.Name, e.Action, e.Dir, e.at = t.name, t.action, t.dir, t.at
+		out = append(out, e)
+	}
+	out = c.appendShunts(out, esp.Bypass)
+	for _, e := range behind {
+		if !placed[key{e.Conn, e.Child}] {
+			out = append(out, e)
+		}
+	}
+	return c.appendShunts(out, esp.Discard)
+}
+
+func (c *Config) appendShunts(list []Entry, action esp.Action) []Entry {
+	for _, s := range c.shunts {
+		if s.action == action {
+			list = append(list, Entry{
+				Policy: esp.Policy{Action: s.action, LocalTS: s.local, RemoteTS: s.remote},
+				Conn:   s.conn, Child: s.child, at: s.at,
+			})
+		}
+	}
+	return list
+}
+
+// entries returns how many entries the SPD has, without those that CHILD SAs add.
+func (c *Config) entries() int {
+	placed := map[[2]string]bool{}
+	for i := range c.table {
+		if t := &c.table[i]; t.child != "" {
+			placed[[2]string{t.conn, t.child}] = true
+		}
+	}
+	return len(c.table) + len(c.shunts) + len(c.marks) - len(placed)
+}
+
+// Decide returns the index of the first entry that a flow matches, or -1. in says that the
+// packet comes in.
+func Decide(list []Entry, f *esp.Flow, in bool) int {
+	return slices.IndexFunc(list, func(e Entry) bool {
+		way := e.Dir.Out()
+		if in {
+			way = e.Dir.In()
+		}
+		return way && esp.MatchFlow(e.LocalTS, e.RemoteTS, f)
+	})
+}
+
+// Policies returns what the children protect: one PROTECT policy for each child, the
+// connections and the children of each in the order of the file. So Policies()[i] belongs to
+// the i-th child.
 //
 // A dynamic selector on the peer's side becomes the addresses in remote_addrs, if these
 // are single ones (a name is none); on our side, those in local_addrs, or else what source returns as

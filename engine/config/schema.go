@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"postern/esp"
 	"postern/ike"
 )
 
@@ -69,6 +70,7 @@ type scope struct {
 	child  *child
 	secret *secret
 	peer   *peer
+	policy *tableEntry
 }
 
 var rootSection = &section{
@@ -76,6 +78,7 @@ var rootSection = &section{
 		{name: "daemon", sec: daemonSection},
 		{name: "log", sec: logSection},
 		{name: "connections", named: true, sec: connSection, open: (*scope).openConn},
+		{name: "policies", named: true, sec: policySection, open: (*scope).openPolicy},
 		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},
 	},
 }
@@ -221,6 +224,8 @@ var childSection = &section{
 			func(s *scope, n *node) { s.selectors(n, &s.child.LocalTS) }},
 		{"remote_ts", aList, `what is behind the peer; "dynamic", the peer's address`,
 			func(s *scope, n *node) { s.selectors(n, &s.child.RemoteTS) }},
+		{"mode", aText, `"tunnel"; or, without an SA and a peer, "pass": in clear, before all children that protect, "drop": not at all, behind them; "tunnel"`,
+			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
 		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default" as above, with AES-CBC last`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
 		{"rekey_time", aDuration, `new keys after that time; 0: never; "1h"`,
@@ -260,6 +265,25 @@ var childSection = &section{
 	},
 }
 
+var policySection = &section{
+	path: "policies.NAME",
+	doc:  "an ordered table of what happens to which packets: the first section that fits a packet decides; children that none of them names follow behind",
+	keys: []key{
+		{"action", aText, `"protect", "bypass" (in clear) or "discard"`,
+			func(s *scope, n *node) { s.word(n, actionWords, func(i int) { s.policy.action = esp.Action(i) }) }},
+		{"direction", aText, `packets that go "out", come "in", or "both"; "both"`,
+			func(s *scope, n *node) {
+				s.word(n, directionWords, func(i int) { s.policy.dir = esp.Directions(i) })
+			}},
+		{"local_ts", aList, `what is on our side, written as for a child; that of the child, or any address`,
+			func(s *scope, n *node) { s.fixedSelectors(n, &s.policy.local) }},
+		{"remote_ts", aList, `what is on the other side; that of the child, or any address`,
+			func(s *scope, n *node) { s.fixedSelectors(n, &s.policy.remote) }},
+		{"child", aText, `whose SAs protect it: "connection/child"; any SA that fits, and without one it is dropped`,
+			func(s *scope, n *node) { s.childName(n) }},
+	},
+}
+
 var secretSection = &section{
 	path: "secrets.NAME",
 	doc:  "a pre-shared key",
@@ -281,6 +305,9 @@ var (
 	childlessWords = []string{ike.ChildlessAllow: "allow", ike.ChildlessPrefer: "prefer", ike.ChildlessForce: "force", ike.ChildlessNever: "never"}
 	startWords     = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
 	peerWords      = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	modeWords      = []string{modeTunnel: "tunnel", modePass: "pass", modeDrop: "drop"}
+	actionWords    = []string{esp.Discard: "discard", esp.Bypass: "bypass", esp.Protect: "protect"}
+	directionWords = []string{esp.BothWays: "both", esp.OnlyIn: "in", esp.OnlyOut: "out"}
 	fragWords      = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}
 )
 
@@ -422,7 +449,7 @@ func (l *loader) unknown(sec *section, n *node) {
 	}
 	var homes []string
 	rootSection.each(func(other *section) {
-		if other.key(n.name) != nil {
+		if other.key(n.name) != nil && n.kind != kindTable && n.kind != kindTables {
 			homes = append(homes, "["+other.path+"]")
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/engine/log"
+	"postern/esp"
 	"postern/ike"
 )
 
@@ -117,6 +118,12 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.start_action":  {`"trap"`, ike.StartTrap, func(c *Config) any { return firstChild(c).StartAction }},
 	"connections.NAME.children.CHILD.dpd_action":    {`"restart"`, ike.ActionRestart, func(c *Config) any { return firstChild(c).DPDAction }},
 	"connections.NAME.children.CHILD.close_action":  {`"trap"`, ike.ActionTrap, func(c *Config) any { return firstChild(c).CloseAction }},
+	"connections.NAME.children.CHILD.mode":          {`"tunnel"`, 1, func(c *Config) any { return len(c.IKE.Conns[0].Children) }},
+	"policies.NAME.action":                          {`"bypass"`, esp.Bypass, func(c *Config) any { return c.SPD(nil)[0].Action }},
+	"policies.NAME.direction":                       {`"in"`, esp.OnlyIn, func(c *Config) any { return c.SPD(nil)[0].Dir }},
+	"policies.NAME.local_ts":                        {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]", func(c *Config) any { return c.SPD(nil)[0].LocalTS[0].String() }},
+	"policies.NAME.remote_ts":                       {`["10.3.0.0-10.3.0.4", "fd00::/8"]`, 2, func(c *Config) any { return len(c.SPD(nil)[0].RemoteTS) }},
+	"policies.NAME.child":                           {`"NAME/CHILD"`, "CHILD", func(c *Config) any { return c.SPD(nil)[0].Carrier.Name }},
 	"secrets.NAME.id": {`["a.example", "b@c.example"]`, []ike.ID{{Type: ike.IDFQDN, Data: "a.example"}, {Type: ike.IDRFC822, Data: "b@c.example"}},
 		func(c *Config) any { return c.IKE.Secrets[0].IDs }},
 	"secrets.NAME.secret": {`"0x000102030405060708090a0b0c0d0e0f"`, []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
@@ -172,6 +179,7 @@ func documentWith(name, value string) string {
 		{"connections.NAME.local", nil},
 		{"connections.NAME.remote", nil},
 		{"connections.NAME.children.CHILD", map[string]string{"remote_ts": `["10.2.0.0/24"]`}},
+		{"policies.NAME", map[string]string{"action": `"protect"`}},
 		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
 	}
 	var b strings.Builder

@@ -19,14 +19,16 @@ type conn struct {
 	t        *node
 	localID  peer
 	remoteID peer
-	children []*child
+	children []*child // those with SAs, once they are parted from the others
 }
 
 // child is a child while it is read.
 type child struct {
 	*ike.Child
-	conn *conn
-	t    *node
+	conn   *conn
+	t      *node
+	mode   childMode
+	placed bool // an entry of [policies] names it
 }
 
 // peer is one of the sections [….local] and [….remote].

@@ -21,6 +21,8 @@ const (
 	CmdListSAs    = "list-sas"        // ike, ike-id, child, child-id => {}; streams list-sa
 	CmdListConns  = "list-conns"      // ike => {}; streams list-conn
 	CmdListPols   = "list-policies"   // drop, pass, trap, child, ike => {}; streams list-policy
+	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
+	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
 	CmdGetConns   = "get-conns"       // {} => conns[]
 	CmdGetAlgs    = "get-algorithms"  // {} => <type>{<algorithm> = <where from>}
 	CmdListCerts  = "list-certs"      // {} => {}; streams list-cert
@@ -30,22 +32,23 @@ const (
 
 // Events, with charon's names.
 const (
-	EvLog         = "log"          // group, level, thread, ikesa-name, ikesa-uniqueid, msg
-	EvControlLog  = "control-log"  // the same, during initiate and terminate
-	EvListSA      = "list-sa"      // <connection>{an IKE SA; child-sas{} must be its last element}
-	EvListConn    = "list-conn"    // <connection>{local_addrs[] remote_addrs[] version ... children{}}
-	EvListPolicy  = "list-policy"  // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
-	EvListCert    = "list-cert"    // type, has_privkey, data
-	EvIKEUpDown   = "ike-updown"   // up (only if so), <connection>{an IKE SA without child-sas}
-	EvIKERekey    = "ike-rekey"    // <connection>{old{} new{}}
-	EvIKEUpdate   = "ike-update"   // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
-	EvChildUpDown = "child-updown" // up (only if so), <connection>{... child-sas{the one}}
-	EvChildRekey  = "child-rekey"  // <connection>{... child-sas{<name>{old{} new{}}}}
+	EvLog         = "log"            // group, level, thread, ikesa-name, ikesa-uniqueid, msg
+	EvControlLog  = "control-log"    // the same, during initiate and terminate
+	EvListSA      = "list-sa"        // <connection>{an IKE SA; child-sas{} must be its last element}
+	EvListConn    = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
+	EvListPolicy  = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
+	EvListSPD     = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
+	EvListCert    = "list-cert"      // type, has_privkey, data
+	EvIKEUpDown   = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
+	EvIKERekey    = "ike-rekey"      // <connection>{old{} new{}}
+	EvIKEUpdate   = "ike-update"     // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
+	EvChildUpDown = "child-updown"   // up (only if so), <connection>{... child-sas{the one}}
+	EvChildRekey  = "child-rekey"    // <connection>{... child-sas{<name>{old{} new{}}}}
 )
 
 // Events lists the events that a client can register for.
 func Events() []string {
-	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListCert,
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert,
 		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
 }
 
@@ -187,6 +190,38 @@ const (
 	KeyDPDAction    = "dpd_action" // clear, trap, restart
 	KeyCloseAction  = "close_action"
 	KeyStartAction  = "start_action" // none, trap, start; ours
+)
+
+// Keys of list-policies, list-spd and test-policy.
+const (
+	KeyTrap      = "trap" // yes in a request: those of that kind
+	KeyPass      = "pass"
+	KeyDrop      = "drop"
+	KeyNumber    = "number" // of the entry, from 1
+	KeyAction    = "action" // protect, bypass, discard
+	KeyDirection = "direction"
+	KeyDynamic   = "dynamic" // yes, or absent: CHILD SAs add selectors
+	KeySAs       = "sas"     // CHILD SAs bound to the entry
+	KeyDiscarded = "discarded"
+	KeyInClear   = "in-clear" // arrived in clear and should not have
+	KeySrc       = "src"
+	KeyDst       = "dst"
+	KeyProto     = "proto"
+	KeySport     = "sport"
+	KeyDport     = "dport"
+	KeyFate      = "fate"     // what becomes of the packet: Fate...
+	KeyChildSA   = "child-sa" // section: ike, child, uniqueid, spi-in or spi-out
+)
+
+// What becomes of a packet that test-policy asks about.
+const (
+	FateNone    = "none"    // no entry selects it
+	FateBypass  = "bypass"  //
+	FateDiscard = "discard" //
+	FateSA      = "sa"      // a CHILD SA carries it
+	FateAcquire = "acquire" // it waits for a CHILD SA, and asks for one
+	FateWait    = "wait"    // it waits for a CHILD SA that is being brought up
+	FateNoSA    = "no-sa"   // it has to be protected, and nothing does
 )
 
 // Keys of the log events.
