@@ -23,14 +23,14 @@ type inSA struct {
 	encap  atomic.Bool
 	mixed  atomic.Bool // as in share, which the loop alone reads
 
-	limits   *limits // nil: it has none
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
 	movedAt  atomic.Int64 // when a packet came from another address; 0: none did
+	limits   *limits      // nil: it has none
 	conn     string
 	child    string
 	share    share
-	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
+	_        [64]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // netPair is what most SAs have for selectors, in few octets: one range of IPv4 addresses
@@ -94,7 +94,7 @@ type outSA struct {
 	limits   *limits
 	share    share
 
-	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [48]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in
