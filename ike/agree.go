@@ -47,7 +47,10 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	}
 	req.chosen = offer[0]
 	req.peerSPI = append([]byte(nil), offer[0].SPI...)
-	_, dh, err := offer[0].espSuite()
+	suite, dh, err := offer[0].childSuite()
+	if err == nil && suite.Encr == esp.EncrNone && sa.encap() {
+		err = ErrAHNAT
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +139,12 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		var suite esp.Suite
 		var dh DHGroup
 		if ok {
-			suite, dh, err = chosen.espSuite()
-			ok = err == nil && len(chosen.SPI) == 4 && binary.BigEndian.Uint32(chosen.SPI) >= spiMin
+			suite, dh, err = chosen.childSuite()
+			if ok = suite.Encr != esp.EncrNone || !sa.encap(); !ok && best == 0 {
+				no = &refusal{t: NotifyNoProposalChosen, err: ErrAHNAT}
+				continue
+			}
+			ok = ok && err == nil && len(chosen.SPI) == 4 && binary.BigEndian.Uint32(chosen.SPI) >= spiMin
 		}
 		if !ok {
 			if best == 0 {

@@ -89,7 +89,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 		sa.init.childTS = [2][]esp.Selector{old.local, old.remote}
 	}
 	sa.init.mode = m.offerMode(sa, w.cfg.Mode, &sa.init.childTS)
-	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), ProtoESP, be32(spi))
+	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), be32(spi))
 	m.authTransmit(sa, secret)
 }
 

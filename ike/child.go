@@ -40,7 +40,7 @@ type peerCreate struct {
 
 // answer is the SA payload's proposal of our response.
 func (r *peerCreate) answer(spi uint32) Proposal {
-	return Proposal{Num: r.chosen.Num, Proto: ProtoESP, SPI: be32(spi), Transforms: r.chosen.Transforms}
+	return Proposal{Num: r.chosen.Num, Proto: r.chosen.Proto, SPI: be32(spi), Transforms: r.chosen.Transforms}
 }
 
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
@@ -116,10 +116,10 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 		return
 	}
 	req.spiIn = spi
-	req.offered = numbered(req.offered, ProtoESP, be32(spi))
+	req.offered = numbered(req.offered, be32(spi))
 	m.sendRequest(sa, ExchangeCreateChild, func(b *Builder) {
 		if old != nil {
-			b.Notify(NotifyRekeySA, ProtoESP, be32(old.spiIn), nil)
+			b.Notify(NotifyRekeySA, old.proto(), be32(old.spiIn), nil)
 		}
 		writeMode(b, req.mode)
 		b.SA(req.offered)
@@ -201,7 +201,7 @@ func (m *Machine) createKeyed(sa *ikeSA, r Result) {
 // its way out.
 func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 	req := sa.req
-	suite, dh, err := req.chosen.espSuite()
+	suite, dh, err := req.chosen.childSuite()
 	if err == nil && slices.Contains(req.gone, binary.BigEndian.Uint32(req.peerSPI)) {
 		err = ErrPeerDeleted // before its making became known to us
 	}
@@ -380,8 +380,8 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 	if n, ok := m.msg.FindNotify(NotifyRekeySA); ok {
 		req.kind = taskRekeyChild
 		var c *childSA
-		if n.Proto == ProtoESP && len(n.SPI) == 4 {
-			c = m.childOf(sa, binary.BigEndian.Uint32(n.SPI))
+		if len(n.SPI) == 4 {
+			c = m.childOf(sa, n.Proto, binary.BigEndian.Uint32(n.SPI))
 		}
 		switch {
 		case c == nil && sa.outstanding(func(r *request) bool {

@@ -30,7 +30,7 @@ func TestDefaultProposalsAreCompleteAndSeparate(t *testing.T) {
 				if !ok {
 					t.Errorf("%v, %v proposal %d does not fit itself", order, proto, i+1)
 				} else if proto == ProtoESP {
-					_, _, err = one.espSuite()
+					_, _, err = one.childSuite()
 				} else {
 					_, err = one.ikeSuite()
 				}

@@ -170,7 +170,7 @@ func FuzzSA(f *testing.F) {
 		}
 		for _, ignore := range []bool{false, true} {
 			if p, ok := chooseProposal(child, ps, DHNone, ignore); ok {
-				if _, _, err := p.espSuite(); err != nil || !ignore && !checkChosen(p, ps) {
+				if _, _, err := p.childSuite(); err != nil || !ignore && !checkChosen(p, ps) {
 					t.Fatalf("chosen %v from %v: %v", p, ps, err)
 				}
 			}

@@ -12,7 +12,7 @@ const maxGone = 8
 // infoRequest handles the peer's INFORMATIONAL request.
 func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 	m.learnWindow(sa)
-	var spis []uint32
+	var spis [2][]uint32 // of ESP and of AH
 	var over error
 	for i := range m.msg.Payloads {
 		pl := &m.msg.Payloads[i]
@@ -27,9 +27,9 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 				return
 			case d.Proto == ProtoIKE:
 				over = ErrPeerDeleted
-			case d.Proto == ProtoESP:
+			case d.Proto == ProtoESP || d.Proto == ProtoAH:
 				for _, spi := range d.SPIs {
-					c := m.childOf(sa, spi)
+					c := m.childOf(sa, d.Proto, spi)
 					if c == nil {
 						// It may be one that an unanswered request of ours has made.
 						sa.outstanding(func(r *request) bool {
@@ -41,7 +41,8 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 					}
 					if c != nil {
 						if c.state != ChildDeleting && !c.outGone {
-							spis = append(spis, c.spiIn)
+							i := ProtoESP - d.Proto
+							spis[i] = append(spis[i], c.spiIn)
 						}
 						m.deletedByPeer(c)
 					}
@@ -72,8 +73,10 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 		m.useHeirs(sa)
 	}
 	m.respond(sa, p, ExchangeInformational, func(b *Builder) {
-		if over == nil && len(spis) > 0 {
-			b.Delete(ProtoESP, spis)
+		for i, list := range spis {
+			if over == nil && len(list) > 0 {
+				b.Delete(ProtoESP-Protocol(i), list)
+			}
 		}
 		if ticket && over == nil && !sa.origin.ours {
 			m.ticketNotify(b, sa)
@@ -130,7 +133,7 @@ func (m *Machine) deleteChildStart(sa *ikeSA, t task) {
 	}
 	m.deleteOut(c)
 	sa.req = request{task: t}
-	m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(ProtoESP, []uint32{c.spiIn}) })
+	m.sendRequest(sa, ExchangeInformational, func(b *Builder) { b.Delete(c.proto(), []uint32{c.spiIn}) })
 }
 
 // infoResponse handles the response to our INFORMATIONAL request. What its Delete payloads

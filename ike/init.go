@@ -196,7 +196,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 		b.Nonce(sa.ni)
 		b.Notify(NotifyTicketOpaque, ProtoNone, nil, sa.resume.with.opaque)
 	} else {
-		b.SA(numbered(sa.init.offered, ProtoIKE, nil))
+		b.SA(numbered(sa.init.offered, nil))
 		b.KE(sa.init.group, sa.init.pair.public())
 		b.Nonce(sa.ni)
 	}
@@ -212,10 +212,10 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 
 // numbered returns proposals as they stand in an SA payload: numbered from 1, for the
 // protocol, each with the SPI.
-func numbered(ps []Proposal, proto Protocol, spi []byte) []Proposal {
+func numbered(ps []Proposal, spi []byte) []Proposal {
 	out := make([]Proposal, len(ps))
 	for i, p := range ps {
-		out[i] = Proposal{Num: uint8(i + 1), Proto: proto, SPI: spi, Transforms: p.Transforms}
+		out[i] = Proposal{Num: uint8(i + 1), Proto: p.Proto, SPI: spi, Transforms: p.Transforms}
 	}
 	return out
 }
@@ -476,7 +476,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	case err != nil:
 	case ke == nil || nr == nil || h.SPIr == 0:
 		err = ErrNonce
-	case len(offer) != 1 || len(offer[0].SPI) != 0 || !checkChosen(offer[0], numbered(sa.init.offered, ProtoIKE, nil)):
+	case len(offer) != 1 || len(offer[0].SPI) != 0 || !checkChosen(offer[0], numbered(sa.init.offered, nil)):
 		err = ErrNoProposal
 	}
 	var group DHGroup

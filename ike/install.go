@@ -81,6 +81,9 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		Mode: p.mode, OrigLocal: p.seen[0], OrigRemote: p.seen[1], Suite: p.suite, Local: path.Local, Remote: path.Remote, Encap: c.encap,
 		ReplayWindow: p.cfg.ReplayWindow, LocalTS: p.local, RemoteTS: p.remote,
 	}
+	if c.proto() == ProtoAH {
+		base.Proto = esp.AH
+	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
 			Standby: dir == esp.Out && p.standby}

@@ -111,7 +111,7 @@ func prfOf(id uint16) PRFID {
 // wordOrder is the order in which the types of transforms are kept and printed.
 var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, TransformDH, TransformESN}
 
-// ParseProposal reads strongSwan's notation of a proposal for IKE or ESP: words joined
+// ParseProposal reads strongSwan's notation of a proposal for IKE, ESP or AH: words joined
 // by hyphens, alternatives of one kind in order of preference, or "default" for
 // DefaultProposals of the order. The rules are strongSwan's:
 //
@@ -120,14 +120,12 @@ var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, 
 //   - For IKE a missing PRF is that of the integrity algorithm. Beside an AEAD an
 //     integrity algorithm names nothing but the PRF.
 //   - For IKE there is a group; for ESP groups ask for PFS.
-//   - For ESP without esn or noesn it is noesn.
+//   - For ESP and AH without esn or noesn it is noesn.
+//   - For AH there is an integrity algorithm and no cipher, and no default.
 //
 // The result is one proposal, except for "default". Errors name the word at fault.
 func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, error) {
-	if proto != ProtoIKE && proto != ProtoESP {
-		return nil, fmt.Errorf("a proposal for %v cannot be configured, only for IKE and ESP", proto)
-	}
-	if s == "default" {
+	if s == "default" && proto != ProtoAH {
 		return DefaultProposals(proto, order), nil
 	}
 	p := Proposal{Proto: proto}
@@ -137,13 +135,18 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 			return nil, fmt.Errorf("proposal %q: unknown word %q; known are %s", s, word, knownWords(proto))
 		}
 		t := keywords[i].Transform
+		if proto == ProtoAH {
+			t = t.forAH()
+		}
 		switch {
+		case t.Type == TransformEncr && proto == ProtoAH:
+			return nil, fmt.Errorf("proposal %q: %q is a cipher, and AH does not encrypt; leave it out, or use ESP", s, word)
 		case t.Type == TransformEncr && proto == ProtoIKE && espOnly(t.ID):
 			return nil, fmt.Errorf("proposal %q: %q is for ESP, never for an IKE SA; write aes128gcm16 instead", s, word)
 		case t.Type == TransformESN && proto == ProtoIKE:
 			return nil, fmt.Errorf("proposal %q: %q is for ESP, an IKE SA has no such sequence numbers; leave it out", s, word)
-		case t.Type == TransformPRF && proto == ProtoESP:
-			return nil, fmt.Errorf("proposal %q: %q is for IKE, ESP has no pseudorandom function; leave it out", s, word)
+		case t.Type == TransformPRF && proto != ProtoIKE:
+			return nil, fmt.Errorf("proposal %q: %q is for IKE, %v has no pseudorandom function; leave it out", s, word, proto)
 		case t == group(DHNone) && proto == ProtoIKE:
 			return nil, fmt.Errorf("proposal %q: an IKE SA cannot do without a group; write x25519 instead of %q", s, word)
 		case p.has(t):
@@ -155,6 +158,21 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 		return nil, fmt.Errorf("proposal %q: %w", s, err)
 	}
 	return []Proposal{p}, nil
+}
+
+// gmacs are AES-GMAC for AH, whose key lengths have numbers of their own (RFC 4543 section 5.4).
+var gmacs = map[Transform]Transform{
+	encr(esp.EncrNullAuthAESGMAC, 128): integ(esp.IntegAES128GMAC),
+	encr(esp.EncrNullAuthAESGMAC, 192): integ(esp.IntegAES192GMAC),
+	encr(esp.EncrNullAuthAESGMAC, 256): integ(esp.IntegAES256GMAC),
+}
+
+// forAH returns what a word means for AH.
+func (t Transform) forAH() Transform {
+	if g, ok := gmacs[t]; ok {
+		return g
+	}
+	return t
 }
 
 // complete adds what a written proposal implies, sorts it by type, and refuses what
@@ -172,6 +190,10 @@ func (p *Proposal) complete() error {
 		}
 	}
 	switch {
+	case p.Proto == ProtoAH:
+		if !p.hasType(TransformInteg) {
+			return fmt.Errorf("has no integrity algorithm; add sha256")
+		}
 	case aeads+others == 0:
 		return fmt.Errorf("has no cipher; add aes128gcm16, chacha20poly1305 or aes256")
 	case aeads > 0 && others > 0:
@@ -193,7 +215,7 @@ func (p *Proposal) complete() error {
 	if aeads > 0 {
 		p.Transforms = slices.DeleteFunc(p.Transforms, func(t Transform) bool { return t.Type == TransformInteg })
 	}
-	if p.Proto == ProtoESP && !p.hasType(TransformESN) {
+	if p.Proto != ProtoIKE && !p.hasType(TransformESN) {
 		p.Transforms = append(p.Transforms, Transform{Type: TransformESN, ID: noESN})
 	}
 	slices.SortStableFunc(p.Transforms, func(a, b Transform) int { return int(a.Type) - int(b.Type) })
@@ -214,14 +236,17 @@ func (p *Proposal) derivedPRFs() (ts []Transform) {
 func knownWords(proto Protocol) string {
 	var words []string
 	for i, k := range keywords {
-		if proto == ProtoESP && k.Type == TransformPRF ||
+		if proto != ProtoIKE && k.Type == TransformPRF || proto == ProtoAH && k.forAH().Type == TransformEncr ||
 			proto == ProtoIKE && (k.Type == TransformESN || k.Transform == group(DHNone) || k.Type == TransformEncr && espOnly(k.ID)) ||
 			slices.ContainsFunc(keywords[:i], func(o keyword) bool { return o.Transform == k.Transform }) {
 			continue
 		}
 		words = append(words, k.name)
 	}
-	return strings.Join(append(words, "default"), ", ")
+	if proto != ProtoAH {
+		words = append(words, "default")
+	}
+	return strings.Join(words, ", ")
 }
 
 // String returns the proposal in strongSwan's notation: ParseProposal gives it back if it
@@ -258,7 +283,7 @@ func (p Proposal) String() string {
 // String returns strongSwan's word for the transform, or its type and number.
 func (t Transform) String() string {
 	for _, k := range keywords {
-		if k.Transform == t {
+		if k.Transform == t || k.forAH() == t {
 			return k.name
 		}
 	}

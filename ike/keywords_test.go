@@ -110,7 +110,10 @@ func TestProposalsThatMakeNoSense(t *testing.T) {
 		{ike, "aes128gcm16iiv-prfsha256-x25519", `"aes128gcm16iiv" is for ESP`},
 		{ike, "aes128ccm8iiv-prfsha256-x25519", "is for ESP"},
 		{ike, "chacha20poly1305iiv-prfsha256-x25519", "is for ESP"},
-		{ProtoAH, "sha256", "only for IKE and ESP"},
+		{ProtoAH, "aes128-sha256", "AH does not encrypt"},
+		{ProtoAH, "default", "unknown word"},
+		{ProtoAH, "x25519", "no integrity algorithm"},
+		{ProtoAH, "prfsha256-sha256", "AH has no pseudorandom function"},
 	} {
 		if ps, err := ParseProposal(c.proto, c.in, AESFirst); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v %q: %v, %v; want an error with %q", c.proto, c.in, ps, err, c.want)
@@ -145,7 +148,7 @@ func TestEveryWordIsImplemented(t *testing.T) {
 				t.Errorf("%s for IKE: %v", w, err)
 			}
 		}
-		if _, _, err := proposals(t, ProtoESP, s)[0].espSuite(); err != nil {
+		if _, _, err := proposals(t, ProtoESP, s)[0].childSuite(); err != nil {
 			t.Errorf("%s: %v", w, err)
 		}
 	}

@@ -142,3 +142,64 @@ func TestTransportModeIsMadeAnewWhenTheHostsMove(t *testing.T) {
 		}
 	}
 }
+
+// AH has proposals, deletes and rekeying of its own protocol number.
+func TestAHIsNegotiated(t *testing.T) {
+	for _, words := range []string{"sha256", "sha512-x25519-esn", "aesxcbc", "aes256gmac-ecp256", "sha1-sha384"} {
+		for _, mode := range []esp.Mode{esp.Tunnel, esp.Transport} {
+			t.Run(words+" "+mode.String(), func(t *testing.T) {
+				p := newPair(t, func(x, y *Conn) {
+					hostToHost(mode, mode)(x, y)
+					x.Children[0].Proposals = mustProposals(t, ProtoAH, words)
+					y.Children[0].Proposals = mustProposals(t, ProtoAH, words)
+				})
+				p.up()
+				p.mode(mode)
+				for i, h := range []*host{p.a, p.b} {
+					h.m.Command(p.now, Command{Kind: CmdRekey, Tag: uint64(10 + i), Conn: "link", Child: "net"})
+					p.run()
+					p.done(h, uint64(10+i), nil)
+					p.pass(2 * linger)
+					p.same(1)
+				}
+				for _, h := range []*host{p.a, p.b} {
+					for _, s := range h.sas {
+						if s.Proto != esp.AH || s.Suite.Encr != esp.EncrNone || len(s.EncrKey) != 0 || len(s.IntegKey) == 0 {
+							t.Errorf("%v has an SA of %v with %v", h.addr, s.Proto, s.Suite)
+						}
+					}
+				}
+				p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 3, Conn: "link", Child: "net"})
+				p.run()
+				p.pass(2 * linger)
+				p.done(p.a, 3, nil)
+				p.same(0)
+			})
+		}
+	}
+}
+
+// What one side has for ESP and the other for AH is no CHILD SA, and behind a NAT there is no AH.
+func TestAHIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		a, b Protocol
+		nat  bool
+	}{"ESP for AH": {ProtoAH, ProtoESP, false}, "AH for ESP": {ProtoESP, ProtoAH, false}, "a NAT": {ProtoAH, ProtoAH, true}} {
+		t.Run(name, func(t *testing.T) {
+			words := map[Protocol]string{ProtoAH: "sha256", ProtoESP: "aes128-sha256"}
+			p := newPair(t, func(x, y *Conn) {
+				x.Children[0].Proposals = mustProposals(t, c.a, words[c.a])
+				y.Children[0].Proposals = mustProposals(t, c.b, words[c.b])
+			})
+			if c.nat {
+				p.nat = map[netip.Addr]netip.Addr{netip.MustParseAddr("192.0.2.77"): p.a.addr}
+				p.a.addr = netip.MustParseAddr("192.0.2.77")
+				p.a.m.conns[0].conn.LocalAddrs = nil
+			}
+			p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+			p.run()
+			p.done(p.a, 1, &NotifyError{NotifyNoProposalChosen, ""})
+			p.same(0)
+		})
+	}
+}

@@ -320,7 +320,7 @@ func (p *pair) flood(sa *ikeSA, id uint32, target string, spi, i uint32) []byte 
 		if target == "child" {
 			b.Notify(NotifyRekeySA, ProtoESP, be32(spi), nil)
 		}
-		b.SA(numbered(withoutDH(sa.conn.Children[0].Proposals), ProtoESP, be32(0x1000+i)))
+		b.SA(numbered(withoutDH(sa.conn.Children[0].Proposals), be32(0x1000+i)))
 		b.Nonce(nonce)
 		b.TS(PayloadTSi, resolveTS(sa.conn.Children[0].LocalTS, sa.path.Local.Addr()))
 		b.TS(PayloadTSr, resolveTS(sa.conn.Children[0].RemoteTS, sa.path.Remote.Addr()))

@@ -235,6 +235,8 @@ func types(proto Protocol) []TransformType {
 		return ikeTypes[:]
 	case ProtoESP:
 		return espTypes[:]
+	case ProtoAH:
+		return ahTypes[:]
 	}
 	return nil
 }
@@ -242,6 +244,7 @@ func types(proto Protocol) []TransformType {
 var (
 	ikeTypes = [...]TransformType{TransformEncr, TransformPRF, TransformInteg, TransformDH}
 	espTypes = [...]TransformType{TransformEncr, TransformInteg, TransformDH, TransformESN}
+	ahTypes  = [...]TransformType{TransformInteg, TransformDH, TransformESN}
 )
 
 // chooseProposal is the responder's choice (RFC 7296 sections 2.7 and 3.3). It takes the
@@ -278,25 +281,25 @@ func fit(l, o *Proposal, prefer DHGroup, ignoreDH bool) (Proposal, bool) {
 			return Proposal{}, false
 		}
 	}
-	for _, encr := range l.Transforms {
-		if encr.Type != TransformEncr || !o.has(encr) {
+	for _, lead := range l.Transforms {
+		if lead.Type != known[0] || lead.ID == 0 || !o.has(lead) {
 			continue
 		}
-		if ts, ok := fitRest(l, o, encr, prefer, ignoreDH); ok {
+		if ts, ok := fitRest(l, o, lead, prefer, ignoreDH); ok {
 			return Proposal{Proto: o.Proto, SPI: slices.Clone(o.SPI), Transforms: ts}, true
 		}
 	}
 	return Proposal{}, false
 }
 
-// fitRest chooses what goes with the encryption transform encr.
-func fitRest(l, o *Proposal, encr Transform, prefer DHGroup, ignoreDH bool) ([]Transform, bool) {
+// fitRest chooses what goes with lead, the encryption transform, or in AH the integrity transform.
+func fitRest(l, o *Proposal, lead Transform, prefer DHGroup, ignoreDH bool) ([]Transform, bool) {
 	ts := make([]Transform, 0, len(ikeTypes))
-	ts = append(ts, encr)
+	ts = append(ts, lead)
 	for _, kind := range types(o.Proto)[1:] {
 		t, ok := Transform{Type: kind}, false
 		switch {
-		case kind == TransformInteg && combined(encr.ID):
+		case kind == TransformInteg && combined(lead.ID):
 			ok = o.allows(t)
 		case kind == TransformInteg:
 			t, ok = first(l, o, kind, func(t Transform) bool { return t.ID != 0 })
@@ -396,11 +399,11 @@ func (p Proposal) ikeSuite() (IKESuite, error) {
 	return s, s.validate()
 }
 
-// espSuite returns the suite of a chosen proposal for a CHILD SA with ESP, and its group
+// childSuite returns the suite of a chosen proposal for a CHILD SA with ESP or AH, and its group
 // (DHNone without PFS); an error if it is not a choice, or not one that we can do.
-func (p Proposal) espSuite() (esp.Suite, DHGroup, error) {
+func (p Proposal) childSuite() (esp.Suite, DHGroup, error) {
 	ts, err := p.pick()
-	if err != nil || p.Proto != ProtoESP {
+	if err != nil || p.Proto != ProtoESP && p.Proto != ProtoAH {
 		return esp.Suite{}, DHNone, orProto(err, p.Proto)
 	}
 	s := esp.Suite{
@@ -415,6 +418,9 @@ func (p Proposal) espSuite() (esp.Suite, DHGroup, error) {
 	}
 	if group != DHNone && !group.known() {
 		return s, group, fmt.Errorf("ike: group %v is not supported", group)
+	}
+	if p.Proto == ProtoAH {
+		return s, group, s.ValidateAH()
 	}
 	return s, group, s.Validate()
 }

@@ -217,7 +217,7 @@ func TestResponderChoosesInItsOwnOrder(t *testing.T) {
 			t.Errorf("%s: the initiator would refuse the choice", c.what)
 		}
 		if c.proto == ProtoESP {
-			_, _, err = p.espSuite()
+			_, _, err = p.childSuite()
 		} else {
 			_, err = p.ikeSuite()
 		}
@@ -347,7 +347,7 @@ func TestInitiatorChecksTheChoice(t *testing.T) {
 }
 
 func TestSuitesOfChoices(t *testing.T) {
-	s, g, err := Proposal{Proto: ProtoESP, Transforms: proposals(t, ProtoESP, "aes256-sha512-ecp521-esn")[0].Transforms}.espSuite()
+	s, g, err := Proposal{Proto: ProtoESP, Transforms: proposals(t, ProtoESP, "aes256-sha512-ecp521-esn")[0].Transforms}.childSuite()
 	if want := (esp.Suite{Encr: esp.EncrAESCBC, KeyBits: 256, Integ: esp.IntegHMACSHA512_256, ESN: true}); err != nil || s != want || g != ECP521 {
 		t.Errorf("%v, %v, %v; want %v with ECP_521", s, g, err, want)
 	}
@@ -367,7 +367,7 @@ func TestSuitesOfChoices(t *testing.T) {
 		"CBC without integrity":     {Proto: ProtoESP, Transforms: []Transform{{TransformEncr, 12, 128}}},
 		"nothing":                   {Proto: ProtoESP},
 	} {
-		if s, _, err := p.espSuite(); err == nil {
+		if s, _, err := p.childSuite(); err == nil {
 			t.Errorf("%s: suite %v for ESP, want an error", what, s)
 		}
 	}

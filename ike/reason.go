@@ -36,6 +36,7 @@ var (
 	ErrNonce      = errors.New("SA, KE or nonce payload is missing or has the wrong length")
 	ErrNoTS       = errors.New("traffic selectors are missing")
 	ErrTSMismatch = errors.New("the peer's traffic selectors fit no child; compare local_ts and remote_ts of both sides")
+	ErrAHNAT      = errors.New("AH does not pass a NAT, or UDP encapsulation: use ESP")
 	ErrMode       = errors.New("the peer chose a mode that was not asked for")
 	ErrAddresses  = errors.New("the addresses of the two hosts have changed, and transport mode cannot follow")
 	ErrWidened    = errors.New("the peer chose traffic selectors outside of those offered")

@@ -52,7 +52,7 @@ func (m *Machine) rekeySend(sa *ikeSA) {
 	}
 	req := &sa.req
 	req.newSlot = nsa.slot + 1
-	req.offered = numbered(req.offered, ProtoIKE, binary.BigEndian.AppendUint64(nil, nsa.spiI))
+	req.offered = numbered(req.offered, binary.BigEndian.AppendUint64(nil, nsa.spiI))
 	m.sendRequest(sa, ExchangeCreateChild, func(b *Builder) {
 		b.SA(req.offered)
 		b.Nonce(req.ni)

@@ -129,6 +129,14 @@ type childSA struct {
 	expireAt  time.Duration
 }
 
+// proto returns the protocol of a CHILD SA.
+func (c *childSA) proto() Protocol {
+	if c.suite.Encr == esp.EncrNone {
+		return ProtoAH
+	}
+	return ProtoESP
+}
+
 // keptUp tells whether a child whose making was cut off by the end of its IKE SA, because of
 // err, is tried again.
 func (c *Child) keptUp(err error) bool {
@@ -273,10 +281,10 @@ func (m *Machine) findChild(unique uint32) *childSA {
 // childOf returns the CHILD SA of sa whose outbound SPI (the one that the peer
 // receives on and names in REKEY_SA and DELETE) is spi, or nil. For the peer a rekeying of
 // the IKE SA may be over, and the CHILD SAs be those of the new one, before it is for us.
-func (m *Machine) childOf(sa *ikeSA, spi uint32) *childSA {
+func (m *Machine) childOf(sa *ikeSA, proto Protocol, spi uint32) *childSA {
 	for i := range m.children {
 		c := &m.children[i]
-		if c.state != ChildFree && c.spiOut == spi && (c.ike == sa.slot || m.sas[c.ike].collision.slot == sa.slot+1) {
+		if c.state != ChildFree && c.spiOut == spi && c.proto() == proto && (c.ike == sa.slot || m.sas[c.ike].collision.slot == sa.slot+1) {
 			return c
 		}
 	}
