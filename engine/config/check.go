@@ -69,13 +69,16 @@ func (l *loader) finishConn(c *conn) {
 // finishChild fills in the defaults of a child.
 func (l *loader) finishChild(c *child) {
 	dynamic := ike.TS{Dynamic: true, Selector: esp.Selector{EndPort: 65535}}
+	if c.mode < modePass {
+		c.Mode = esp.Mode(c.mode)
+	}
 	if c.t.get("local_ts") == nil {
 		c.LocalTS = []ike.TS{dynamic}
 	}
 	if c.t.get("remote_ts") == nil {
 		c.RemoteTS = []ike.TS{dynamic}
 	}
-	if c.t.get("esp_proposals") == nil {
+	if c.t.get("esp_proposals") == nil && c.t.get("ah_proposals") == nil {
 		c.Proposals = numbered(ike.DefaultProposals(ike.ProtoESP, l.order))
 	}
 	if c.t.get("life_time") == nil {
@@ -202,6 +205,7 @@ func (l *loader) checkChild(c *child) {
 		}
 		l.warn(where(c.t, "replay_window"), hint, "replayed packets are not noticed")
 	}
+	l.checkMode(c)
 	l.checkVolumes(c)
 	if good(c.t, "inactivity", "start_action") && c.Inactivity > 0 && c.StartAction == ike.StartStart {
 		l.problem(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,
@@ -209,6 +213,36 @@ func (l *loader) checkChild(c *child) {
 	}
 	l.checkActions(c)
 	l.checkSelectors(c)
+}
+
+// checkMode notes modes and protocols that do not go together, and selectors that a mode
+// cannot have.
+func (l *loader) checkMode(c *child) {
+	ah := c.t.get("ah_proposals")
+	if ah != nil && c.t.get("esp_proposals") != nil {
+		l.problem(ah.key, "take one of the two out, or make two children of it", "a child has ESP or AH, not both")
+	}
+	if ah != nil && c.conn.Encap {
+		l.problem(ah.key, "take encap out, or use esp_proposals", "AH cannot go through UDP, as encap asks for")
+	}
+	if ah != nil && c.mode == modeBEET {
+		l.problem(ah.key, `write mode = "tunnel" or "transport", or use esp_proposals`, "BEET is a mode of ESP alone")
+	}
+	if c.mode != modeTransport && c.mode != modeBEET {
+		return
+	}
+	for _, side := range []struct {
+		name string
+		list []ike.TS
+	}{{"local_ts", c.LocalTS}, {"remote_ts", c.RemoteTS}} {
+		for _, ts := range side.list {
+			if good(c.t, side.name) && !ts.Dynamic && (ts.Start != ts.End || ts.Start != side.list[0].Start) {
+				l.problem(where(c.t, side.name), `name one address, or leave it out; networks need mode = "tunnel"`,
+					"mode %q is for one address on each side, and %s has more", modeWords[c.mode], side.name)
+				break
+			}
+		}
+	}
 }
 
 // volumes are the limits of a child other than those of time.

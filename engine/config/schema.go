@@ -224,10 +224,12 @@ var childSection = &section{
 			func(s *scope, n *node) { s.selectors(n, &s.child.LocalTS) }},
 		{"remote_ts", aList, `what is behind the peer; "dynamic", the peer's address`,
 			func(s *scope, n *node) { s.selectors(n, &s.child.RemoteTS) }},
-		{"mode", aText, `"tunnel"; or, without an SA and a peer, "pass": in clear, before all children that protect, "drop": not at all, behind them; "tunnel"`,
+		{"mode", aText, `"tunnel"; "transport", between the two hosts themselves; "beet", the same with other addresses inside, one on each side; or, without an SA and a peer, "pass": in clear, before all children that protect, "drop": not at all, behind them; "tunnel"`,
 			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
 		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default" as above, with AES-CBC last`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
+		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals`,
+			func(s *scope, n *node) { s.proposals(n, ike.ProtoAH, &s.child.Proposals) }},
 		{"rekey_time", aDuration, `new keys after that time; 0: never; "1h"`,
 			func(s *scope, n *node) { s.duration(n, &s.child.RekeyTime) }},
 		{"life_time", aDuration, `the keys are not used longer than that; 110 % of rekey_time`,
@@ -305,7 +307,7 @@ var (
 	childlessWords = []string{ike.ChildlessAllow: "allow", ike.ChildlessPrefer: "prefer", ike.ChildlessForce: "force", ike.ChildlessNever: "never"}
 	startWords     = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
 	peerWords      = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
-	modeWords      = []string{modeTunnel: "tunnel", modePass: "pass", modeDrop: "drop"}
+	modeWords      = []string{modeTunnel: "tunnel", modeTransport: "transport", modeBEET: "beet", modePass: "pass", modeDrop: "drop"}
 	actionWords    = []string{esp.Discard: "discard", esp.Bypass: "bypass", esp.Protect: "protect"}
 	directionWords = []string{esp.BothWays: "both", esp.OnlyIn: "in", esp.OnlyOut: "out"}
 	fragWords      = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}

@@ -10,14 +10,16 @@ import (
 	"postern/ike"
 )
 
-// childMode is what becomes of a child's packets. Only the first makes an SA; the other two
-// are strongSwan's shunts.
+// childMode is what becomes of a child's packets: the modes of an SA, with the numbers that they
+// have in package esp, and strongSwan's two shunts, which make none.
 type childMode int
 
 const (
-	modeTunnel childMode = iota
-	modePass
-	modeDrop
+	modeTunnel    = childMode(esp.Tunnel)
+	modeTransport = childMode(esp.Transport)
+	modeBEET      = childMode(esp.BEET)
+	modePass      = childMode(iota)
+	modeDrop      = childMode(iota)
 )
 
 // tableEntry is one section of [policies].
@@ -90,7 +92,7 @@ func (l *loader) partShunts() {
 		kept := c.children[:0]
 		shunts := 0
 		for _, ch := range c.children {
-			if ch.mode == modeTunnel {
+			if ch.mode < modePass {
 				kept = append(kept, ch)
 				continue
 			}

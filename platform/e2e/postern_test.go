@@ -162,8 +162,16 @@ func (d *postern) toml(c spec) string {
 		}
 		fmt.Fprintf(&b, "[connections.%[1]s.local]\nid = %[2]q\n[connections.%[1]s.remote]\nid = %[3]q\n", n.name, n.localID, n.remoteID)
 		for _, ch := range n.children {
-			fmt.Fprintf(&b, "[connections.%s.children.%s]\nlocal_ts = %s\nremote_ts = %s\nesp_proposals = %s\nstart_action = %q\n",
-				n.name, ch.name, list(ch.localTS...), list(ch.remoteTS...), list(strings.Split(ch.esp, ",")...), ch.start)
+			fmt.Fprintf(&b, "[connections.%s.children.%s]\nlocal_ts = %s\nremote_ts = %s\nstart_action = %q\n",
+				n.name, ch.name, list(ch.localTS...), list(ch.remoteTS...), ch.start)
+			if ch.ah != "" {
+				fmt.Fprintf(&b, "ah_proposals = %s\n", list(strings.Split(ch.ah, ",")...))
+			} else {
+				fmt.Fprintf(&b, "esp_proposals = %s\n", list(strings.Split(ch.esp, ",")...))
+			}
+			if ch.mode != "" {
+				fmt.Fprintf(&b, "mode = %q\n", ch.mode)
+			}
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "rekey_time = \"%ds\"\nlife_time = \"%ds\"\nrand_time = 0\n", int(ch.rekeyTime.Seconds()), 4*int(ch.rekeyTime.Seconds()))
 			}

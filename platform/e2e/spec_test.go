@@ -51,6 +51,8 @@ type child struct {
 	name              string
 	localTS, remoteTS []string
 	esp               string
+	ah                string // postern only: instead of esp
+	mode              string // postern only; "": tunnel
 	rekeyTime         time.Duration
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear

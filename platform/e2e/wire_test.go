@@ -20,10 +20,11 @@ const (
 	classUDPESP                 // ESP in UDP 4500
 	classKeepalive              // one octet 0xff in UDP 4500
 	classError                  // ICMP error about one of the above
+	classAH                     // IP protocol 51, which hides nothing
 	classClear                  // anything else
 )
 
-var classNames = [...]string{"link", "IKE", "ESP", "ESP-in-UDP", "keepalive", "ICMP error", "clear"}
+var classNames = [...]string{"link", "IKE", "ESP", "ESP-in-UDP", "keepalive", "ICMP error", "AH", "clear"}
 
 func (c class) String() string { return classNames[c] }
 
@@ -181,6 +182,10 @@ func (p *packet) transport(b []byte, proto uint8) {
 		p.udp(b)
 	case 50:
 		p.esp(b, classESP)
+	case 51:
+		if len(b) >= 12 {
+			p.esp(b[4:], classAH)
+		}
 	case 1: // ICMP: errors are types 3, 11 and 12 and carry the packet that they are about
 		if len(b) >= 8 && slices.Contains([]uint8{3, 11, 12}, b[0]) {
 			p.icmpError(b[8:], packet.ipv4Inner)
