@@ -19,6 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// drainTime is how long the reader of a capture goes on when it is to stop, to take what is in
+// the queue.
+const drainTime = 200 * time.Millisecond
+
 // snapLen is how much of a frame is kept: all of an ordinary one. What a sender hands to
 // the link in one piece for the card to cut (GSO) is longer, and its start is enough.
 const snapLen = 2048
@@ -33,12 +37,13 @@ type frame struct {
 
 // capture records what passes on both links of wan from the moment it is made.
 type capture struct {
-	t     *testing.T
-	dir   string
-	stopF atomic.Bool
-	done  chan []frame
-	fds   []int
-	n     int
+	t      *testing.T
+	dir    string
+	stopF  atomic.Bool
+	stopAt atomic.Int64 // UnixNano
+	done   chan []frame
+	fds    []int
+	n      int
 }
 
 // capture starts recording.
@@ -88,7 +93,11 @@ func (c *capture) read(link string, fd int) {
 			}
 			break
 		}
-		frames = append(frames, frame{link, time.Now(), bytes.Clone(buf[:min(n, len(buf))]), n})
+		now := time.Now()
+		if at := c.stopAt.Load(); at != 0 && now.Sub(time.Unix(0, at)) > drainTime {
+			break // the traffic goes on without us
+		}
+		frames = append(frames, frame{link, now, bytes.Clone(buf[:min(n, len(buf))]), n})
 	}
 	if st, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil && st.Drops > 0 {
 		c.t.Errorf("capture on %s lost %d frames: what it says about the others proves nothing", link, st.Drops)
@@ -102,6 +111,7 @@ func (c *capture) stop() wire {
 	if c.stopF.Swap(true) {
 		return nil
 	}
+	c.stopAt.Store(time.Now().UnixNano())
 	var frames []frame
 	for range c.n {
 		frames = append(frames, <-c.done...)

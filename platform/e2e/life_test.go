@@ -63,10 +63,11 @@ func TestReauthentication(t *testing.T) {
 				if by == "initiator" {
 					ca.conns[0].reauthTime = life
 				} else {
+					// postern takes a lifetime of less than 10 s for one of 10, of which it waits half at least.
 					over := time.Second
+					life = 8 * time.Second
 					if p.a == "charon" {
-						// It ends the IKE SA when that time is over, whatever has come of the new one.
-						life, over = 8*time.Second, 2*time.Second
+						over *= 2 // it ends the IKE SA when that time is over, whatever has come of the new one
 					}
 					cb.conns[0].reauthTime = life
 					ca.conns[0].overTime = over
