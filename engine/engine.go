@@ -500,8 +500,10 @@ func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
 	for _, conn := range cfg.IKE.Conns {
 		for _, child := range conn.Children {
 			for _, prop := range child.Proposals {
-				for _, s := range proposedSuites(&prop) {
-					if n := s.MaxInner(pathMTU - outerHeaders); n > 0 {
+				for _, sa := range proposedSAs(&prop) {
+					// In tunnel mode, whatever the child has: the peer may not agree to another.
+					sa.Remote = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+					if n := sa.MaxPacket(pathMTU); n > 0 {
 						mtu = min(mtu, n)
 					}
 				}
@@ -511,20 +513,23 @@ func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
 	return min(max(mtu, minMTU), most), nil
 }
 
-// proposedSuites returns the suites that can come of an ESP proposal. Sequence numbers
-// do not matter here: they add nothing to a packet.
-func proposedSuites(p *ike.Proposal) []esp.Suite {
-	var out []esp.Suite
+// proposedSAs returns the protocols and suites that can come of a proposal, with the largest
+// encapsulation. Sequence numbers do not matter here: they add nothing to a packet.
+func proposedSAs(p *ike.Proposal) []esp.SA {
+	var out []esp.SA
 	for _, e := range p.Transforms {
+		if p.Proto == ike.ProtoAH && e.Type == ike.TransformInteg {
+			out = append(out, esp.SA{Proto: esp.AH, Suite: esp.Suite{Integ: esp.IntegID(e.ID)}})
+		}
 		if e.Type != ike.TransformEncr {
 			continue
 		}
 		s := esp.Suite{Encr: esp.EncrID(e.ID), KeyBits: e.KeyBits}
-		out = append(out, s)
+		out = append(out, esp.SA{Suite: s, Encap: true})
 		for _, i := range p.Transforms {
 			if i.Type == ike.TransformInteg && i.ID != 0 {
 				s.Integ = esp.IntegID(i.ID)
-				out = append(out, s)
+				out = append(out, esp.SA{Suite: s, Encap: true})
 			}
 		}
 	}
