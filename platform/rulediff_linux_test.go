@@ -61,9 +61,8 @@ func TestPlanKeepsTheOrderOfTheSPD(t *testing.T) {
 	})
 	wantRuns(t, "rules of the SPD", f.spd,
 		"0: from 10.1.0.0/24 to 10.2.0.0/24 ipproto 6 dport 22-22 goto 999",
-		"1: from 10.1.0.0/24 to 10.2.0.0/24 lookup 2204",
-		"1: from 10.1.0.0/24 to 10.3.0.0/24 ipproto 17 sport 100-200 lookup 2204",
-		"1: from 10.1.0.0/24 lookup 2204")
+		"1: from 10.1.0.0/24 lookup 2204", // DISCARD, and what PROTECT has between two of these networks
+		"1: from 10.1.0.0/24 to 10.3.0.0/24 ipproto 17 sport 100-200 lookup 2204")
 	wantRuns(t, "rules of a host with no address", f.own)
 	wantRuns(t, "mirrored rules", f.in,
 		"0: from 10.2.0.0/24 to 10.1.0.0/24 ipproto 6 sport 22-22 goto 580",
