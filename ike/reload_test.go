@@ -245,3 +245,28 @@ func TestReloadDoesNotStartWhatTheUserHasClosed(t *testing.T) {
 	p.pass(time.Minute)
 	p.same(0)
 }
+
+// What a new secret would have replaced goes with its connection, also if new keys came first.
+func TestReloadWithoutTheConnectionClosesWhatWasToBeReplaced(t *testing.T) {
+	for _, rekeyed := range []bool{false, true} {
+		p := newPair(t, nil)
+		p.up()
+		p.reload(p.a, func(c *Conn, s *Secret) { s.Key = []byte("another secret of the two") })
+		if rekeyed {
+			p.b.m.Command(p.now, Command{Kind: CmdRekey, Conn: "link"})
+			p.run()
+		}
+		if p.ikes(p.a) == 0 {
+			t.Fatal("the old IKE SA has gone before there is a new one")
+		}
+		if err := p.a.m.Configure(p.now, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		p.run()
+		p.pass(2 * linger)
+		p.same(0)
+		if n := p.ikes(p.a) + p.ikes(p.b); n != 0 {
+			t.Errorf("rekeyed %v: %d IKE SAs of a connection that is configured no more are still there", rekeyed, n)
+		}
+	}
+}

@@ -427,9 +427,12 @@ func (h *Host) tellAddresses() {
 
 // hadLately tells whether an address was the host's until a moment ago: the machine may not
 // know yet that it has gone, or a job may be out whose result is to leave from there.
-func (h *Host) hadLately(a netip.Addr) bool {
+func (h *Host) hadLately(a netip.Addr) bool { return h.hadWithin(a, noticeTime+2*time.Second) }
+
+// hadWithin tells whether an address was the host's no longer ago than d.
+func (h *Host) hadWithin(a netip.Addr, d time.Duration) bool {
 	at, had := h.lately[a]
-	return had && !slices.Contains(h.Addrs, a) && h.sim.now-at < noticeTime+2*time.Second
+	return had && !slices.Contains(h.Addrs, a) && h.sim.now-at < d
 }
 
 // slot returns the place of an SPI that is given out, or nil.
