@@ -17,8 +17,9 @@ type mmsghdr struct {
 }
 
 // Control messages of both directions: the packet information of the larger family, the
-// traffic class, and the size of segments. On 64 bits these are 40, 24 and 24 octets.
-const controlSize = 96
+// traffic class, the hop limit, and the size of segments. On 64 bits these are 40 octets and three
+// times 24.
+const controlSize = 112
 
 // msgSlot is the storage that one mmsghdr points to. The control messages come first,
 // since they must be aligned.
@@ -178,7 +179,7 @@ func setIovec(v *unix.Iovec, b []byte) {
 
 // finish turns what the kernel wrote into the datagram's fields.
 func (s *Socket) finish(d *esp.Datagram, h *mmsghdr, m *msgSlot) {
-	d.N, d.TOS, d.Local = int(h.n), 0, netip.Addr{}
+	d.N, d.TOS, d.TTL, d.Local = int(h.n), 0, 0, netip.Addr{}
 	if h.hdr.Flags&unix.MSG_TRUNC != 0 {
 		d.N = 0
 	}
@@ -221,7 +222,7 @@ func stripIPv4(d *esp.Datagram, ip *[20]byte) {
 		d.N = 0
 		return
 	}
-	d.TOS = ip[1]
+	d.TOS, d.TTL = ip[1], ip[8]
 	d.N = copy(d.Buf, d.Buf[options:n])
 }
 
@@ -269,6 +270,8 @@ func (s *Socket) readOne(d *esp.Datagram, m *msgSlot, level, typ int32, v []byte
 		d.Local = s.zones.add(netip.AddrFrom16([16]byte(v[:16])), native.Uint32(v[16:]))
 	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_TCLASS && len(v) >= 4:
 		d.TOS = uint8(native.Uint32(v)) // an int
+	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_HOPLIMIT && len(v) >= 4:
+		d.TTL = uint8(native.Uint32(v)) // an int
 	case level == unix.IPPROTO_UDP && typ == unix.UDP_GRO && len(v) >= 4:
 		m.seg = int(int32(native.Uint32(v))) // an int
 	}
@@ -314,7 +317,7 @@ func (s *Socket) prepare(d *esp.Datagram, iovs []unix.Iovec, seg int, h *mmsghdr
 	h.hdr.Flags = 0
 }
 
-// writeControl writes the traffic class and, where they are valid, the packet
+// writeControl writes the traffic class and, where they are valid, the hop limit, the packet
 // information and the size of segments; it returns their length.
 func (s *Socket) writeControl(d *esp.Datagram, seg int, b []byte) int {
 	var class [4]byte
@@ -338,6 +341,14 @@ func (s *Socket) writeControl(d *esp.Datagram, seg int, b []byte) int {
 			copy(info[4:], ip[:])
 			n += putControl(b[n:], unix.IPPROTO_IP, unix.IP_PKTINFO, info[:])
 		}
+	}
+	if d.TTL != 0 {
+		level, typ := int32(unix.IPPROTO_IP), int32(unix.IP_TTL)
+		if s.v6 {
+			level, typ = unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT
+		}
+		native.PutUint32(class[:], uint32(d.TTL))
+		n += putControl(b[n:], level, typ, class[:])
 	}
 	if seg > 0 {
 		var size [2]byte

@@ -200,6 +200,10 @@ func (s *Socket) configure(fd int, port uint16) error {
 			return s.openError(fmt.Sprintf("set option %d/%d of", o.level, o.name), err)
 		}
 	}
+	if s.raw && s.v6 {
+		// On IPv4 the header says it. Transport mode needs it for the header that it makes anew.
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+	}
 	if s.whole {
 		level, name := unix.IPPROTO_IP, unix.IP_HDRINCL
 		if s.v6 {
@@ -265,7 +269,7 @@ func (s *Socket) openError(op string, err error) error {
 func (s *Socket) LocalPort() uint16 { return s.port }
 
 // ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
-// at most 64. It fills in N, Local, Remote and TOS; on a raw socket Buf starts with the
+// at most 64. It fills in N, Local, Remote and TOS, and on a raw socket TTL; there Buf starts with the
 // ESP header. Buf may be replaced by memory of the socket, which is the caller's until the
 // next call: set it anew before that. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
 // messages from anybody put on the socket are passed over. After Close the error wraps

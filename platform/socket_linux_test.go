@@ -438,8 +438,13 @@ func TestRawESPRoundTrip(t *testing.T) {
 				to := netip.AddrPortFrom(netip.MustParseAddr(c.to), 0)
 				packet := "\x12\x34\x56\x78\x00\x00\x00\x01" + strings.Repeat("secret", 10)
 				big := packet[:8] + strings.Repeat("b", 3000)
-				mustWrite(t, sa, message(c.from, to, 0x02, packet), message(c.from, to, 0xb9, big))
+				first := message(c.from, to, 0x02, packet)
+				first.TTL = 200
+				mustWrite(t, sa, first, message(c.from, to, 0xb9, big))
 				got := receive(t, sb, 2, 4000)
+				if got[0].TTL != 200 || got[1].TTL != 64 {
+					t.Errorf("the hop limits are %d and %d, want 200 as it was set, and the system's 64", got[0].TTL, got[1].TTL)
+				}
 				for i, want := range []string{packet, big} {
 					d := got[i]
 					if string(d.Buf[:d.N]) != want || d.TOS != []uint8{0x02, 0xb9}[i] ||

@@ -149,7 +149,7 @@ func alike(d []esp.Datagram, limit int) int {
 	for n < most {
 		e := &d[n]
 		// Where nothing is left of the last segment the kernel would not send it.
-		if e.N > size || e.N == 0 || e.TOS != first.TOS || e.Remote != first.Remote || e.Local != first.Local {
+		if e.N > size || e.N == 0 || e.TOS != first.TOS || e.TTL != first.TTL || e.Remote != first.Remote || e.Local != first.Local {
 			break
 		}
 		n++
