@@ -116,7 +116,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
-	l.keepAlive = o.Config.Daemon.KeepAlive
+	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown = l.unknown
@@ -372,7 +372,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	}
 	l.drain()
 	l.out.flush()
-	l.keepAlive = cfg.Daemon.KeepAlive
+	l.keepAlive, l.exportKeys = cfg.Daemon.KeepAlive, cfg.Daemon.ExportKeys
 	e.tellRestart(cfg, mtu)
 	e.cfg = cfg
 	return nil

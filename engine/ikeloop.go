@@ -94,6 +94,8 @@ type ikeLoop struct {
 	addrs    hostAddrs
 	// keepAlive is the longest silence towards a NAT; 0: no keepalives.
 	keepAlive time.Duration
+	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
+	exportKeys bool
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().

@@ -35,7 +35,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa := &inSA{
 			spi: c.SPI, proto: c.Proto, in: in,
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
-			conn: c.Conn, child: c.Child,
+			conn: c.Conn, child: c.Child, export: l.exported(c),
 		}
 		if in.Limited() {
 			sa.limits = new(limits)
@@ -55,6 +55,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby,
 	}
+	sa.export = l.exported(c)
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
@@ -140,6 +141,7 @@ func (l *ikeLoop) retire(in *inSA, out *outSA) {
 	if in != nil {
 		in.share.fold(in.in.Usage(), (*hits).in)
 		in.in.Wipe()
+		clear(in.export)
 	}
 	if out == nil {
 		return
@@ -150,6 +152,8 @@ func (l *ikeLoop) retire(in *inSA, out *outSA) {
 		l.apply()
 	}
 	out.out.Wipe()
+	clear(out.export)
+	out.export = nil
 }
 
 const (

@@ -30,7 +30,8 @@ type inSA struct {
 	conn     string
 	child    string
 	share    share
-	_        [64]byte // so that on 64-bit machines the allocator aligns it to a line
+	export   []byte   // the keys, for the control socket; nil: not kept
+	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // netPair is what most SAs have for selectors, in few octets: one range of IPv4 addresses
@@ -93,8 +94,9 @@ type outSA struct {
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 	limits   *limits
 	share    share
+	export   []byte // as of an inSA
 
-	_ [48]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in

@@ -83,15 +83,16 @@ type Config struct {
 
 // Daemon is the section [daemon].
 type Daemon struct {
-	Interface string // name of the TUN device
-	MTU       int    // of the TUN device; 0: computed
-	Board     string // "auto", or the name of a board.Profile
-	IKEPort   uint16
-	NATTPort  uint16
-	KeepAlive time.Duration // the longest silence towards a NAT; 0: no keepalives
-	Control   string        // path of the control socket
-	StateDir  string        // directory for what survives a restart; "": nothing does
-	QCD       bool          // quick crash detection (RFC 6290)
+	Interface  string // name of the TUN device
+	MTU        int    // of the TUN device; 0: computed
+	Board      string // "auto", or the name of a board.Profile
+	IKEPort    uint16
+	NATTPort   uint16
+	KeepAlive  time.Duration // the longest silence towards a NAT; 0: no keepalives
+	ExportKeys bool          // the control socket tells the keys of CHILD SAs
+	Control    string        // path of the control socket
+	StateDir   string        // directory for what survives a restart; "": nothing does
+	QCD        bool          // quick crash detection (RFC 6290)
 }
 
 // Log is the section [log]: where lines go, and how much of each area is written.

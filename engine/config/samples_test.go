@@ -100,7 +100,7 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 	rare := map[string]bool{ // for special cases; the tests have them
 		"connections.NAME.retransmit_limit": true, "connections.NAME.retransmit_jitter": true,
 		"daemon.interface": true, "log.esp": true, "connections.NAME.remote_port": true, "secrets.NAME.secret_file": true,
-		"daemon.keep_alive": true, "connections.NAME.mobike": true,
+		"daemon.keep_alive": true, "daemon.export_keys": true, "connections.NAME.mobike": true,
 		"connections.NAME.fragmentation": true, "connections.NAME.fragment_size": true,
 		"daemon.state_dir": true, "daemon.qcd": true, "connections.NAME.resumption": true,
 		"connections.NAME.follow_redirects": true, "connections.NAME.redirect_to": true,

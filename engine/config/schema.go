@@ -107,6 +107,8 @@ var daemonSection = &section{
 			func(s *scope, n *node) { s.directory(n, &s.cfg.Daemon.StateDir) }},
 		{"qcd", aSwitch, `prove a restart to the peers, and believe their proof (RFC 6290); true`,
 			func(s *scope, n *node) { s.boolean(n, &s.cfg.Daemon.QCD) }},
+		{"export_keys", aSwitch, `tell whoever may use the control socket the keys of CHILD SAs, so that captures can be decrypted; false`,
+			func(s *scope, n *node) { s.boolean(n, &s.cfg.Daemon.ExportKeys) }},
 	},
 }
 

@@ -66,6 +66,7 @@ var keyTests = map[string]struct {
 	"connections.NAME.follow_redirects": {`false`, true, func(c *Config) any { return c.IKE.Conns[0].IgnoreRedirects }},
 	"connections.NAME.redirect_to":      {`"gw2.example"`, "gw2.example", func(c *Config) any { return c.IKE.Conns[0].RedirectTo.String() }},
 	"connections.NAME.dpd_delay":        {`"2m"`, 2 * time.Minute, func(c *Config) any { return c.IKE.Conns[0].DPDDelay }},
+	"daemon.export_keys":                {`true`, true, func(c *Config) any { return c.Daemon.ExportKeys }},
 	"daemon.keep_alive":                 {`"45s"`, 45 * time.Second, func(c *Config) any { return c.Daemon.KeepAlive }},
 	"connections.NAME.mobike":           {`false`, false, func(c *Config) any { return c.IKE.Conns[0].MOBIKE }},
 	"connections.NAME.local_addrs": {`["192.0.2.1", "192.0.2.2"]`, "[192.0.2.1 192.0.2.2]",

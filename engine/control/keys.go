@@ -23,6 +23,7 @@ const (
 	CmdListPols   = "list-policies"   // drop, pass, trap, child, ike => {}; streams list-policy
 	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
 	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
+	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 	CmdGetConns   = "get-conns"       // {} => conns[]
 	CmdGetAlgs    = "get-algorithms"  // {} => <type>{<algorithm> = <where from>}
 	CmdListCerts  = "list-certs"      // {} => {}; streams list-cert
@@ -38,6 +39,7 @@ const (
 	EvListConn    = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
 	EvListPolicy  = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
 	EvListSPD     = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
+	EvSAKey       = "sa-key"         // ours: line, of Wireshark's table esp_sa
 	EvListCert    = "list-cert"      // type, has_privkey, data
 	EvIKEUpDown   = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
 	EvIKERekey    = "ike-rekey"      // <connection>{old{} new{}}
@@ -48,7 +50,7 @@ const (
 
 // Events lists the events that a client can register for.
 func Events() []string {
-	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert,
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvSAKey, EvListCert,
 		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
 }
 
@@ -202,6 +204,7 @@ const (
 	KeyDirection = "direction"
 	KeyDynamic   = "dynamic" // yes, or absent: CHILD SAs add selectors
 	KeySAs       = "sas"     // CHILD SAs bound to the entry
+	KeyLine      = "line"    // of sa-key
 	KeyDiscarded = "discarded"
 	KeyInClear   = "in-clear" // arrived in clear and should not have
 	KeySrc       = "src"

@@ -112,6 +112,9 @@ func (d *postern) toml(c spec) string {
 	if c.noQCD {
 		b.WriteString("qcd = false\n")
 	}
+	if c.exportKeys {
+		b.WriteString("export_keys = true\n")
+	}
 	if c.board != "" {
 		fmt.Fprintf(&b, "board = %q\n", c.board)
 	}

@@ -16,6 +16,7 @@ type spec struct {
 	// 0 leaves it as it is.
 	cookieThreshold int
 	noQCD           bool          // postern without quick crash detection
+	exportKeys      bool          // postern tells the keys of CHILD SAs
 	makeBeforeBreak bool          // of charon; postern does not know it otherwise
 	board           string        // postern's board profile; "": the default
 	keepalive       time.Duration // between NAT keepalives; 0: the daemon's default

@@ -1,0 +1,97 @@
+package engine
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"postern/engine/control"
+	"postern/esp"
+	"postern/ike"
+)
+
+// Keys for whoever decrypts a capture of this host's packets. They are kept only where the
+// configuration asks for it (export_keys), beside the SA and no longer than it, and given to
+// nobody but clients of the control socket.
+
+// wiresharkEncr and wiresharkInteg are the names in Wireshark's table of ESP SAs (esp_sa); what it
+// does not know cannot be decrypted there.
+var (
+	wiresharkEncr = map[esp.EncrID]string{
+		esp.EncrNull: "NULL", esp.EncrAESCBC: "AES-CBC [RFC3602]", esp.EncrAESCTR: "AES-CTR [RFC3686]",
+		esp.EncrAESGCM8: "AES-GCM with 8 octet ICV [RFC4106]", esp.EncrAESGCM12: "AES-GCM with 12 octet ICV [RFC4106]",
+		esp.EncrAESGCM16: "AES-GCM with 16 octet ICV [RFC4106]",
+	}
+	wiresharkInteg = map[esp.IntegID]string{
+		esp.IntegNone: "NULL", esp.IntegHMACSHA196: "HMAC-SHA-1-96 [RFC2404]",
+		esp.IntegHMACSHA256_128: "HMAC-SHA-256-128 [RFC4868]", esp.IntegHMACSHA384_192: "HMAC-SHA-384-192 [RFC4868]",
+		esp.IntegHMACSHA512_256: "HMAC-SHA-512-256 [RFC4868]", esp.IntegAESXCBC96: "ANY 96 bit authentication [no checking]",
+		esp.IntegAESCMAC96: "ANY 96 bit authentication [no checking]",
+	}
+)
+
+// errNoExport is the answer where keys are asked for and not kept.
+var errNoExport = errors.New("the keys are not kept: set export_keys = true in [daemon], reload, and have the SAs made anew")
+
+// exported returns the SA as a line of esp_sa, for any addresses, since they may change; nil if
+// Wireshark has no name for its algorithms.
+func exported(sa *esp.SA) []byte {
+	encr, integ := wiresharkEncr[sa.Suite.Encr], wiresharkInteg[sa.Suite.Integ]
+	if sa.Proto != esp.ESP || encr == "" || integ == "" {
+		return nil
+	}
+	family := "IPv4"
+	if sa.Remote.Addr().Unmap().Is6() {
+		family = "IPv6"
+	}
+	line := fmt.Appendf(nil, `"%s","*","*","0x%08x","%s","`, family, sa.SPI, encr)
+	line = appendKey(line, sa.EncrKey)
+	line = fmt.Appendf(line, `","%s","`, integ)
+	line = appendKey(line, sa.IntegKey)
+	return append(line, '"')
+}
+
+func (l *ikeLoop) exported(c *ike.ChildSA) []byte {
+	if !l.exportKeys {
+		return nil
+	}
+	return exported(&c.SA)
+}
+
+func appendKey(line, key []byte) []byte {
+	if len(key) == 0 {
+		return line
+	}
+	return hex.AppendEncode(append(line, "0x"...), key)
+}
+
+// saKeys streams the keys of all SAs, if they are kept.
+func (h viciHandler) saKeys(stream func(string, *control.Message) error) (*control.Message, error) {
+	var lines []string
+	l := h.e.loop
+	kept := false
+	err := l.do(func() {
+		kept = l.exportKeys
+		for i := range l.d.sad.slots {
+			slot := &l.d.sad.slots[i]
+			if in := slot.in.Load(); in != nil && in.export != nil {
+				lines = append(lines, string(in.export))
+			}
+			if slot.out != nil && slot.out.export != nil {
+				lines = append(lines, string(slot.out.export))
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !kept {
+		return nil, errNoExport
+	}
+	for _, line := range lines {
+		if err := stream(control.EvSAKey, new(control.Message).Set(control.KeyLine, line)); err != nil {
+			return nil, err
+		}
+	}
+	return control.Success(), nil
+}
