@@ -90,7 +90,9 @@ func carries(t *testing.T, s *site, p pair, ca, cb spec, v6 bool, wantIKE, wantE
 		}
 	}
 	w := c.stop()
-	if !strings.HasPrefix(wantESP, "NULL") {
+	if strings.HasPrefix(installed(t, a, "net").suite(), "NULL") { // which encrypts nothing
+		w.nothingInClear(t)
+	} else {
 		w.nothingInClear(t, []byte(mark))
 	}
 	want := classESP
