@@ -8,55 +8,65 @@ type counter uint8
 
 // The counters: what passed, then what did not and why.
 const (
-	cOutPackets    counter = iota // sealed and handed to a socket
-	cOutBytes                     // of inner packets
-	cInPackets                    // opened and handed to the TUN device
-	cInBytes                      // of inner packets
-	cOutMalformed                 // from the TUN device, not an IP packet
-	cOutNoPolicy                  // no SPD entry: RFC 4301 section 5.1 says drop
-	cOutDiscard                   // a DISCARD entry
-	cOutBypass                    // a BYPASS entry: the kernel should not have routed it here
-	cInClear                      // came in clear and should have been protected, or not at all (RFC 4301 section 5.2)
-	cOutNoSA                      // had no SA and was not queued
-	cOutQueued                    // had no SA and was queued
-	cOutQueueFull                 // pushed out of the queue by a newer packet
-	cOutExpired                   // waited too long in the queue
-	cOutSequence                  // the SA has used up its sequence numbers
-	cOutLimit                     // beyond the hard limit of the SA in packets or octets
-	cOutTooBig                    // does not fit the buffer once sealed
-	cOutFragment                  // a fragment, which the SA's mode cannot carry
-	cOutUnfit                     // headers or addresses that the SA's mode cannot carry
-	cOutNoSocket                  // no socket of the family or kind that the SA needs
-	cOutSendError                 // the socket refused it
-	cAcquire                      // SAs asked for because a packet wanted one
-	cAcquireLost                  // … which the IKE loop was too busy to take
-	cInHeld                       // came before their SA, and were held
-	cInKeepalive                  // NAT keepalives (RFC 3948 section 2.3)
-	cInShort                      // shorter than its headers
-	cInUnknownSPI                 // no such SA
-	cInHoldFull                   // came before their SA, and were one too many
-	cInExpired                    // waited too long for their SA
-	cInReleased                   // waited for an SA that did not come about
-	cInHeaders                    // IP headers before AH or ESP that cannot stand there
-	cInNoRoom                     // longer than a buffer once opened
-	cInReplay                     // seen before, or left of the window
-	cInAuth                       // integrity check failed
-	cInLimit                      // authentic, but beyond the hard limit of the SA
-	cInPadding                    // authentic, but its padding is wrong
-	cInNextHeader                 // authentic, but what it carries is not IPv4 or IPv6
-	cInMalformed                  // authentic, but its inner packet is malformed
-	cInSelectors                  // inner addresses are not the SA's (RFC 4301 section 5.2)
-	cInPolicy                     // within the SA's selectors, but an earlier SPD entry discards or bypasses it
-	cInDummy                      // dummy packets (RFC 4303 section 2.6)
-	cInECN                        // congestion was marked on a packet that cannot carry the mark (RFC 6040)
-	cInMoved                      // from another address than the SA's peer has
-	cInDeviceError                // the TUN device refused it
-	cIKEIn                        // IKE datagrams received
-	cIKEOut                       // IKE datagrams sent
-	cIKEShort                     // shorter than an IKE header
-	cIKEQueueFull                 // the IKE loop did not keep up
-	cIKESendError                 // the socket refused it
-	cReadErrors                   // reads from sockets that failed
+	cOutPackets         counter = iota // sealed and handed to a socket
+	cOutBytes                          // of inner packets
+	cInPackets                         // opened and handed to the TUN device
+	cInBytes                           // of inner packets
+	cOutMalformed                      // from the TUN device, not an IP packet
+	cOutNoPolicy                       // no SPD entry: RFC 4301 section 5.1 says drop
+	cOutDiscard                        // a DISCARD entry
+	cOutBypass                         // a BYPASS entry: the kernel should not have routed it here
+	cInClear                           // came in clear and should have been protected, or not at all (RFC 4301 section 5.2)
+	cOutNoSA                           // had no SA and was not queued
+	cOutQueued                         // had no SA and was queued
+	cOutQueueFull                      // pushed out of the queue by a newer packet
+	cOutExpired                        // waited too long in the queue
+	cOutSequence                       // the SA has used up its sequence numbers
+	cOutLimit                          // beyond the hard limit of the SA in packets or octets
+	cOutTooBig                         // does not fit the buffer once sealed
+	cOutFragment                       // a fragment, which the SA's mode cannot carry
+	cOutUnfit                          // headers or addresses that the SA's mode cannot carry
+	cOutNoSocket                       // no socket of the family or kind that the SA needs
+	cOutSendError                      // the socket refused it
+	cAcquire                           // SAs asked for because a packet wanted one
+	cAcquireLost                       // … which the IKE loop was too busy to take
+	cInHeld                            // came before their SA, and were held
+	cInKeepalive                       // NAT keepalives (RFC 3948 section 2.3)
+	cInShort                           // shorter than its headers
+	cInUnknownSPI                      // no such SA
+	cInHoldFull                        // came before their SA, and were one too many
+	cInExpired                         // waited too long for their SA
+	cInReleased                        // waited for an SA that did not come about
+	cInHeaders                         // IP headers before AH or ESP that cannot stand there
+	cInNoRoom                          // longer than a buffer once opened
+	cInReplay                          // seen before, or left of the window
+	cInAuth                            // integrity check failed
+	cInLimit                           // authentic, but beyond the hard limit of the SA
+	cInPadding                         // authentic, but its padding is wrong
+	cInNextHeader                      // authentic, but what it carries is not IPv4 or IPv6
+	cInMalformed                       // authentic, but its inner packet is malformed
+	cInSelectors                       // inner addresses are not the SA's (RFC 4301 section 5.2)
+	cInPolicy                          // within the SA's selectors, but an earlier SPD entry discards or bypasses it
+	cInDummy                           // dummy packets (RFC 4303 section 2.6)
+	cInECN                             // congestion was marked on a packet that cannot carry the mark (RFC 6040)
+	cInMoved                           // from another address than the SA's peer has
+	cInDeviceError                     // the TUN device refused it
+	cIKEIn                             // IKE datagrams received
+	cIKEOut                            // IKE datagrams sent
+	cIKEShort                          // shorter than an IKE header
+	cIKEQueueFull                      // the IKE loop did not keep up
+	cIKESendError                      // the socket refused it
+	cIKEDropSPI                        // IKE messages for an IKE SA that is not here
+	cIKEDropMessageID                  // replayed, out of the window, or answers to nothing that was asked
+	cIKEDropState                      // messages that do not fit the state, or come again
+	cIKEDropMalformed                  // against the format, or not encrypted where they have to be
+	cIKEDropForged                     // that fail the integrity check, or have another's token
+	cIKEDropFull                       // for which there is no room among half-open IKE SAs
+	cIKEDropOther                      // for other reasons, which the log tells
+	cIKERefused                        // requests that were answered with an error
+	cIKERefusedOften                   // … because the peer asks too often; also among the former
+	cIKERedirectRefused                // redirects that were not followed: loops, forged ones
+	cReadErrors                        // reads from sockets that failed
 	numCounters
 )
 
@@ -109,7 +119,18 @@ var counterNames = [numCounters]string{
 	cIKEShort:      "ike_drop_short",
 	cIKEQueueFull:  "ike_drop_queue_full",
 	cIKESendError:  "ike_drop_send_error",
-	cReadErrors:    "read_errors",
+
+	cIKEDropSPI:         "ike_drop_unknown_spi",
+	cIKEDropMessageID:   "ike_drop_message_id",
+	cIKEDropState:       "ike_drop_state",
+	cIKEDropMalformed:   "ike_drop_malformed",
+	cIKEDropForged:      "ike_drop_forged",
+	cIKEDropFull:        "ike_drop_full",
+	cIKEDropOther:       "ike_drop_other",
+	cIKERefused:         "ike_refused",
+	cIKERefusedOften:    "ike_refused_too_often",
+	cIKERedirectRefused: "ike_redirects_refused",
+	cReadErrors:         "read_errors",
 }
 
 // String returns the counter's name in statistics.

@@ -62,6 +62,7 @@ func (l *ikeLoop) event(e *ike.Event) {
 		}
 		return
 	}
+	l.countEvent(e)
 	l.logEvent(e)
 	if l.onEvent != nil {
 		l.onEvent(e)
@@ -118,6 +119,42 @@ func stillNameless(err error) bool {
 func expected(err error) bool {
 	return err == nil || errors.Is(err, ike.ErrTerminated) || errors.Is(err, ike.ErrReplaced) || errors.Is(err, ike.ErrPeerDeleted) ||
 		errors.Is(err, ike.ErrInactive)
+}
+
+// dropCounters tell which counter has the messages that were dropped for a reason; the rest is
+// in cIKEDropOther.
+var dropCounters = []struct {
+	err error
+	c   counter
+}{
+	{ike.ErrUnknownSPI, cIKEDropSPI}, {ike.ErrMessageID, cIKEDropMessageID},
+	{ike.ErrUnexpected, cIKEDropState}, {ike.ErrRepeated, cIKEDropState},
+	{ike.ErrSyntax, cIKEDropMalformed}, {ike.ErrUnprotected, cIKEDropMalformed}, {ike.ErrVersion, cIKEDropMalformed},
+	{ike.ErrNonce, cIKEDropMalformed}, {ike.ErrIntegrity, cIKEDropForged}, {ike.ErrWrongToken, cIKEDropForged},
+	{ike.ErrHalfOpen, cIKEDropFull}, {ike.ErrTableFull, cIKEDropFull},
+}
+
+// countEvent counts what a peer, or somebody who plays one, has tried in vain.
+func (l *ikeLoop) countEvent(e *ike.Event) {
+	switch e.Kind {
+	case ike.EvDropped:
+		for _, d := range dropCounters {
+			if errors.Is(e.Err, d.err) {
+				l.d.counts.inc(d.c)
+				return
+			}
+		}
+		l.d.counts.inc(cIKEDropOther)
+	case ike.EvRefused:
+		l.d.counts.inc(cIKERefused)
+		if errors.Is(e.Err, ike.ErrTooOften) {
+			l.d.counts.inc(cIKERefusedOften)
+		}
+	case ike.EvRedirected:
+		if e.Err != nil {
+			l.d.counts.inc(cIKERedirectRefused)
+		}
+	}
 }
 
 // logEvent writes the line of an event.
