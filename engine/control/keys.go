@@ -24,11 +24,6 @@ const (
 	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
 	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
-	CmdGetConns   = "get-conns"       // {} => conns[]
-	CmdGetAlgs    = "get-algorithms"  // {} => <type>{<algorithm> = <where from>}
-	CmdListCerts  = "list-certs"      // {} => {}; streams list-cert
-	CmdGetPools   = "get-pools"       // {} => {}
-	CmdGetCounter = "get-counters"    // name, all => counters{<name>{<counter>}}, success, errmsg
 )
 
 // Events, with charon's names.
@@ -40,7 +35,6 @@ const (
 	EvListPolicy  = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
 	EvListSPD     = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
 	EvSAKey       = "sa-key"         // ours: line, of Wireshark's table esp_sa
-	EvListCert    = "list-cert"      // type, has_privkey, data
 	EvIKEUpDown   = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
 	EvIKERekey    = "ike-rekey"      // <connection>{old{} new{}}
 	EvIKEUpdate   = "ike-update"     // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
@@ -50,7 +44,7 @@ const (
 
 // Events lists the events that a client can register for.
 func Events() []string {
-	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvSAKey, EvListCert,
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvSAKey,
 		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
 }
 
@@ -176,15 +170,13 @@ const (
 const (
 	KeyLocalAddrs   = "local_addrs"  // list; "%any" if any
 	KeyRemoteAddrs  = "remote_addrs" // list
-	KeyRemotePortC  = "remote_port"
-	KeyReauthTimeC  = "reauth_time" // seconds, 0 never; also a child's, as the next
+	KeyReauthTimeC  = "reauth_time"  // seconds, 0 never; also a child's, as the next
 	KeyRekeyTimeC   = "rekey_time"
 	KeyUnique       = "unique"    // UNIQUE_NO ...
 	KeyDPDDelay     = "dpd_delay" // seconds
-	KeyDPDTimeout   = "dpd_timeout"
-	KeyLocalAuth    = "local-1"  // section: class, id
-	KeyRemoteAuth   = "remote-1" // section: class, id
-	KeyClass        = "class"    // "pre-shared key"
+	KeyLocalAuth    = "local-1"   // section: class, id
+	KeyRemoteAuth   = "remote-1"  // section: class, id
+	KeyClass        = "class"     // "pre-shared key"
 	KeyID           = "id"
 	KeyChildren     = "children" // section of sections, each a child
 	KeyRekeyBytes   = "rekey_bytes"
@@ -229,11 +221,9 @@ const (
 
 // Keys of the log events.
 const (
-	KeyGroup         = "group" // IKE, ESP, NET
-	KeyLevel         = "level" // charon's numbers, as KeyLogLevel
-	KeyThread        = "thread"
-	KeyIKESAName     = "ikesa-name"
-	KeyIKESAUniqueID = "ikesa-uniqueid"
-	KeyMsg           = "msg"
-	KeyUp            = "up" // yes, or absent
+	KeyGroup     = "group" // IKE, ESP, NET
+	KeyLevel     = "level" // charon's numbers, as KeyLogLevel
+	KeyIKESAName = "ikesa-name"
+	KeyMsg       = "msg"
+	KeyUp        = "up" // yes, or absent
 )
