@@ -109,7 +109,7 @@ func (m *Machine) closeConn(s *connState) {
 		case sa.state == StateConnecting && sa.conns == s:
 			sa.conns = nil
 			m.closeIKE(sa, ErrTerminated, nil)
-		case sa.state != StateFree && (sa.conn == s.conn || sa.connName() == s.conn.Name && m.outdated(sa)):
+		case sa.state != StateFree && (sa.conn == s.conn || sa.connName() == s.conn.Name && m.leftOver(sa)):
 			m.closeIKE(sa, ErrTerminated, nil)
 		}
 	}

@@ -212,10 +212,10 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
-	if m.outdated(sa) {
+	if m.leftOver(sa) {
 		nsa.timers[tRekey], nsa.timers[tReauth], nsa.timers[tLiveness] = never, never, never
 	}
-	if (sa.replaced != 0 || m.outdated(sa)) && sa.timers[tExpire] < nsa.timers[tExpire] {
+	if (sa.replaced != 0 || m.leftOver(sa)) && sa.timers[tExpire] < nsa.timers[tExpire] {
 		nsa.timers[tExpire] = sa.timers[tExpire] // it ends with new keys, too
 	}
 	return nil

@@ -342,9 +342,9 @@ func (m *Machine) dropLate() {
 	}
 }
 
-// outdated tells whether an IKE SA is of a configuration that is no more: it stays only until the
+// leftOver tells whether an IKE SA is of a configuration that is no more: it stays only until the
 // one that supersede has asked for is there.
-func (m *Machine) outdated(sa *ikeSA) bool { return sa.conn != nil && m.stateOf(sa.conn) == nil }
+func (m *Machine) leftOver(sa *ikeSA) bool { return sa.conn != nil && m.stateOf(sa.conn) == nil }
 
 // supersede makes a new IKE SA under the configuration of n for what those of s carry, and
 // keeps these until it is there. It returns false if that is not for us to do.
