@@ -5,8 +5,9 @@ package engine
 //  1. read a batch from the socket
 //  2. tell apart NAT keepalives, IKE (handed to the IKE loop) and ESP
 //  3. find the SA in the slot that the SPI names; if it is being negotiated, wait (hold.go)
-//  4. check the window, open the packet where it is, update the window
-//  5. next header and inner length: what it carries must be a whole IP packet
+//  4. check the window, open the packet where it is, update the window, and make the IP packet whole
+//     that the SA's protocol and mode have taken apart
+//  5. parse its flow
 //  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2)
 //  7. carry over a congestion mark of the outer header (RFC 6040)
 //  8. choose a queue of the TUN device by the inner flow

@@ -20,7 +20,7 @@
 //	+-+-+-+-+-+-+-+-+               +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ |
 //	|                               |  Pad length   |  Next header  | v
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+ ----
-//	|        ICV: 12 to 32 octets                                   |
+//	|        ICV: 8 to 32 octets                                    |
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //
 // Encrypted is what stands between the IV and the ICV. With extended sequence numbers the ICV
@@ -64,7 +64,7 @@
 //
 // For AEADs the IV is the 64-bit sequence number, which cannot repeat under one key; for CBC
 // it is the sequence number encrypted under a key of its own, which nobody can predict. See
-// keyring.
+// cbcCipher.
 //
 // # What is left to others
 //

@@ -17,17 +17,18 @@ func (h *host) ids() (list []uint32) {
 	return list
 }
 
-// The old IKE SA is deleted as soon as the new one has its CHILD SAs, and INITIAL_CONTACT,
+// withMore gives both sides a second child.
+func withMore(a, b *Conn) {
+	c, d := *a.Children[0], *b.Children[0]
+	c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
+	d.Name, d.RemoteTS = "more", []TS{sel("10.3.0.0/24")}
+	a.Children, b.Children = append(a.Children, &c), append(b.Children, &d)
+}
+
+// The old IKE SA is deleted a moment after the new one has its CHILD SAs, and INITIAL_CONTACT,
 // which would have the peer throw the old one away, is not said.
 func TestReauthenticationDeletesTheOldIKESASoon(t *testing.T) {
-	p := newPair(t, func(a, b *Conn) {
-		c := *a.Children[0]
-		c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
-		a.Children = append(a.Children, &c)
-		d := *b.Children[0]
-		d.Name, d.RemoteTS = "more", []TS{sel("10.3.0.0/24")}
-		b.Children = append(b.Children, &d)
-	})
+	p := newPair(t, withMore)
 	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
 	p.run()
 	p.same(2)
@@ -117,14 +118,7 @@ func TestNetworkChangeHastensAReauthenticationThatHasFailed(t *testing.T) {
 // While the peer has yet to answer for a CHILD SA on the old IKE SA, that one is not deleted:
 // what comes of it moves with the others.
 func TestReauthenticationWaitsForTheChildThatIsBeingMade(t *testing.T) {
-	p := newPair(t, func(a, b *Conn) {
-		c := *a.Children[0]
-		c.Name, c.LocalTS = "more", []TS{sel("10.3.0.0/24")}
-		a.Children = append(a.Children, &c)
-		d := *b.Children[0]
-		d.Name, d.RemoteTS = "more", []TS{sel("10.3.0.0/24")}
-		b.Children = append(b.Children, &d)
-	})
+	p := newPair(t, withMore)
 	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link", Child: "net"})
 	p.run()
 	p.same(1)
