@@ -372,7 +372,8 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	}
 	l.drain()
 	l.out.flush()
-	l.keepAlive, l.exportKeys = cfg.Daemon.KeepAlive, cfg.Daemon.ExportKeys
+	l.keepAlive = cfg.Daemon.KeepAlive
+	l.setExport(cfg.Daemon.ExportKeys)
 	e.tellRestart(cfg, mtu)
 	e.cfg = cfg
 	return nil

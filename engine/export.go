@@ -33,6 +33,9 @@ var (
 // errNoExport is the answer where keys are asked for and not kept.
 var errNoExport = errors.New("the keys are not kept: set export_keys = true in [daemon], reload, and have the SAs made anew")
 
+// exportLen is more octets than any line has: two keys in hexadecimal and the names.
+const exportLen = 512
+
 // exported returns the SA as a line of esp_sa, for any addresses, since they may change; nil if
 // Wireshark has no name for its algorithms.
 func exported(sa *esp.SA) []byte {
@@ -44,18 +47,39 @@ func exported(sa *esp.SA) []byte {
 	if sa.Remote.Addr().Unmap().Is6() {
 		family = "IPv6"
 	}
-	line := fmt.Appendf(nil, `"%s","*","*","0x%08x","%s","`, family, sa.SPI, encr)
+	line := make([]byte, 0, exportLen) // that it may not grow and leave a copy behind
+	line = fmt.Appendf(line, `"%s","*","*","0x%08x","%s","`, family, sa.SPI, encr)
 	line = appendKey(line, sa.EncrKey)
 	line = fmt.Appendf(line, `","%s","`, integ)
 	line = appendKey(line, sa.IntegKey)
 	return append(line, '"')
 }
 
+// exported is what an SA that is made now keeps.
 func (l *ikeLoop) exported(c *ike.ChildSA) []byte {
 	if !l.exportKeys {
 		return nil
 	}
 	return exported(&c.SA)
+}
+
+// setExport takes over export_keys. Switched off, it forgets what was kept.
+func (l *ikeLoop) setExport(on bool) {
+	l.exportKeys = on
+	if on {
+		return
+	}
+	for i := range l.d.sad.slots {
+		slot := &l.d.sad.slots[i]
+		if in := slot.in.Load(); in != nil {
+			clear(in.export)
+			in.export = nil
+		}
+		if slot.out != nil {
+			clear(slot.out.export)
+			slot.out.export = nil
+		}
+	}
 }
 
 func appendKey(line, key []byte) []byte {
