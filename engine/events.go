@@ -174,9 +174,6 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 			return
 		}
 	}
-	if e.Kind == ike.EvDropped {
-		suppressed += e.Count
-	}
 	f := make([]log.Field, 0, 12)
 	str := func(key, v string) {
 		if v != "" {

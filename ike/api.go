@@ -282,7 +282,7 @@ const (
 	EvRetransmit                    // Count of this request so far
 	EvNotify                        // the peer reported an error: Err
 	EvRefused                       // we answered the peer with an error: Err
-	EvDropped                       // a datagram was dropped: Err; Count of those suppressed before
+	EvDropped                       // a datagram was dropped: Err
 	EvCookies                       // COOKIE demands switched on (Count 1) or off (0)
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where

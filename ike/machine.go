@@ -144,7 +144,7 @@ func (m *Machine) event(e Event) {
 	m.out = append(m.out, Output{Kind: OutEvent, Event: e})
 }
 
-// drop counts a datagram that leads nowhere.
+// drop tells of a datagram that leads nowhere: of every one, so that they can be counted.
 func (m *Machine) drop(p Path, err error) {
 	m.event(Event{Kind: EvDropped, Path: p, Err: err})
 }
