@@ -26,6 +26,7 @@ import (
 	"net/netip"
 	"os"
 	"time"
+	"unsafe"
 
 	"postern/engine/log"
 	"postern/esp"
@@ -54,8 +55,9 @@ type inbound struct {
 
 // inPacket is a packet of the batch that has an SA.
 type inPacket struct {
-	sa *inSA
-	i  int // in the batch
+	sa    *inSA
+	i     int  // in the batch
+	other bool // it has another SA than the packet before
 }
 
 func newInbound(d *datapath, sock sockID, ctx int, bufs [][]byte) *inbound {
@@ -106,14 +108,44 @@ func (in *inbound) process(n int) {
 	}
 	in.now = d.clock()
 	in.found = in.found[:0]
+	in.fetch(n)
 	for i := range n {
 		in.demux(i)
 	}
+	var last *inSA
 	for i := range in.found {
 		p := &in.found[i]
-		in.esp(p.sa, &in.batch[p.i], in.bufs[p.i])
+		if p.other = p.sa != last; p.other {
+			esp.Prefetch(unsafe.Pointer(p.sa.in), 2)
+		}
+		last = p.sa
+	}
+	for k := -2 * fetchAhead; k < len(in.found); k++ {
+		if f := k + 2*fetchAhead; f < len(in.found) && in.found[f].other {
+			in.found[f].sa.in.Near(in.ctx)
+		}
+		if f := k + fetchAhead; f >= 0 && f < len(in.found) && in.found[f].other {
+			in.found[f].sa.in.Ahead(in.ctx)
+		}
+		if k >= 0 {
+			p := &in.found[k]
+			in.esp(p.sa, &in.batch[p.i], in.bufs[p.i])
+		}
 	}
 	in.deliver()
+}
+
+// fetch has the processor fetch the SAs of the batch, whose lines demux then reads.
+func (in *inbound) fetch(n int) {
+	var last *inSA
+	for i := range n {
+		g := &in.batch[i]
+		sa := in.d.sad.at(esp.SPIOf(g.Buf[:g.N]))
+		if sa != last {
+			esp.Prefetch(unsafe.Pointer(sa), 1)
+		}
+		last = sa
+	}
 }
 
 // nonESPMarker precedes IKE on the NAT traversal port, where ESP has its SPI (RFC 3948
@@ -148,7 +180,7 @@ func (in *inbound) demux(i int) {
 		in.stranger(g, spi)
 		return
 	}
-	in.found = append(in.found, inPacket{sa, i})
+	in.found = append(in.found, inPacket{sa: sa, i: i})
 }
 
 // missing does step 3 for a packet whose SPI has no SA. It returns the SA if that has just

@@ -11,9 +11,10 @@ package engine
 //  6. seal them where they are, grouped by socket
 //  7. wait for the turn, write each group in one go, and pass the turn on
 //
-// Steps 2 to 6 each go over the whole batch: where packets of many SAs follow each other,
-// the processor then fetches the memory of several at once, not of one after the other. To read
-// it ahead of time, pass by pass, cost more than it gained.
+// Steps 2 to 6 each go over the whole batch before the next: where packets of many SAs follow
+// each other, the processor is asked early for the memory of each (esp/prefetch.go), so that it
+// arrives for several at once, not for one after the other. To read the memory ahead of time
+// instead, pass by pass, cost more than it gained.
 //
 // A packet that waited takes steps 3 and 5 to 7 in the IKE loop when its SA is there.
 
@@ -22,6 +23,7 @@ import (
 	"net/netip"
 	"os"
 	"time"
+	"unsafe"
 
 	"postern/engine/log"
 	"postern/esp"
@@ -57,7 +59,8 @@ type outbound struct {
 type outPacket struct {
 	buf    []byte
 	off, n int
-	turn   int // index in turns; -1: dropped
+	turn   int  // index in turns; -1: dropped
+	other  bool // it has another SA than the packet before
 	sa     *outSA
 	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
@@ -138,6 +141,7 @@ func (o *outbound) parse(n int) {
 		p.buf, p.off, p.n = buf, headRoom, n
 		p.key = keyOf(&p.flow)
 		p.hash = p.key.hash(o.cache.seed)
+		esp.Prefetch(unsafe.Pointer(o.cache.set(p.hash)), 1)
 		o.todo = append(o.todo, i)
 	}
 }
@@ -149,12 +153,17 @@ func (o *outbound) find() {
 	gen := o.d.spd.gen.Load()
 	o.cache.begin(gen)
 	again := o.todo[:0]
+	var last *outSA
 	for _, i := range o.todo {
 		p := &o.pkts[i]
 		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
 		switch {
 		case sa != nil:
-			p.sa, p.pol = sa, pol
+			p.sa, p.pol, p.other = sa, pol, sa != last
+			if p.other {
+				esp.Prefetch(unsafe.Pointer(sa), 1)
+			}
+			last = sa
 			o.found = append(o.found, i)
 		case !o.unprotected(i, pol, gen):
 			again = append(again, i)
@@ -162,6 +171,10 @@ func (o *outbound) find() {
 	}
 	o.todo = again
 }
+
+// fetchAhead is how many packets ahead the memory of an SA's cipher is fetched: so many that it arrives in
+// time, and so few that it is not pushed out of the cache again.
+const fetchAhead = 4
 
 // unprotected does step 4 for packet i, which has no SA. It returns false if one may have
 // come up meanwhile: the packet has to be looked up again.
@@ -250,10 +263,28 @@ func (o *outbound) carry() {
 	}
 	d := o.d
 	for _, i := range o.found {
-		o.join(&o.pkts[i])
+		if p := &o.pkts[i]; p.other {
+			esp.Prefetch(unsafe.Pointer(p.sa.out), 1)
+		}
+	}
+	for _, i := range o.found {
+		p := &o.pkts[i]
+		o.join(p)
+		if p.other {
+			p.sa.out.Near(o.ctx)
+		}
 	}
 	now := d.turns.reserve(o)
-	for _, i := range o.found {
+	for k := -fetchAhead; k < len(o.found); k++ {
+		if f := k + fetchAhead; f < len(o.found) {
+			if p := &o.pkts[o.found[f]]; p.other {
+				p.sa.out.Ahead(o.ctx)
+			}
+		}
+		if k < 0 {
+			continue
+		}
+		i := o.found[k]
 		if p := &o.pkts[i]; p.turn >= 0 && !o.seal(p) {
 			o.todo = append(o.todo, i)
 		}

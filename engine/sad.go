@@ -205,6 +205,9 @@ func (s *sad) lookup(spi uint32) *inSA {
 	return nil
 }
 
+// at returns what lookup looks at, without a look at it.
+func (s *sad) at(spi uint32) *inSA { return s.slots[spi&s.mask].in.Load() }
+
 // awaits tells whether spi is reserved and has had no inbound SA yet. Whoever has found no
 // SA and then no reservation has to look for the SA once more.
 func (s *sad) awaits(spi uint32) bool {
