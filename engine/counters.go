@@ -39,6 +39,7 @@ const (
 	cInReleased                        // waited for an SA that did not come about
 	cInHeaders                         // IP headers before AH or ESP that cannot stand there
 	cInNoRoom                          // longer than a buffer once opened
+	cInBare                            // without the AH around it that a policy demands
 	cInReplay                          // seen before, or left of the window
 	cInAuth                            // integrity check failed
 	cInLimit                           // authentic, but beyond the hard limit of the SA
@@ -102,6 +103,7 @@ var counterNames = [numCounters]string{
 	cInReleased:    "in_drop_released",
 	cInHeaders:     "in_drop_headers",
 	cInNoRoom:      "in_drop_too_big",
+	cInBare:        "in_drop_bare",
 	cInReplay:      "in_drop_replay",
 	cInAuth:        "in_drop_auth",
 	cInLimit:       "in_drop_limit",

@@ -185,6 +185,7 @@ type note uint8
 const (
 	noteUnknownSPI note = iota
 	noteAuth
+	noteBare
 	noteSelectors
 	notePolicy
 	noteNoPolicy

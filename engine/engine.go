@@ -497,14 +497,15 @@ func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
 		}
 		return mtu, nil
 	}
-	mtu := pathMTU - outerHeaders
+	path := pathMTU - nestOctets(cfg.IKE.Conns)
+	mtu := path - outerHeaders
 	for _, conn := range cfg.IKE.Conns {
 		for _, child := range conn.Children {
 			for _, prop := range child.Proposals {
 				for _, sa := range proposedSAs(&prop) {
 					// In tunnel mode, whatever the child has: the peer may not agree to another.
 					sa.Remote = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
-					if n := sa.MaxPacket(pathMTU); n > 0 {
+					if n := sa.MaxPacket(path); n > 0 {
 						mtu = min(mtu, n)
 					}
 				}

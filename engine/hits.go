@@ -107,6 +107,7 @@ func (l *ikeLoop) rejudge() {
 		if slot.out != nil {
 			l.judgeOut(slot.out)
 		}
+		l.renest(slot)
 	}
 }
 

@@ -136,7 +136,7 @@ func (l *ikeLoop) publish(sa *inSA) (err error) {
 		return errSlot
 	}
 	in := l.early
-	in.now = l.d.clock()
+	in.now, in.settling = l.d.clock(), true
 	l.d.held.settle(sa.spi, func(h *heldPacket) {
 		if h.expired(in.now) {
 			l.d.counts.inc(cInExpired)
@@ -147,7 +147,9 @@ func (l *ikeLoop) publish(sa *inSA) (err error) {
 			return
 		}
 		in.sock = h.sock
+		in.nested = h.wasNested(sa)
 		in.esp(sa, &h.g, h.g.Buf)
+		in.nested = false
 	}, func() {
 		in.deliver()
 		err = l.d.sad.addIn(sa)

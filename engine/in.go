@@ -13,6 +13,8 @@ package engine
 //  8. choose a queue of the TUN device by the inner flow
 //  9. write what is left of the batch to each queue in one go
 //
+// ESP that was in AH takes step 4 again after step 6 (nest.go).
+//
 // Steps 2 and 3 go over the whole batch before the others, for the reason that out.go gives.
 //
 // The packets of an SA arrive at one socket, as long as the system steers by SPI, and those
@@ -48,6 +50,11 @@ type inbound struct {
 	out   [][][]byte // per queue of the TUN device, each packet behind innerRoom octets
 	flow  esp.Flow
 	now   time.Duration
+
+	inner  esp.Datagram // ESP that was in AH (nest.go)
+	nested bool         // it is being opened
+	// settling: the packets come from the queue of those that were held, which is locked.
+	settling bool
 
 	octets uint64 // of the inner packets in out
 	tally  tally  // of SAs that serve several entries of the SPD
@@ -234,6 +241,10 @@ func (in *inbound) ike(g *esp.Datagram, off int) {
 // esp does steps 4 to 8.
 func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 	d := in.d
+	if sa.around.Load() && !in.nested {
+		in.bare(sa, g)
+		return
+	}
 	if sa.in.Formed() && len(g.Buf) < g.N+esp.OpenRoom {
 		if len(spare) < g.N {
 			d.counts.inc(cInNoRoom)
@@ -269,6 +280,10 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		return
 	}
 	if sa.mixed.Load() && !in.permitted(sa, len(inner)) {
+		return
+	}
+	if in.flow.Proto == esp.ProtoESP && sa.proto == esp.AH && in.flow.Local == g.Local.Unmap() && !in.nested {
+		in.unwrap(sa, pkt, spare)
 		return
 	}
 	if !carryECN(inner, g.TOS) {

@@ -42,6 +42,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		}
 		sa.encap.Store(c.Encap)
 		sa.remote.Store(l.d.sad.remoteAt(c.Remote))
+		l.nestIn(sa, c.Local.Addr())
 		l.judgeIn(sa)
 		return l.publish(sa)
 	}
@@ -59,7 +60,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
-	sa.path.Store(l.d.sad.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
+	sa.path.Store(l.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
 	l.judgeOut(sa)
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
@@ -120,8 +121,9 @@ func (l *ikeLoop) moveSA(inbound uint32, p ike.Path, encap bool) {
 		in.remote.Store(l.d.sad.remoteAt(p.Remote))
 	}
 	if slot.out != nil {
-		slot.out.path.Store(l.d.sad.pathOf(slot.out.proto, p.Local.Addr(), p.Remote, encap))
+		slot.out.path.Store(l.pathOf(slot.out.proto, p.Local.Addr(), p.Remote, encap))
 	}
+	l.renest(slot)
 }
 
 // delSA takes one direction of a CHILD SA out of the SAD.

@@ -16,7 +16,8 @@ package engine
 // arrives for several at once, not for one after the other. To read the memory ahead of time
 // instead, pass by pass, cost more than it gained.
 //
-// A packet that waited takes steps 3 and 5 to 7 in the IKE loop when its SA is there.
+// A packet that waited takes steps 3 and 5 to 7 in the IKE loop when its SA is there. Where AH
+// goes around ESP, a packet has two SAs from step 5 on (nest.go).
 
 import (
 	"errors"
@@ -31,7 +32,10 @@ import (
 
 // headRoom is how many octets are free before a packet from the TUN device: what the largest
 // headers need, and a multiple of what the ciphers like.
-const headRoom = (esp.HeadRoomWhole + 15) &^ 15
+const headRoom = (esp.HeadRoomWhole + nestRoom + 15) &^ 15
+
+// nestRoom is how much more AH around ESP needs, at most (nest.go).
+const nestRoom = 16
 
 // outbound is the state of one goroutine that seals packets. Nobody else may use it.
 type outbound struct {
@@ -61,6 +65,7 @@ type outPacket struct {
 	off, n int
 	turn   int  // index in turns; -1: dropped
 	other  bool // it has another SA than the packet before
+	nest   int  // index in turns of the SA of AH around it; -1: there is none
 	sa     *outSA
 	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
@@ -196,14 +201,19 @@ func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 	if dropped {
 		d.counts.inc(cOutQueueFull)
 	}
-	if pol.mayAcquire(o.now) {
+	o.ask(pol, &p.flow)
+	return true
+}
+
+// ask asks the IKE loop for an SA of the policy, unless that was done lately.
+func (o *outbound) ask(pol *policy, f *esp.Flow) {
+	if d := o.d; pol.mayAcquire(o.now) {
 		d.counts.inc(cAcquire)
-		if !d.acquire(pol, &p.flow) {
+		if !d.acquire(pol, f) {
 			d.counts.inc(cAcquireLost)
 			pol.acquired.Store(0)
 		}
 	}
-	return true
 }
 
 // permitted tells whether the policy protects; if not, the packet is dropped and
@@ -317,7 +327,7 @@ func (o *outbound) account() {
 // join counts a packet in its SA's turn, unless it is clear that it cannot be sent.
 func (o *outbound) join(p *outPacket) {
 	d, sa := o.d, p.sa
-	p.turn, p.path = -1, sa.path.Load()
+	p.turn, p.nest, p.path = -1, -1, sa.path.Load()
 	if len(d.socks[p.path.sock]) == 0 {
 		d.counts.inc(cOutNoSocket)
 		return
@@ -327,16 +337,14 @@ func (o *outbound) join(p *outPacket) {
 		o.unfit(sa, p, err)
 		return
 	}
-	// The mark is right if the turn there is this SA's, and is left from another batch if not.
-	i := int(sa.mark[o.ctx])
-	if i >= len(o.turns) || o.turns[i].sa != sa {
-		i = len(o.turns)
-		o.turns = append(o.turns, turn{sa: sa})
-		sa.mark[o.ctx] = uint16(i)
+	if p.path.nested {
+		ah := o.findAround(p)
+		if ah == nil {
+			return
+		}
+		p.nest = o.turnOf(ah, p.n+nestMost)
 	}
-	o.turns[i].n++
-	o.turns[i].room += p.n
-	p.turn = i
+	p.turn = o.turnOf(sa, p.n)
 }
 
 // fit shortens turn i to what a hard limit leaves: packets in their order, but for those that
@@ -349,9 +357,15 @@ func (o *outbound) fit(i int, left esp.Usage) {
 	t.n, t.room = 0, 0
 	for _, f := range o.found {
 		p := &o.pkts[f]
-		if p.turn == i && uint64(t.n) < left.Packets && uint64(t.room+p.n) <= left.Bytes {
+		n := p.n
+		if p.nest == i {
+			n += nestMost
+		} else if p.turn != i {
+			continue
+		}
+		if uint64(t.n) < left.Packets && uint64(t.room+n) <= left.Bytes {
 			t.n++
-			t.room += p.n
+			t.room += n
 		}
 	}
 }
@@ -374,6 +388,9 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 		o.refused(t.sa)
 		return true
 	}
+	if p.nest >= 0 && !o.mayNest(p) {
+		return true
+	}
 	to := p.path.datagram()
 	if err := t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, &to); err != nil {
 		// join has seen that there is room. The number becomes a gap, of an SA that sends
@@ -388,6 +405,9 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	o.octets += uint64(p.n)
 	if t.sa.mixed.Load() {
 		o.tally.add(p.pol.hits, uint64(p.n), (*hits).out)
+	}
+	if p.nest >= 0 && !o.sealAround(p, &to) {
+		return true
 	}
 	s := p.path.sock
 	if to.Whole {
@@ -462,14 +482,16 @@ func (o *outbound) flush() {
 // outerPathOf returns the path of packets of a protocol from local to remote.
 func outerPathOf(proto esp.Protocol, local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
 	if encap {
-		return &outerPath{sockNATT4.family(remote.Addr()), local, remote}
+		return &outerPath{sock: sockNATT4.family(remote.Addr()), local: local, remote: remote}
 	}
 	s := sockESP4
 	if proto == esp.AH {
 		s = sockAH4
 	}
-	return &outerPath{s.family(remote.Addr()), local, netip.AddrPortFrom(remote.Addr(), 0)}
+	return &outerPath{sock: s.family(remote.Addr()), local: local, remote: netip.AddrPortFrom(remote.Addr(), 0)}
 }
 
 // datagram returns an empty datagram on the path.
-func (p *outerPath) datagram() esp.Datagram { return esp.Datagram{Local: p.local, Remote: p.remote} }
+func (p *outerPath) datagram() esp.Datagram {
+	return esp.Datagram{Local: p.local, Remote: p.remote, Whole: p.nested}
+}

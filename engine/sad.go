@@ -22,6 +22,7 @@ type inSA struct {
 	proto  esp.Protocol
 	encap  atomic.Bool
 	mixed  atomic.Bool // as in share, which the loop alone reads
+	around atomic.Bool // it has to be in AH (nest.go)
 
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
@@ -129,6 +130,7 @@ func (sa *outSA) sock() sockID { return sa.path.Load().sock }
 // port 0 without encapsulation.
 type outerPath struct {
 	sock   sockID
+	nested bool // AH goes around it (nest.go)
 	local  netip.Addr
 	remote netip.AddrPort
 }

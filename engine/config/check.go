@@ -228,6 +228,9 @@ func (l *loader) checkMode(c *child) {
 	if ah != nil && c.mode == modeBEET {
 		l.problem(ah.key, `write mode = "tunnel" or "transport", or use esp_proposals`, "BEET is a mode of ESP alone")
 	}
+	if c.mode == modeTransport && ah == nil && slices.ContainsFunc(slices.Concat(c.LocalTS, c.RemoteTS), func(ts ike.TS) bool { return ts.Proto == esp.ProtoESP }) {
+		l.problem(where(c.t, "local_ts"), "write ah_proposals, or leave the protocol out", "a child between the two hosts that selects ESP goes around that of others, which only AH can")
+	}
 	if c.mode != modeTransport && c.mode != modeBEET {
 		return
 	}

@@ -395,6 +395,24 @@ remote_ts = ["10.3.0.0/24[udp]"]
 local_ts = ["10.9.0.0/24", "10.1.0.0/24"]
 remote_ts = ["10.3.0.0/24[17]"]    #! child f of connection b has the selectors of child e of connection b (line 14)
 ` + baseSecret},
+		{"what goes around ESP", baseConn + `
+[connections.a.children.c]
+mode = "transport"
+local_ts = ["dynamic[esp]"]        #! which only AH can; write ah_proposals
+remote_ts = ["dynamic[esp]"]
+[connections.b]
+remote_addrs = ["198.51.100.9"]
+[connections.b.remote]
+id = "b.example"
+[connections.b.children.d]
+mode = "transport"
+ah_proposals = ["sha256"]
+local_ts = ["dynamic[esp]"]
+remote_ts = ["dynamic[esp]"]
+[connections.b.children.e]
+local_ts = ["10.1.0.0/24[esp]"]
+remote_ts = ["10.2.0.0/24[esp]"]
+` + baseSecret},
 		{"many at once", `
 [daemon]
 mtu = 1                            #! mtu 1 is out of range

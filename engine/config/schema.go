@@ -230,7 +230,7 @@ var childSection = &section{
 			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
 		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default" as above, with AES-CBC last`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
-		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals`,
+		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals; with mode "transport" and "dynamic[esp]" for both selectors it goes around the ESP of other children to that peer`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoAH, &s.child.Proposals) }},
 		{"rekey_time", aDuration, `new keys after that time; 0: never; "1h"`,
 			func(s *scope, n *node) { s.duration(n, &s.child.RekeyTime) }},
