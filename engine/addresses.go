@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postern/engine/log"
+	"postern/esp"
 )
 
 // What follows from a change of the host's addresses, routes or links, as DHCP makes it
@@ -119,6 +120,11 @@ func (e *Engine) followAddresses(w AddressWatch) {
 	}
 }
 
+// unknown tells whether selectors say that the host's address is not known.
+func unknown(ts []esp.Selector) bool {
+	return len(ts) == 0 || ts[0].Start == ts[0].End && ts[0].Start.IsUnspecified()
+}
+
 // readdress adjusts policies and kernel to the addresses that the host has now. It runs
 // on the loop's goroutine.
 func (e *Engine) readdress() {
@@ -132,7 +138,7 @@ func (e *Engine) readdress() {
 	for i := range spec {
 		// Without a way to the peer there is no new address. Until there is one the old
 		// policy stays, for without it packets would leave in clear.
-		if was := &s.spec[i]; len(spec[i].LocalTS) == 0 {
+		if was := &s.spec[i]; unknown(spec[i].LocalTS) && !unknown(was.LocalTS) {
 			spec[i].LocalTS, spec[i].RemoteTS = was.LocalTS, was.RemoteTS
 		} else if !slices.Equal(spec[i].LocalTS, was.LocalTS) || !slices.Equal(spec[i].RemoteTS, was.RemoteTS) {
 			same = false

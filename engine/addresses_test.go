@@ -49,8 +49,8 @@ func TestPoliciesFollowTheHostsAddresses(t *testing.T) {
 	h := wire.host("192.0.2.1")
 	h.noRoute = true // as before DHCP
 	a := startEngine(t, h, parse(t, callsOut), board.Tiny)
-	if l, _ := h.locals(); len(l) != 0 {
-		t.Fatalf("without an address the policies are for %v", l)
+	if l, _ := h.locals(); len(l) != 1 || l[0] != "0.0.0.0/32" {
+		t.Fatalf("without an address the policies are for %v, want what has yet to choose one", l)
 	}
 	before := h.change(false)
 	eventually(t, "the kernel knows the new address", func() bool {

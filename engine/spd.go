@@ -248,7 +248,7 @@ func (s *spd) entry(list []*policy, sp *policySpec, i int, local, remote []esp.S
 		return list
 	}
 	p := &policy{
-		Policy:  esp.Policy{Name: sp.Name, Action: sp.Action, Dir: sp.Dir, LocalTS: local, RemoteTS: remote},
+		Policy:  esp.Policy{Name: sp.Name, Action: sp.Action, Dir: sp.Dir, Own: sp.Own, LocalTS: local, RemoteTS: remote},
 		number:  i + 1,
 		conn:    sp.conn,
 		child:   sp.child,
@@ -359,7 +359,7 @@ func meet(a, b []esp.Selector) bool {
 
 func equalPolicies(a, b []esp.Policy) bool {
 	return slices.EqualFunc(a, b, func(x, y esp.Policy) bool {
-		return x.Action == y.Action && x.Dir == y.Dir && x.Count == y.Count && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
+		return x.Action == y.Action && x.Dir == y.Dir && x.Count == y.Count && x.Own == y.Own && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
 	})
 }
 

@@ -71,12 +71,14 @@ func (d Directions) String() string {
 //
 // Count says that the kernel may hand over what arrives in clear and the entry does not let
 // pass, so that it is counted before it is dropped: no policy would have such a packet sent
-// into a tunnel.
+// into a tunnel. Own says that the local selectors are this host's own address, which may be
+// another one by now: what it sends from an address that it has yet to choose is meant as well.
 type Policy struct {
 	Name     string
 	Action   Action
 	Dir      Directions
 	Count    bool
+	Own      bool
 	LocalTS  []Selector
 	RemoteTS []Selector
 }

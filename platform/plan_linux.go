@@ -233,7 +233,8 @@ func (p *fragmentPlan) runs() []ruleRun { return slices.Concat(p.visible, p.upTo
 //
 //   - PROTECT: with a host's address inside the local selector, that becomes the source,
 //     and the packet goes into the device. Without one the host cannot send what the
-//     entry selects.
+//     entry selects; but if that is whatever address the host has, it was another one until
+//     now, and the packet is dropped.
 //   - BYPASS: go on before a later entry takes the packet, if whatever source the host
 //     chooses then is not for that entry; else the later entry takes it.
 //   - DISCARD: only if every address of the host is inside the local selector.
@@ -248,6 +249,11 @@ func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 		case esp.Protect:
 			src := p.ownSource(at, m)
 			if !src.IsValid() {
+				// No address of before is left, and those of now are not in the entry yet. But
+				// DHCPv6, which may be about to get one, needs its multicasts.
+				if pol.Own && (!f.v6 || m.to.Bits() > 0) {
+					break
+				}
 				continue
 			}
 			table, err := p.table(src)
@@ -315,6 +321,7 @@ func (p *planner) bypassOwn(at int, m ruleMatch) bool {
 		if pol.Action == esp.Bypass || !pol.Dir.Out() || !overlapsAny(pol.RemoteTS, m.to) {
 			continue
 		}
+		needed = needed || pol.Own
 		for _, host := range p.hosts {
 			if contains(pol.LocalTS, host, m.proto) {
 				if !m.from.Contains(host) {

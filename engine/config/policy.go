@@ -55,7 +55,7 @@ func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry
 			e.LocalTS, e.RemoteTS = resolve(e.Carrier.LocalTS, nil), resolve(e.Carrier.RemoteTS, nil)
 		}
 		if t.local != nil {
-			e.LocalTS = t.local
+			e.LocalTS, e.Own = t.local, false
 		}
 		if t.remote != nil {
 			e.RemoteTS = t.remote
@@ -113,7 +113,10 @@ func Decide(list []Entry, f *esp.Flow, in bool) int {
 //
 // A dynamic selector on the peer's side becomes the addresses in remote_addrs, if these
 // are single ones (a name is none); on our side, those in local_addrs, or else what source returns as
-// the address from which packets to the peer leave. Source may be nil. Where an address
+// the address from which packets to the peer leave. While no way leads to the peer, what is between
+// the two hosts alone is from any address, and what goes elsewhere from the unspecified one, which
+// with Own stands for what is yet to be chosen: or packets would leave in clear from the moment on
+// when there is a way again, until postern has noticed it. Source may be nil. Where an address
 // is not known until the peer calls, the policy has no selectors and matches nothing;
 // it is the CHILD SA that has them then.
 func (c *Config) Policies(source func(remote netip.Addr) (netip.Addr, error)) []esp.Policy {
@@ -121,18 +124,32 @@ func (c *Config) Policies(source func(remote netip.Addr) (netip.Addr, error)) []
 	for _, conn := range c.IKE.Conns {
 		remote, known := hosts(conn)
 		local := conn.LocalAddrs
+		var lost []netip.Addr
 		if len(local) == 0 && known && source != nil {
 			for _, r := range remote {
 				if a, err := source(r); err == nil && a.IsValid() {
 					local = append(local, a)
+				} else {
+					lost = append(lost, anyOf(r))
 				}
 			}
 		}
 		for _, child := range conn.Children {
+			ours := local
+			if !slices.ContainsFunc(child.RemoteTS, isFixed) {
+				ours = slices.Concat(local, lost)
+			}
 			p := esp.Policy{
 				Action:   esp.Protect,
-				LocalTS:  resolve(child.LocalTS, local),
+				Own:      len(conn.LocalAddrs) == 0 && !slices.ContainsFunc(child.LocalTS, isFixed),
+				LocalTS:  resolve(child.LocalTS, ours),
 				RemoteTS: resolve(child.RemoteTS, remote),
+			}
+			if p.Own && len(p.LocalTS) == 0 && len(lost) > 0 {
+				p.LocalTS = resolve(child.LocalTS, lost)
+				for i := range p.LocalTS {
+					p.LocalTS[i].End = p.LocalTS[i].Start
+				}
 			}
 			if len(p.LocalTS) == 0 || len(p.RemoteTS) == 0 {
 				p.LocalTS, p.RemoteTS = nil, nil
@@ -143,7 +160,8 @@ func (c *Config) Policies(source func(remote netip.Addr) (netip.Addr, error)) []
 	return out
 }
 
-// resolve puts addresses into dynamic selectors; nil if there are none to put in.
+// resolve puts addresses into dynamic selectors, an unspecified one for all of its family; nil if
+// there are none to put in.
 func resolve(list []ike.TS, addrs []netip.Addr) []esp.Selector {
 	var out []esp.Selector
 	for _, ts := range list {
@@ -157,10 +175,23 @@ func resolve(list []ike.TS, addrs []netip.Addr) []esp.Selector {
 		for _, a := range addrs {
 			s := ts.Selector
 			s.Start, s.End = a, a
+			if a.IsUnspecified() {
+				s.End = esp.SelectorFromPrefix(netip.PrefixFrom(a, 0)).End
+			}
 			out = append(out, s)
 		}
 	}
 	return out
+}
+
+func isFixed(ts ike.TS) bool { return !ts.Dynamic }
+
+// anyOf stands for any address of the family of a.
+func anyOf(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 // hosts returns the addresses of a peer that can only be at single ones; known is false
