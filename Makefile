@@ -96,9 +96,11 @@ size: cross
 bench:
 	@.ci/bench
 
-# What sealing and opening may cost above the bare cipher; some seconds.
+# What sealing and opening may cost above the bare cipher, and policies more than one; some
+# seconds.
 budget:
 	@.ci/budget
+	@.ci/lookups
 
 # Side by side with wireguard-go and strongSwan, by turns on this machine, as root; some
 # minutes. BENCH_ONLY=postern,wireguard selects contenders, PEERSFLAGS has what

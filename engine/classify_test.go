@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -229,6 +230,7 @@ func BenchmarkSPD(b *testing.B) {
 				b.ReportMetric(float64(best[i].Nanoseconds())/round, fmt.Sprintf("ns/%d", n))
 			}
 			b.ReportMetric(float64(best[len(best)-1])/float64(best[0]), "ratio")
+			b.ReportMetric(float64(slices.Max(best))/float64(best[0]), "worst")
 		})
 	}
 }
