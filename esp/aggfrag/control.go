@@ -40,6 +40,9 @@ type Rate struct {
 	// TripLoss and TripAfter are the circuit breaker (RFC 9347 section 2.4.2.1): it trips when the peer
 	// reports one loss event in TripLoss payloads, or more, for TripAfter without a break. 0: there
 	// is none. A peer that reports nothing does not trip it; whether it lives is IKE's to find out.
+	//
+	// A loss event is all that is lost in a round trip. At a constant rate the peer is not told the
+	// round trip, so that each gap is one: then no less than one payload in TripLoss is lost.
 	TripLoss  uint32
 	TripAfter time.Duration
 }
@@ -144,7 +147,10 @@ func (c *Control) Out(now time.Duration, h *Header) {
 	c.silence(now)
 	h.Congestion = true
 	h.LossEventRate, h.CE = c.in.rate()
-	h.RTT = micros(c.rtt, MaxRTT)
+	h.RTT = 0
+	if c.r.Adapt {
+		h.RTT = micros(c.rtt, MaxRTT)
+	}
 	h.TransmitDelay = micros(c.Interval(), MaxDelay)
 	h.TVal = timestamp(now)
 	h.TEcho, h.EchoDelay = c.echo, 0
@@ -205,8 +211,8 @@ func (c *Control) feedback(now time.Duration, h *Header) {
 	}
 	if due {
 		c.adaptedAt = now
-		if age >= h.EchoDelay && h.EchoDelay < MaxDelay && age-h.EchoDelay <= MaxRTT {
-			sample := time.Duration(max(1, age-h.EchoDelay)) * time.Microsecond
+		if sample := age - h.EchoDelay; h.EchoDelay < MaxDelay && sample <= MaxRTT { // one below 0 is larger
+			sample := time.Duration(max(1, sample)) * time.Microsecond
 			if c.path == 0 {
 				c.path = sample
 			} else {

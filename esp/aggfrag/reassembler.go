@@ -86,6 +86,7 @@ func (r *Reassembler) Push(now time.Duration, seq uint64, p []byte, h *Header) e
 	for r.fresh.full || len(r.blocks) > 0 { // Next has not been called to the end
 		r.Next()
 	}
+	r.Tick(now)
 	blocks, err := h.Parse(p)
 	if seq < r.expect {
 		if err == nil {
@@ -95,13 +96,12 @@ func (r *Reassembler) Push(now time.Duration, seq uint64, p []byte, h *Header) e
 	}
 	if ahead := seq - r.expect; ahead > 0 {
 		if ahead > uint64(len(r.slots)) {
-			r.floor = seq - uint64(len(r.slots))
+			r.floor = max(r.floor, seq-uint64(len(r.slots)))
 		} else if s := r.slot(seq); s.full && s.seq == seq {
 			return ErrLate
 		}
 	}
 	r.fresh = payload{full: true, broken: err != nil, offset: int(h.BlockOffset), seq: seq, at: now, blocks: blocks}
-	r.Tick(now)
 	return err
 }
 
@@ -147,8 +147,13 @@ func (r *Reassembler) Deadline() (at time.Duration, ok bool) {
 
 // Tick gives up the payloads that others have waited for too long. Next returns what follows them.
 func (r *Reassembler) Tick(now time.Duration) {
-	if at, ok := r.Deadline(); ok && now >= at {
-		r.floor = max(r.floor, r.lowest())
+	if r.held == 0 || r.wait == 0 {
+		return
+	}
+	for i := range r.slots {
+		if s := &r.slots[i]; s.full && now-s.at >= r.wait {
+			r.floor = max(r.floor, s.seq)
+		}
 	}
 }
 
