@@ -63,6 +63,10 @@ func (s *site) capture() *capture {
 			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
 				return fmt.Errorf("buffer of the packet socket: %w", err)
 			}
+			// The kernel's time of each frame: the reader's own depends on what else runs.
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+				return fmt.Errorf("time stamps of the packet socket: %w", err)
+			}
 			// The timeout lets the reader see that it shall stop, after it has drained the queue.
 			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50000}); err != nil {
 				return err
@@ -83,10 +87,10 @@ func (s *site) capture() *capture {
 
 func (c *capture) read(link string, fd int) {
 	var frames []frame
-	buf := make([]byte, snapLen)
+	buf, oob := make([]byte, snapLen), make([]byte, 64)
 	for {
 		// MSG_TRUNC: the length that the frame had, not that of the buffer.
-		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_TRUNC)
+		n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_TRUNC)
 		if err != nil {
 			if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && !c.stopF.Load() {
 				continue
@@ -97,13 +101,25 @@ func (c *capture) read(link string, fd int) {
 		if at := c.stopAt.Load(); at != 0 && now.Sub(time.Unix(0, at)) > drainTime {
 			break // the traffic goes on without us
 		}
-		frames = append(frames, frame{link, now, bytes.Clone(buf[:min(n, len(buf))]), n})
+		frames = append(frames, frame{link, stamp(oob[:oobn], now), bytes.Clone(buf[:min(n, len(buf))]), n})
 	}
 	if st, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil && st.Drops > 0 {
 		c.t.Errorf("capture on %s lost %d frames: what it says about the others proves nothing", link, st.Drops)
 	}
 	unix.Close(fd)
 	c.done <- frames
+}
+
+// stamp returns the time that the kernel tells of a frame, or another one if it tells none.
+func stamp(oob []byte, or time.Time) time.Time {
+	if len(oob) < unix.CmsgLen(16) {
+		return or
+	}
+	h, b, _, err := unix.ParseOneSocketControlMessage(oob)
+	if err != nil || h.Type != unix.SCM_TIMESTAMPNS || len(b) < 16 {
+		return or
+	}
+	return time.Unix(int64(binary.NativeEndian.Uint64(b)), int64(binary.NativeEndian.Uint64(b[8:])))
 }
 
 // stop ends the recording, writes it to pcap files and returns it, in the order of time.
