@@ -60,7 +60,7 @@ check: deps
 	@.ci/gotest -tags demo .
 
 race: deps
-	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/... ./esp/ctaes
+	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/... ./esp/aggfrag ./esp/ctaes
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)

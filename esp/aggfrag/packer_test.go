@@ -52,7 +52,7 @@ func TestPackerCutsAsTheExampleOfTheRFC(t *testing.T) {
 }
 
 func TestPackerFillsAsTheReferenceDoes(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range seeds(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		packets := randomPackets(r, 60)
 		whole, h := r.IntN(3) == 0, Header{Congestion: r.IntN(2) == 0, TVal: 5}

@@ -4,7 +4,16 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"slices"
+	"testing"
 )
+
+// seeds returns how many of the runs of a property are to be made: a tenth with -short, as on emulated processors.
+func seeds(n uint64) uint64 {
+	if testing.Short() {
+		return n / 10
+	}
+	return n
+}
 
 // ipPacket makes an inner packet of n octets whose content is told by tag.
 func ipPacket(version, n int, tag byte) []byte {

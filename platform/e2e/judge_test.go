@@ -262,7 +262,11 @@ func (p pace) stretches(r *rand.Rand, count, n int) []stretch {
 func TestJudgeTakesTheSameForTheSame(t *testing.T) {
 	const ms = time.Millisecond
 	runs, below := 0, map[float64]int{}
-	for seed := range uint64(15) {
+	seeds := uint64(15)
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
 		for _, p := range []pace{
 			{spacing: 5 * ms, jitter: 100 * time.Microsecond},
 			{spacing: 5 * ms, jitter: 100 * time.Microsecond, drift: true},
@@ -319,7 +323,7 @@ func TestJudgeTellsApartWhatDiffers(t *testing.T) {
 		{"twice the jitter", late, jittery},
 		{"now and then two at once", late, double},
 	} {
-		for seed := range uint64(4) {
+		for seed := range uint64(3) {
 			r := rand.New(rand.NewPCG(seed, 8))
 			got, err := tellApart(v.idle.stretches(r, 12, 100), v.busy.stretches(r, 12, 100))
 			if err != nil {
