@@ -39,8 +39,10 @@ const (
 	// turns, idle, busy, idle, busy ..., so that what else the machine does falls on both.
 	minStretches = 10
 
-	// minBeats is how many packets a stretch needs.
-	minBeats = 3 * window
+	// minBeats is how many packets a stretch needs, and minTotal all of a kind together. A stretch may
+	// be short of packets because the machine was.
+	minBeats = window + 1
+	minTotal = minStretches * 3 * window
 
 	// window is over how many packets in a row the rate is looked at.
 	window = 16
@@ -118,6 +120,9 @@ func tellApart(idle, busy []stretch) (verdict, error) {
 				v.rate.samples = append(v.rate.samples, sample{b.at.Sub(s[j-window].at).Seconds(), i})
 			}
 		}
+	}
+	if min(count[0], count[1]) < minTotal {
+		return v, fmt.Errorf("%d spacings of idle packets and %d of busy ones are too few, %d of each are needed", count[0], count[1], minTotal)
 	}
 	for n := range sizes {
 		v.sizes = append(v.sizes, n)
@@ -363,13 +368,13 @@ func TestBeatsAreOneGatewaysESP(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(2, 9))
 	p := pace{spacing: time.Millisecond, jitter: 100 * time.Microsecond}
-	notToldApart(t, "the same twice", p.stretches(r, minStretches, minBeats), p.stretches(r, minStretches, minBeats))
+	notToldApart(t, "the same twice", p.stretches(r, minStretches, 3*window+1), p.stretches(r, minStretches, 3*window+1))
 }
 
 func TestJudgeSeesOneSizeThatDiffers(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 9))
 	p := pace{spacing: time.Millisecond, jitter: 10 * time.Microsecond}
-	idle, busy := p.stretches(r, minStretches, minBeats), p.stretches(r, minStretches, minBeats)
+	idle, busy := p.stretches(r, minStretches, 3*window+1), p.stretches(r, minStretches, 3*window+1)
 	busy[3][17].octets++
 	v, err := tellApart(idle, busy)
 	if err != nil || v.equalSizes() || !slices.Equal(v.sizes, []int{1400, 1401}) {
@@ -383,14 +388,18 @@ func TestJudgeSeesOneSizeThatDiffers(t *testing.T) {
 func TestJudgeGivesNoVerdictOnLittle(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 9))
 	p := pace{spacing: time.Millisecond}
-	enough := p.stretches(r, minStretches, minBeats)
+	enough := p.stretches(r, minStretches, 3*window+1)
 	if _, err := tellApart(enough, enough[1:]); err == nil {
 		t.Error("a verdict on 10 and 9 stretches")
 	}
 	short := slices.Clone(enough)
-	short[2] = short[2][1:]
+	short[2] = short[2][:minBeats-1]
 	if _, err := tellApart(enough, short); err == nil {
 		t.Error("a verdict though one stretch has too few packets")
+	}
+	short[2] = enough[2][1:]
+	if _, err := tellApart(enough, short); err == nil {
+		t.Error("a verdict though all have a packet too few together")
 	}
 	if _, err := tellApart(enough, enough); err != nil {
 		t.Error(err)
