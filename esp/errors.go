@@ -1,6 +1,9 @@
 package esp
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // What Seal, Open and the header views can answer. Each says whether the SA's state
 // has advanced, because a caller that retries or counts has to know.
@@ -65,4 +68,8 @@ var (
 
 	// ErrMalformed: an inner packet whose headers contradict themselves or are truncated.
 	ErrMalformed = errors.New("esp: malformed inner packet")
+
+	// ErrChain, which is an ErrMalformed: an inner packet with more IPv6 extension headers than
+	// anyone needs.
+	ErrChain = fmt.Errorf("%w: too many extension headers", ErrMalformed)
 )

@@ -97,7 +97,7 @@ func CutInner(payload []byte, next uint8) ([]byte, error) {
 // header.
 //
 // ErrMalformed, with f undefined: the packet is truncated, its lengths contradict each
-// other, or it has more extension headers than anyone needs.
+// other, or, as ErrChain, it has more extension headers than anyone needs.
 func ParseFlow(pkt []byte, outbound bool, f *Flow) error {
 	n, err := InnerLen(pkt)
 	if err != nil {
@@ -118,9 +118,8 @@ func ParseFlow(pkt []byte, outbound bool, f *Flow) error {
 	} else {
 		f.Local = netip.AddrFrom16([16]byte(pkt[8:24]))
 		f.Remote = netip.AddrFrom16([16]byte(pkt[24:40]))
-		var ok bool
-		if f.Proto, l4, first, whole, ok = walkIPv6(pkt[6], pkt[ipv6Len:]); !ok {
-			return ErrMalformed
+		if f.Proto, l4, first, whole, err = walkIPv6(pkt[6], pkt[ipv6Len:]); err != nil {
+			return err
 		}
 	}
 	if !outbound {
@@ -131,49 +130,59 @@ func ParseFlow(pkt []byte, outbound bool, f *Flow) error {
 
 // walkIPv6 goes over the extension headers to the next layer (RFC 8200 section 4). In a
 // later fragment it stops at the fragment header, behind which no header is to be found.
-func walkIPv6(proto uint8, b []byte) (next uint8, l4 []byte, first, whole, ok bool) {
+func walkIPv6(proto uint8, b []byte) (next uint8, l4 []byte, first, whole bool, err error) {
 	first, whole = true, true
 	for range maxExtHeaders {
 		n := 0
 		switch proto {
 		case ProtoHopByHop, ProtoRouting, ProtoDstOpts, ProtoHIP, ProtoShim6:
 			if len(b) < 8 {
-				return 0, nil, false, false, false
+				return 0, nil, false, false, ErrMalformed
 			}
 			n = 8 + int(b[1])*8
 		case ProtoFragment:
 			if len(b) < 8 {
-				return 0, nil, false, false, false
+				return 0, nil, false, false, ErrMalformed
 			}
 			n = 8
 			frag := binary.BigEndian.Uint16(b[2:])
 			first = frag&0xfff8 == 0
 			whole = whole && frag&0xfff9 == 0
 		default:
-			return proto, b, first, whole, true
+			return proto, b, first, whole, nil
 		}
 		if len(b) < n {
-			return 0, nil, false, false, false
+			return 0, nil, false, false, ErrMalformed
 		}
 		proto, b = b[0], b[n:]
 		if !first {
-			return proto, b, first, whole, true
+			return proto, b, first, whole, nil
 		}
 	}
-	return 0, nil, false, false, false
+	return 0, nil, false, false, ErrChain
 }
+
+// portsLen returns how many octets of a protocol's header hold the ports, or what stands for
+// them; 0 if there are none.
+func portsLen(proto uint8) int {
+	switch proto {
+	case ProtoTCP, ProtoUDP, ProtoSCTP, ProtoDCCP, ProtoUDPLite:
+		return 4
+	case ProtoICMP, ProtoICMPv6:
+		return 2
+	case ProtoMobility:
+		return 3
+	}
+	return 0
+}
+
+// HasPorts tells whether a protocol has ports, or ICMP's type and code or the type of a mobility
+// header in their place (RFC 4301 section 4.4.1.1).
+func HasPorts(proto uint8) bool { return portsLen(proto) > 0 }
 
 // readPorts fills in the ports from the next layer's header.
 func (f *Flow) readPorts(l4 []byte, outbound, first, whole bool) error {
-	need := 0
-	switch f.Proto {
-	case ProtoTCP, ProtoUDP, ProtoSCTP, ProtoDCCP, ProtoUDPLite:
-		need = 4
-	case ProtoICMP, ProtoICMPv6:
-		need = 2
-	case ProtoMobility:
-		need = 3
-	}
+	need := portsLen(f.Proto)
 	if need == 0 || !first {
 		f.NoPorts = true
 		return nil

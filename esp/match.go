@@ -201,7 +201,7 @@ func ProtoName(proto uint8) string {
 
 // String writes the selector as strongSwan does: "10.1.0.0/24", "10.1.0.1/32[tcp/502]",
 // "10.1.0.1..10.1.0.9[udp/100-200]", "fd00::/64[ipv6-icmp/128]", "10.1.0.0/24[tcp/OPAQUE]".
-// For ICMP, a code other than 0 follows the type in parentheses.
+// For ICMP, a code other than 0 follows the type in parentheses; a mobility header has types, too.
 func (s Selector) String() string {
 	if !s.Start.IsValid() {
 		return "none"
@@ -236,7 +236,7 @@ func (s Selector) String() string {
 
 // portString writes a port, or for ICMP its type and code.
 func (s *Selector) portString(p uint16) string {
-	if s.Proto != ProtoICMP && s.Proto != ProtoICMPv6 {
+	if s.Proto != ProtoICMP && s.Proto != ProtoICMPv6 && s.Proto != ProtoMobility {
 		return strconv.Itoa(int(p))
 	}
 	out := strconv.Itoa(int(p >> 8))

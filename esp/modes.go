@@ -231,8 +231,9 @@ func (f *form) mend(pkt []byte, encap bool) {
 	proto, l4, v6 := uint8(0), []byte(nil), pkt[0]>>4 == 6
 	addrs := pkt[12:20]
 	if v6 {
-		var whole, ok bool
-		if proto, l4, _, whole, ok = walkIPv6(pkt[6], pkt[ipv6Len:]); !ok || !whole {
+		var whole bool
+		var err error
+		if proto, l4, _, whole, err = walkIPv6(pkt[6], pkt[ipv6Len:]); err != nil || !whole {
 			return
 		}
 		addrs = pkt[8:40]
