@@ -25,6 +25,13 @@ const (
 	cOutLimit                          // beyond the hard limit of the SA in packets or octets
 	cOutTooBig                         // does not fit the buffer once sealed
 	cOutFragment                       // a fragment, which the SA's mode cannot carry
+	cOutChain                          // more IPv6 extension headers than anyone needs
+	cOutFragMalformed                  // a fragment that no datagram has
+	cOutFragTiny                       // a first fragment that ends before its ports
+	cOutFragFirst                      // a later fragment whose first one is not known, where that matters
+	cOutFragRefused                    // a later fragment, whose SA takes the first one alone
+	cOutFragClear                      // a fragment that is not to be protected, which the kernel could not know
+	cFragsForgotten                    // first fragments that others have pushed out of the table
 	cOutUnfit                          // headers or addresses that the SA's mode cannot carry
 	cOutNoSocket                       // no socket of the family or kind that the SA needs
 	cOutSendError                      // the socket refused it
@@ -46,6 +53,12 @@ const (
 	cInPadding                         // authentic, but its padding is wrong
 	cInNextHeader                      // authentic, but what it carries is not IPv4 or IPv6
 	cInMalformed                       // authentic, but its inner packet is malformed
+	cInChain                           // authentic, but its inner packet has more extension headers than anyone needs
+	cInFragMalformed                   // a fragment that no datagram has
+	cInFragTiny                        // a fragment that could hide or change ports and flags (RFC 1858, RFC 3128)
+	cInFragOverlap                     // a fragment that overlaps another one of its datagram
+	cInFragFirst                       // a later fragment whose first one has not come through the SA
+	cInFragRefused                     // a later fragment through an SA that is not for such ones
 	cInSelectors                       // inner addresses are not the SA's (RFC 4301 section 5.2)
 	cInPolicy                          // within the SA's selectors, but an earlier SPD entry discards or bypasses it
 	cInDummy                           // dummy packets (RFC 4303 section 2.6)
@@ -121,6 +134,20 @@ var counterNames = [numCounters]string{
 	cIKEShort:      "ike_drop_short",
 	cIKEQueueFull:  "ike_drop_queue_full",
 	cIKESendError:  "ike_drop_send_error",
+
+	cOutChain:         "out_drop_header_chain",
+	cOutFragMalformed: "out_drop_fragment_malformed",
+	cOutFragTiny:      "out_drop_fragment_tiny",
+	cOutFragFirst:     "out_drop_fragment_no_first",
+	cOutFragRefused:   "out_drop_fragment_refused",
+	cOutFragClear:     "out_drop_fragment_clear",
+	cFragsForgotten:   "fragments_forgotten",
+	cInChain:          "in_drop_header_chain",
+	cInFragMalformed:  "in_drop_fragment_malformed",
+	cInFragTiny:       "in_drop_fragment_tiny",
+	cInFragOverlap:    "in_drop_fragment_overlap",
+	cInFragFirst:      "in_drop_fragment_no_first",
+	cInFragRefused:    "in_drop_fragment_refused",
 
 	cIKEDropSPI:         "ike_drop_unknown_spi",
 	cIKEDropMessageID:   "ike_drop_message_id",

@@ -66,6 +66,7 @@ type datapath struct {
 	counts  *counters
 	pending *pendingQueue
 	held    *holdQueue
+	frags   *fragTable
 	ikeq    *ikeQueue
 	tuns    []Device           // the queues of the TUN device: 1 to workers
 	socks   [numSocks][]Socket // empty: this one is not there; of NAT-T 1 to workers, else 1
@@ -108,6 +109,9 @@ const (
 	shareIKE = 16
 	leastIKE = 32
 )
+
+// shareFrags: of FlowCache, how many datagrams in pieces are remembered.
+const shareFrags = 4
 
 // ctxLoop is the IKE loop's number on the way out.
 func (d *datapath) ctxLoop() int { return d.workers }
@@ -153,6 +157,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 	d.turns.init()
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
 	d.held = newHoldQueue(d.pool.take(p.Queue))
+	d.frags = newFragTable(p.FlowCache/shareFrags, rand.Uint64())
 	d.ikeq = newIKEQueue(d.udp.take(queue))
 	for w := range workers {
 		d.out = append(d.out, newOutbound(d, w, d.pool.take(nTUN), newFlowCache(p.FlowCache, rand.Uint64())))
@@ -192,6 +197,7 @@ const (
 	noteClear
 	noteSequence
 	noteUnfit
+	noteFragment
 	noteSend
 	noteDevice
 	noteRead

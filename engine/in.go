@@ -8,7 +8,8 @@ package engine
 //  4. check the window, open the packet where it is, update the window, and make the IP packet whole
 //     that the SA's protocol and mode have taken apart
 //  5. parse its flow
-//  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2)
+//  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2); a fragment
+//     without ports may have those of its first one (frags.go)
 //  7. carry over a congestion mark of the outer header (RFC 6040)
 //  8. choose a queue of the TUN device by the inner flow
 //  9. write what is left of the batch to each queue in one go
@@ -271,6 +272,9 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		return
 	}
 	inner := pkt[innerRoom:]
+	if sa.ported && esp.MayBeFragment(inner) && !in.fragment(sa, inner) {
+		return
+	}
 	if !sa.nets.has(&in.flow) && !esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
 		d.counts.inc(cInSelectors)
 		if d.mayNote(noteSelectors, in.now) {
@@ -309,6 +313,8 @@ func (in *inbound) unusable(err error) {
 		d.counts.inc(cInNextHeader)
 	case esp.ErrPadding:
 		d.counts.inc(cInPadding)
+	case esp.ErrChain:
+		d.counts.inc(cInChain)
 	default:
 		d.counts.inc(cInMalformed)
 	}

@@ -37,6 +37,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
 			conn: c.Conn, child: c.Child, export: l.exported(c),
 		}
+		sa.ported, sa.frags = ported(ts), c.Fragments
 		if in.Limited() {
 			sa.limits = new(limits)
 		}
@@ -57,6 +58,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		esn: c.Suite.ESN, standby: c.Standby,
 	}
 	sa.export = l.exported(c)
+	sa.ported, sa.frags = ported(sa.localTS) || ported(sa.remoteTS), c.Fragments
 	if o.Limited() {
 		sa.limits = new(limits)
 	}

@@ -4,7 +4,8 @@ package engine
 // packets:
 //
 //  1. read a batch from its queue, each packet behind headroom
-//  2. parse their flows: addresses, protocol, ports
+//  2. parse their flows: addresses, protocol, ports; a fragment without ports may have those
+//     of its first one (frags.go)
 //  3. find their SPD entries and SAs, in the worker's flow cache or in the SPD
 //  4. no SA: wait in a bounded queue, and ask the IKE loop for one
 //  5. reserve sequence numbers and a turn of each SA in the batch (turns.go)
@@ -66,6 +67,7 @@ type outPacket struct {
 	turn   int  // index in turns; -1: dropped
 	other  bool // it has another SA than the packet before
 	nest   int  // index in turns of the SA of AH around it; -1: there is none
+	part   part
 	sa     *outSA
 	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
@@ -137,18 +139,36 @@ func (o *outbound) batch(n int) {
 // parse does step 2, for the first n packets of bufs.
 func (o *outbound) parse(n int) {
 	o.todo = o.todo[:0]
+	ported := o.d.spd.ported.Load()
 	for i := range n {
 		p, buf, n := &o.pkts[i], o.bufs[i], o.sizes[i]
-		if n > len(buf)-headRoom || esp.ParseFlow(buf[headRoom:headRoom+n], true, &p.flow) != nil {
+		if n > len(buf)-headRoom {
 			o.d.counts.inc(cOutMalformed)
 			continue
 		}
-		p.buf, p.off, p.n = buf, headRoom, n
+		if !o.read(p, buf, headRoom, n, ported) {
+			continue
+		}
 		p.key = keyOf(&p.flow)
 		p.hash = p.key.hash(o.cache.seed)
 		esp.Prefetch(unsafe.Pointer(o.cache.set(p.hash)), 1)
 		o.todo = append(o.todo, i)
 	}
+}
+
+// read reads the flow of one packet. It returns false if the packet was dropped.
+func (o *outbound) read(p *outPacket, buf []byte, off, n int, ported bool) bool {
+	p.buf, p.off, p.n, p.part = buf, off, n, partNone
+	pkt := buf[off : off+n]
+	if err := esp.ParseFlow(pkt, true, &p.flow); err != nil {
+		c := cOutMalformed
+		if err == esp.ErrChain {
+			c = cOutChain
+		}
+		o.d.counts.inc(c)
+		return false
+	}
+	return !ported || !esp.MayBeFragment(pkt) || o.fragment(p)
 }
 
 // find does steps 3 and 4 for the packets in todo: those with an SA go to found, those
@@ -162,6 +182,12 @@ func (o *outbound) find() {
 	for _, i := range o.todo {
 		p := &o.pkts[i]
 		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
+		if p.part != partNone {
+			var ok bool
+			if pol, sa, ok = o.follow(p, pol, sa); !ok {
+				continue
+			}
+		}
 		switch {
 		case sa != nil:
 			p.sa, p.pol, p.other = sa, pol, sa != last
@@ -462,16 +488,21 @@ func (o *outbound) flush() {
 			d.counts.inc(cOutExpired)
 			return false
 		}
-		if esp.ParseFlow(w.buf[w.off:w.off+w.n], true, &p.flow) != nil {
-			d.counts.inc(cOutMalformed)
+		if !o.read(p, w.buf, w.off, w.n, d.spd.ported.Load()) {
 			return false
 		}
 		pol, sa := d.spd.lookup(&p.flow)
+		if p.part != partNone {
+			var ok bool
+			if pol, sa, ok = o.follow(p, pol, sa); !ok {
+				return false
+			}
+		}
 		if sa == nil {
 			return o.permitted(pol, &p.flow) && pol.wait
 		}
 		// One by one: its buffer is the queue's again when this returns.
-		p.buf, p.off, p.n, p.sa, p.pol = w.buf, w.off, w.n, sa, pol
+		p.sa, p.pol = sa, pol
 		o.found = append(o.found, 0)
 		o.carry()
 		o.todo = o.todo[:0] // empty: only this goroutine deletes SAs

@@ -20,6 +20,8 @@ type inSA struct {
 	nets   netPair                        // of the selectors
 	spi    uint32
 	proto  esp.Protocol
+	ported bool // a selector is for some ports, or for OPAQUE ones
+	frags  bool // later fragments are accepted all the same (RFC 4301 section 7.3)
 	encap  atomic.Bool
 	mixed  atomic.Bool // as in share, which the loop alone reads
 	around atomic.Bool // it has to be in AH (nest.go)
@@ -91,6 +93,8 @@ type outSA struct {
 	ike, id  uint32
 	proto    esp.Protocol
 	esn      bool
+	ported   bool // as of an inSA
+	frags    bool
 	standby  bool
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 	limits   *limits

@@ -148,6 +148,9 @@ type spd struct {
 	spec []policySpec
 	sas  []*outSA // bound, the newest first
 	hits map[string]*hits
+
+	// ported: an entry or a bound SA has selectors for some ports.
+	ported atomic.Bool
 }
 
 // newSPD returns an empty SPD of at most max entries.
@@ -216,6 +219,8 @@ func (s *spd) set(spec []policySpec) {
 		p.hits = kept[spec[p.number-1].key()]
 	}
 	s.spec, s.hits = spec, kept
+	s.ported.Store(slices.ContainsFunc(t.list, func(p *policy) bool { return ported(p.LocalTS) || ported(p.RemoteTS) }) ||
+		slices.ContainsFunc(s.sas, func(sa *outSA) bool { return sa.ported }))
 	s.cur.Store(t)
 	s.gen.Add(1)
 }
@@ -281,6 +286,9 @@ func (s *spd) rebind(p *policy) {
 // changed with it, which the kernel must then be told, and whether any entry took it.
 func (s *spd) bind(sa *outSA) (changed, taken bool) {
 	s.sas = slices.Insert(s.sas, 0, sa)
+	if sa.ported {
+		s.ported.Store(true)
+	}
 	changed = s.refresh(sa)
 	for _, p := range s.cur.Load().list {
 		if list := p.sas.Load(); list != nil && slices.Contains(*list, sa) {

@@ -145,6 +145,7 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	m.Set(control.KeyMode, c.Mode.String())
 	m.Set(control.KeyProtocol, "ESP")
 	yes(m, control.KeyEncap, c.Encap)
+	yes(m, control.KeyFragments, c.Fragments)
 	m.Set(control.KeySPIIn, fmt.Sprintf("%08x", c.SPIIn))
 	m.Set(control.KeySPIOut, fmt.Sprintf("%08x", c.SPIOut))
 	algorithms(m, c.Suite.Encr, c.Suite.KeyBits, c.Suite.Integ)

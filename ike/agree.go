@@ -70,6 +70,7 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 		return nil, ErrWidened
 	}
 	req.gotTS = [2][]esp.Selector{local, remote}
+	req.frags = m.agreeFragments(req.task.cfg, req.mode)
 	if m.msg.Find(PayloadNonce) != nil { // IKE_AUTH has none
 		req.nr = bytes.Clone(m.nonceAtHand())
 	}
@@ -163,6 +164,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		best = score
 		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
 		req.local, req.remote, req.mode = local, remote, mode
+		req.frags = m.agreeFragments(cfg, mode)
 		if req.seen = (seenAs{}); mode == esp.Transport {
 			req.seen = asked.seen
 		}

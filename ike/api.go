@@ -154,6 +154,7 @@ type PeerName struct {
 type Child struct {
 	Name         string
 	Mode         esp.Mode // to ask for as initiator, and to grant as responder; else it is tunnel mode
+	Fragments    bool     // in tunnel mode, agree that later fragments follow their first one (RFC 4301 section 7.3)
 	LocalTS      []TS
 	RemoteTS     []TS
 	Proposals    []Proposal // ESP
@@ -263,6 +264,9 @@ type ChildSA struct {
 	IKE     uint32 // unique number of the IKE SA
 	ID      uint32 // unique number of the CHILD SA
 	Standby bool
+	// Fragments: though the selectors are for some ports, fragments after the first one pass
+	// where the first one passed, both ways.
+	Fragments bool
 }
 
 // EventKind names an event.
@@ -341,6 +345,7 @@ type ChildInfo struct {
 	Suite             esp.Suite
 	DH                DHGroup // 0 without PFS
 	Encap             bool
+	Fragments         bool // as of a ChildSA
 	LocalTS, RemoteTS []esp.Selector
 	Installed         time.Duration
 	RekeyAt, ExpireAt time.Duration

@@ -112,6 +112,7 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 		m.askTicket(b, sa)
 		if sa.init.child != nil {
 			writeMode(b, sa.init.mode)
+			writeFragments(b, sa.init.child.Fragments)
 			b.SA(sa.init.offered)
 			b.TS(PayloadTSi, sa.init.childTS[0])
 			b.TS(PayloadTSr, sa.init.childTS[1])
@@ -205,6 +206,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		}
 		if c != nil {
 			writeMode(b, c.mode)
+			writeFragments(b, c.frags)
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
 			b.TS(PayloadTSr, c.local)

@@ -29,6 +29,7 @@ type peerCreate struct {
 	local   []esp.Selector
 	remote  []esp.Selector
 	mode    esp.Mode
+	frags   bool
 	seen    seenAs
 	target  uint32 // the CHILD SA that is rekeyed
 	spiOut  uint32
@@ -122,6 +123,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 			b.Notify(NotifyRekeySA, old.proto(), be32(old.spiIn), nil)
 		}
 		writeMode(b, req.mode)
+		writeFragments(b, t.cfg.Fragments)
 		b.SA(req.offered)
 		b.Nonce(req.ni)
 		if req.pair != nil {
@@ -216,7 +218,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
-		mode: req.mode, seen: req.seen,
+		mode: req.mode, frags: req.frags, seen: req.seen,
 	})
 	if c == nil {
 		m.createFailed(sa, ErrTableFull)
@@ -423,6 +425,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 	}
 	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
 		writeMode(b, c.mode)
+		writeFragments(b, c.frags)
 		b.SA([]Proposal{req.answer(c.spiIn)})
 		b.Nonce(req.nr)
 		if r.pair != nil {
@@ -463,7 +466,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
-		mode: req.mode, seen: req.seen,
+		mode: req.mode, frags: req.frags, seen: req.seen,
 		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {

@@ -36,6 +36,7 @@ type childParams struct {
 	shared        []byte
 	local, remote []esp.Selector
 	mode          esp.Mode
+	frags         bool
 	seen          seenAs
 }
 
@@ -55,7 +56,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	m.nextChild++
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
-		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, encap: sa.espRoute().encap,
+		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, frags: p.frags, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono, used: m.now.Mono,
 	}
@@ -86,7 +87,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
-			Standby: dir == esp.Out && p.standby}
+			Standby: dir == esp.Out && p.standby, Fragments: p.frags}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
 		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})

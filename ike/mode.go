@@ -166,3 +166,21 @@ func (c *childSA) stranded(p Path) bool {
 	r, _ := singleHost(c.remote)
 	return l != p.Local.Addr() || r != p.Remote.Addr()
 }
+
+// Where selectors are for some ports, the fragments after the first one, which show none, pass in tunnel mode
+// alone, and only if both sides say that they take them: the initiator by a notify, the responder by the same
+// one (RFC 7296 section 1.3.1, RFC 4301 section 7.3). Without it the CHILD SA is made as well.
+
+// writeFragments adds that notify.
+func writeFragments(b *Builder, on bool) {
+	if on {
+		b.Notify(NotifyNonFirstFragmentsAlso, ProtoNone, nil, nil)
+	}
+}
+
+// agreeFragments tells whether the peer's message and the configuration of a child in that mode
+// both have it.
+func (m *Machine) agreeFragments(cfg *Child, mode esp.Mode) bool {
+	_, ok := m.msg.FindNotify(NotifyNonFirstFragmentsAlso)
+	return ok && mode == esp.Tunnel && cfg.Fragments
+}

@@ -32,6 +32,7 @@ type request struct {
 	newSlot int // of the IKE SA that it would make, plus one; 0 means none
 	ts      [2][]esp.Selector
 	mode    esp.Mode // asked for, then granted
+	frags   bool     // granted: see Child.Fragments
 	seen    seenAs
 	chosen  Proposal
 	peerSPI []byte

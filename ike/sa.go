@@ -110,6 +110,7 @@ type childSA struct {
 	suite    esp.Suite
 	dh       DHGroup
 	mode     esp.Mode
+	frags    bool
 	encap    bool
 	local    []esp.Selector
 	remote   []esp.Selector
@@ -427,7 +428,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			}
 			info.Children = append(info.Children, ChildInfo{
 				Unique: c.unique, Name: c.cfg.Name, State: c.state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
-				Suite: c.suite, DH: c.dh, Encap: c.encap, LocalTS: c.local, RemoteTS: c.remote,
+				Suite: c.suite, DH: c.dh, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
 				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
 			})
 		}

@@ -15,16 +15,24 @@ func (m *Machine) offerTS(sa *ikeSA, cfg *Child, flow *esp.Flow) [2][]esp.Select
 	local := resolveTS(cfg.LocalTS, sa.path.Local.Addr())
 	remote := resolveTS(cfg.RemoteTS, sa.path.Remote.Addr())
 	if flow.Local.IsValid() && esp.MatchFlow(local, remote, flow) {
-		local = append([]esp.Selector{flowSelector(flow.Local, flow, flow.LocalPort)}, local...)
-		remote = append([]esp.Selector{flowSelector(flow.Remote, flow, flow.RemotePort)}, remote...)
+		local = append([]esp.Selector{flowSelector(local, flow.Local, flow, flow.LocalPort)}, local...)
+		remote = append([]esp.Selector{flowSelector(remote, flow.Remote, flow, flow.RemotePort)}, remote...)
 	}
 	return [2][]esp.Selector{local, remote}
 }
 
-func flowSelector(a netip.Addr, f *esp.Flow, port uint16) esp.Selector {
+// flowSelector selects one side of a packet alone. Where its port cannot be seen, it has the ports
+// of the selector in ts that takes such packets: all, or OPAQUE ones.
+func flowSelector(ts []esp.Selector, a netip.Addr, f *esp.Flow, port uint16) esp.Selector {
 	s := esp.Selector{Proto: f.Proto, StartPort: port, EndPort: port, Start: a, End: a}
 	if f.NoPorts || f.Proto == 0 {
 		s.StartPort, s.EndPort = 0, 65535
+		for i := range ts {
+			if ts[i].Matches(a, f.Proto, port, f.NoPorts) {
+				s.StartPort, s.EndPort = ts[i].StartPort, ts[i].EndPort
+				break
+			}
+		}
 	}
 	return s
 }

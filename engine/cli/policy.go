@@ -21,8 +21,8 @@ has done. What is bypassed goes past the daemon and only the kernel sees it.
 With 'test' it says which policy decides about a packet that goes out, or with
 --in about one that comes in, and which CHILD SA carries it. PACKET is SRC DST
 PROTO [SPORT DPORT]; for ICMP, type and code stand for the ports. Without ports
-it is a packet that shows none, such as a later fragment. With -c a file gives
-the answer, and no daemon is asked.
+it is a packet that shows none, such as a later fragment whose first one is not
+known. With -c a file gives the answer, and no daemon is asked.
 
   postern policy
   postern policy test 10.0.1.5 10.0.2.7 tcp 40000 502

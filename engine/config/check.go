@@ -234,6 +234,9 @@ func (l *loader) checkMode(c *child) {
 	if c.mode != modeTransport && c.mode != modeBEET {
 		return
 	}
+	if c.Fragments {
+		l.problem(where(c.t, "fragments"), `take it out, or write mode = "tunnel"`, "mode %q carries no fragments", modeWords[c.mode])
+	}
 	for _, side := range []struct {
 		name string
 		list []ike.TS
@@ -331,6 +334,7 @@ func (l *loader) checkSelectors(c *child) {
 			"child %s has local_ts but no remote_ts", c.Name)
 		return
 	}
+	l.checkJoint(where(c.t, "remote_ts"), "child "+c.Name, plain(c.LocalTS), plain(c.RemoteTS))
 	if !good(c.conn.t, "local_addrs", "remote_addrs") {
 		return
 	}
@@ -493,7 +497,7 @@ func (l *loader) checkOrder() {
 				continue
 			}
 			for j, p := range selects {
-				if covers(p.LocalTS, policies[i].LocalTS) && covers(p.RemoteTS, policies[i].RemoteTS) {
+				if coversBoth(p.LocalTS, p.RemoteTS, policies[i].LocalTS, policies[i].RemoteTS) {
 					l.warn(where(ch.t, "remote_ts"), "put the narrower child (and its connection) first",
 						"child %s of connection %s never gets a packet: child %s of connection %s (line %d) takes them all",
 						ch.Name, c.Name, earlier[j].Name, earlier[j].conn.Name, earlier[j].t.key.line)

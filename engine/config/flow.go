@@ -10,7 +10,7 @@ import (
 )
 
 // ParseFlow reads a packet as it is asked about: source, destination, protocol by name or
-// number, and either two ports, or of ICMP the type and, unless 0, the code. Without them the packet is
+// number, and either two ports, or of ICMP and of a mobility header the type and, unless 0, the code. Without them the packet is
 // one whose ports cannot be seen, such as a later fragment. in says that it comes in, so that
 // its destination is on our side.
 func ParseFlow(words []string, in bool) (f esp.Flow, err error) {
@@ -45,10 +45,10 @@ func ParseFlow(words []string, in bool) (f esp.Flow, err error) {
 }
 
 func readPorts(f *esp.Flow, words []string) error {
-	if !hasPorts(f.Proto) {
+	if !esp.HasPorts(f.Proto) {
 		return fmt.Errorf("protocol %s has no ports", esp.ProtoName(f.Proto))
 	}
-	icmp := f.Proto == esp.ProtoICMP || f.Proto == esp.ProtoICMPv6
+	icmp := hasTypes(f.Proto)
 	bits := 16
 	if icmp {
 		bits = 8

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"slices"
 	"strings"
 
 	"postern/esp"
@@ -40,7 +39,7 @@ func (l *loader) compareEntries(earlier, later *Entry) (noted bool) {
 	name, other := later.placeName(), earlier.placeName()
 	name = name[:strings.LastIndex(name, " (")]
 	whole := earlier.Dir == esp.BothWays || earlier.Dir == later.Dir
-	if whole && covers(earlier.LocalTS, later.LocalTS) && covers(earlier.RemoteTS, later.RemoteTS) {
+	if whole && coversBoth(earlier.LocalTS, earlier.RemoteTS, later.LocalTS, later.RemoteTS) {
 		if earlier.Action == later.Action {
 			l.warn(later.at, "take one of the two out, or put the narrower one first", "%s never decides: %s takes all its packets, with the same action", name, other)
 		} else {
@@ -66,7 +65,7 @@ func meet(a, b esp.Directions) bool {
 // like an exception: it neither lies within it nor names a protocol that the other one leaves
 // open.
 func surprises(bypass, protect *Entry) bool {
-	if covers(protect.LocalTS, bypass.LocalTS) && covers(protect.RemoteTS, bypass.RemoteTS) {
+	if coversBoth(protect.LocalTS, protect.RemoteTS, bypass.LocalTS, bypass.RemoteTS) {
 		return false
 	}
 	for _, bl := range bypass.LocalTS {
@@ -86,17 +85,4 @@ func surprises(bypass, protect *Entry) bool {
 		}
 	}
 	return false
-}
-
-func anyPorts(s esp.Selector) bool { return s.StartPort == 0 && s.EndPort == 65535 }
-
-// overlap tells whether a packet can match both pairs of selectors.
-func overlap(al, ar, bl, br esp.Selector) bool {
-	l, ok1 := al.Intersect(bl)
-	r, ok2 := ar.Intersect(br)
-	if !ok1 || !ok2 {
-		return false
-	}
-	protos := slices.DeleteFunc([]uint8{l.Proto, r.Proto}, func(p uint8) bool { return p == 0 })
-	return len(protos) < 2 || protos[0] == protos[1]
 }

@@ -222,12 +222,14 @@ var childSection = &section{
 	path: "connections.NAME.children.CHILD",
 	doc:  "what traffic to protect; the order of the children is the order in which packets are matched",
 	keys: []key{
-		{"local_ts", aList, `what is behind us: "10.1.0.0/24", "10.1.0.5/32[tcp/502]", "10.0.0.1-10.0.0.9", "dynamic[udp/161]"; "dynamic", our address`,
+		{"local_ts", aList, `what is behind us: "10.1.0.0/24", "10.1.0.5/32[tcp/502]", "10.0.0.1-10.0.0.9", "dynamic[udp/161]", "10.1.0.0/24[udp/2000-3000]", "10.1.0.0/24[icmp/8]" (a type; "3(4)" with its code), "10.1.0.0/24[udp/opaque]" (fragments that show no ports); "dynamic", our address`,
 			func(s *scope, n *node) { s.selectors(n, &s.child.LocalTS) }},
 		{"remote_ts", aList, `what is behind the peer; "dynamic", the peer's address`,
 			func(s *scope, n *node) { s.selectors(n, &s.child.RemoteTS) }},
 		{"mode", aText, `"tunnel"; "transport", between the two hosts themselves; "beet", the same with other addresses inside, one on each side; or, without an SA and a peer, "pass": in clear, before all children that protect, "drop": not at all, behind them; "tunnel"`,
 			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
+		{"fragments", aText, `with ports in local_ts or remote_ts, whether fragments that show none pass where the first one of their packet did: "no", or "also" if the peer agrees; "no"`,
+			func(s *scope, n *node) { s.word(n, fragmentWords, func(i int) { s.child.Fragments = i > 0 }) }},
 		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default" as above, with AES-CBC last`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
 		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals; with mode "transport" and "dynamic[esp]" for both selectors it goes around the ESP of other children to that peer`,
@@ -310,6 +312,7 @@ var (
 	startWords     = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
 	peerWords      = []string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
 	modeWords      = []string{modeTunnel: "tunnel", modeTransport: "transport", modeBEET: "beet", modePass: "pass", modeDrop: "drop"}
+	fragmentWords  = []string{"no", "also"}
 	actionWords    = []string{esp.Discard: "discard", esp.Bypass: "bypass", esp.Protect: "protect"}
 	directionWords = []string{esp.BothWays: "both", esp.OnlyIn: "in", esp.OnlyOut: "out"}
 	fragWords      = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}

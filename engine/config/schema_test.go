@@ -120,6 +120,7 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.dpd_action":    {`"restart"`, ike.ActionRestart, func(c *Config) any { return firstChild(c).DPDAction }},
 	"connections.NAME.children.CHILD.close_action":  {`"trap"`, ike.ActionTrap, func(c *Config) any { return firstChild(c).CloseAction }},
 	"connections.NAME.children.CHILD.mode":          {`"tunnel"`, esp.Tunnel, func(c *Config) any { return firstChild(c).Mode }},
+	"connections.NAME.children.CHILD.fragments":     {`"also"`, true, func(c *Config) any { return firstChild(c).Fragments }},
 	"connections.NAME.children.CHILD.ah_proposals":  {`["sha256-x25519", "aes128gmac"]`, ike.ProtoAH, func(c *Config) any { return firstChild(c).Proposals[1].Proto }},
 	"policies.NAME.action":                          {`"bypass"`, esp.Bypass, func(c *Config) any { return c.SPD(nil)[0].Action }},
 	"policies.NAME.direction":                       {`"in"`, esp.OnlyIn, func(c *Config) any { return c.SPD(nil)[0].Dir }},

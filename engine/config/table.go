@@ -137,6 +137,9 @@ func (l *loader) addShunt(c *child) {
 		l.problem(where(c.t, "remote_ts"), "give local_ts and remote_ts a pair of the same address family",
 			"child %s has no local_ts and remote_ts of one address family, so no packet fits", c.Name)
 	}
+	if !c.t.bad && good(c.t, "local_ts", "remote_ts") {
+		l.checkJoint(where(c.t, "remote_ts"), "child "+c.Name, s.local, s.remote)
+	}
 	l.cfg.shunts = append(l.cfg.shunts, s)
 }
 
@@ -211,6 +214,7 @@ func (l *loader) checkEntry(e *tableEntry) {
 		l.checkCarrier(e)
 	}
 	local, remote := e.local, e.remote
+	l.checkJoint(where(e.t, "remote_ts"), "policy "+e.name, local, remote)
 	if local != nil && remote != nil && !sameFamily(local, remote) {
 		l.problem(where(e.t, "remote_ts"), "give local_ts and remote_ts a pair of the same address family",
 			"policy %s has no local_ts and remote_ts of one address family, so no packet fits", e.name)

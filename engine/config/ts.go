@@ -27,16 +27,11 @@ const (
 )
 
 // protoAliases are names of protocols beside those of esp.ProtoName.
-var protoAliases = map[string]uint8{"icmpv6": esp.ProtoICMPv6, "ipip": esp.ProtoIPv4}
+var protoAliases = map[string]uint8{"icmpv6": esp.ProtoICMPv6, "ipip": esp.ProtoIPv4, "mh": esp.ProtoMobility}
 
-// hasPorts tells whether a protocol has ports, or ICMP's type and code, where RFC 4301
-// section 4.4.1.1 looks for them.
-func hasPorts(proto uint8) bool {
-	switch proto {
-	case esp.ProtoTCP, esp.ProtoUDP, esp.ProtoDCCP, esp.ProtoSCTP, esp.ProtoUDPLite, esp.ProtoICMP, esp.ProtoICMPv6:
-		return true
-	}
-	return false
+// hasTypes tells whether a protocol has a type, in the upper octet, and a code in place of ports.
+func hasTypes(proto uint8) bool {
+	return proto == esp.ProtoICMP || proto == esp.ProtoICMPv6 || proto == esp.ProtoMobility
 }
 
 // parseTS reads a traffic selector in strongSwan's notation: a prefix, an address, a
@@ -126,8 +121,8 @@ func parseProtoPort(text string, sel *esp.Selector) *fault {
 	if !hasPort || port == anyAddr || port == "any" {
 		return nil
 	}
-	if !hasPorts(num) {
-		return faultf("write the protocol alone; ports go with tcp, udp, sctp, dccp, icmp and icmpv6", "protocol %q has no ports", proto)
+	if !esp.HasPorts(num) {
+		return faultf("write the protocol alone; ports go with tcp, udp, sctp, dccp, udplite, icmp, icmpv6 and mh", "protocol %q has no ports", proto)
 	}
 	if strings.EqualFold(port, "opaque") {
 		sel.StartPort, sel.EndPort = opaqueStart, opaqueEnd
@@ -149,11 +144,11 @@ func parseProtoPort(text string, sel *esp.Selector) *fault {
 	return nil
 }
 
-// parsePort reads a port. For ICMP a number up to 255 is a type, with its code in
+// parsePort reads a port. For ICMP, and for a mobility header, a number up to 255 is a type, with its code in
 // parentheses if that is not 0; a larger one is both, type times 256 plus code, as
 // strongSwan has it.
 func parsePort(proto uint8, text string) (uint16, bool) {
-	if proto != esp.ProtoICMP && proto != esp.ProtoICMPv6 {
+	if !hasTypes(proto) {
 		n, err := strconv.ParseUint(text, 10, 16)
 		return uint16(n), err == nil
 	}

@@ -34,6 +34,10 @@ func TestSelectorNotation(t *testing.T) {
 		{"10.0.0.0/8[icmp/2048]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 1, 2048, 2048)}},
 		{"10.0.0.0/8[icmp/0-8(255)]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 1, 0, 8<<8|255)}},
 		{"10.0.0.0/8[6/opaque]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 6, 65535, 0)}},
+		{"10.0.0.0/8[icmp/2048-2303]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 1, 8<<8, 8<<8|255)}},
+		{"10.0.0.0/8[udp/OPAQUE]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 17, 65535, 0)}},
+		{"fd00::/8[mobility-header/5]", ike.TS{Selector: sel("fd00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 135, 5<<8, 5<<8)}},
+		{"fd00::/8[mh/5-6]", ike.TS{Selector: sel("fd00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 135, 5<<8, 6<<8)}},
 		{"10.0.0.0/8[47]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 47, 0, 65535)}},
 		{"10.0.0.0/8[200]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 200, 0, 65535)}},
 		{"10.0.0.0/8[tcp/%any]", ike.TS{Selector: sel("10.0.0.0", "10.255.255.255", 6, 0, 65535)}},
@@ -56,7 +60,7 @@ func TestSelectorNotation(t *testing.T) {
 func TestSelectorsReadWhatTheyPrint(t *testing.T) {
 	for proto := range 256 {
 		for _, ports := range [][2]uint16{{0, 65535}, {502, 502}, {100, 2000}, {65535, 0}, {0, 0}, {3<<8 | 1, 3<<8 | 1}} {
-			if !hasPorts(uint8(proto)) && ports != [2]uint16{0, 65535} {
+			if !esp.HasPorts(uint8(proto)) && ports != [2]uint16{0, 65535} {
 				continue // RFC 4301 knows no ports of these
 			}
 			want := sel("10.1.0.1", "10.1.0.9", uint8(proto), ports[0], ports[1])

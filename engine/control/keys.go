@@ -149,9 +149,10 @@ const (
 const (
 	KeyName        = "name"
 	KeyReqID       = "reqid"
-	KeyMode        = "mode"     // TUNNEL
-	KeyProtocol    = "protocol" // ESP
-	KeyEncap       = "encap"    // yes, or absent
+	KeyMode        = "mode"      // TUNNEL
+	KeyProtocol    = "protocol"  // ESP
+	KeyEncap       = "encap"     // yes, or absent
+	KeyFragments   = "fragments" // yes, or absent: later fragments follow their first one (ours alone)
 	KeySPIIn       = "spi-in"
 	KeySPIOut      = "spi-out"
 	KeyESN         = "esn" // 1, or absent
