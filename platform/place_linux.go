@@ -242,7 +242,7 @@ func spread(have []placedRun, keep []int, lo, hi uint32) ([]uint32, bool) {
 // layout returns the rules, with their priorities, and the members of groups that a plan
 // comes to, given what the kernel has (in the order of the priorities).
 func layout(have []Rule, f *familyPlan) ([]Rule, error) {
-	if len(f.own)+len(f.spd)+len(f.in) == 0 {
+	if len(f.own)+len(f.spd)+len(f.in)+len(f.leave)+len(f.frag) == 0 {
 		return nil, nil
 	}
 	if f.left == nil {
@@ -257,14 +257,14 @@ func layout(have []Rule, f *familyPlan) ([]Rule, error) {
 			delete(f.left, p) // empty by now, so good for others
 		}
 	}
-	want := frame(f.v6, f.device)
+	want := frame(f.v6, f.device, len(f.leave) > 0)
 	groups := groupsIn(have)
 	// Plainer shapes have no guards, and those that are there go before anything comes.
 	bare := slices.DeleteFunc(slices.Clone(have), func(r Rule) bool { return r.Invert })
 	sections := []struct {
 		runs   []ruleRun
 		lo, hi uint32
-	}{{f.frag, prioFrag, prioWhole - 1}, {f.in, prioIn, prioOut - 1}, {f.own, prioOwn, prioMiddle - 1}, {f.spd, prioSPD, prioEnd - 1}}
+	}{{f.frag, prioFrag, prioWhole - 1}, {f.in, prioIn, prioOut - 1}, {f.own, prioOwn, prioMiddle - 1}, {f.leave, prioLeave, prioShown - 1}, {f.spd, prioSPD, prioEnd - 1}}
 	end := uint32(prioEnd)
 	var parts [][]Rule
 	for i, s := range slices.Backward(sections) {
@@ -289,6 +289,10 @@ func layout(have []Rule, f *familyPlan) ([]Rule, error) {
 			end = prioWhole
 		case prioIn:
 			end = prioOut
+		case prioLeave:
+			if len(pieces) > 0 {
+				end = prioShown
+			}
 		}
 		parts = append(parts, groups.rulesOf(pieces, append(prios, end)))
 		if len(prios) > 0 {

@@ -25,7 +25,9 @@ import (
 //	581        (IPv6) from ::/1, 8000::/1 goto 730: these have a source
 //	582..729   packets of this host whose source is not chosen yet
 //	730        (IPv6) nop
-//	731..998   the SPD, in its order: PROTECT looks a table of ours up, and DISCARD, which
+//	731..778   what shows no ports, if any entry protects ports: see fragmentPlan
+//	779        nop, if there is anything before it
+//	780..998   the SPD, in its order: PROTECT looks a table of ours up, and DISCARD, which
 //	           is counted and dropped behind the device; BYPASS goes to 999
 //	999        nop; what comes here goes on with the rules of everybody else
 //
@@ -55,7 +57,9 @@ const (
 	prioSplit  = 581
 	prioOwn    = 582 // first of the host's own packets without a source
 	prioMiddle = 730
-	prioSPD    = 731
+	prioLeave  = 731 // first for what shows no ports, on its way out
+	prioShown  = 779
+	prioSPD    = 780
 	prioEnd    = 999
 )
 
@@ -119,11 +123,12 @@ type familyPlan struct {
 	frag   []ruleRun // the SPD mirrored, for what shows no ports
 	in     []ruleRun // the SPD mirrored
 	own    []ruleRun // for the host's packets without a source
+	leave  []ruleRun // the SPD, for what shows no ports
 	spd    []ruleRun
 
 	// The shape of each section. One that has no room between what is there gives way to a
 	// plainer one, until that is in place and there may be room: then it is tried again.
-	shapes [4]int
+	shapes [5]int
 	again  bool
 	left   map[uint32]bool // priorities that are given up, since there was no room between them
 }
@@ -141,7 +146,8 @@ type planner struct {
 // without letting something through is an error that names it.
 func (p *planner) plan(v6 bool) (*familyPlan, error) {
 	f := &familyPlan{v6: v6, device: p.device}
-	var fragments fragmentPlan
+	fragments := fragmentPlan{past: prioWhole, kind: blackhole}
+	leaving := fragmentPlan{past: prioShown, kind: toDevice}
 	total := 0
 	for i := range p.policies {
 		pol := &p.policies[i]
@@ -166,12 +172,18 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 		}
 		for _, m := range matches {
 			if pol.Dir.Out() {
-				f.spd = appendRule(f.spd, kind, m.rule(v6))
+				r := m.rule(v6)
+				if !m.blind {
+					f.spd = appendRule(f.spd, kind, r)
+				}
+				leaving.add(pol.Action, kind, r, m.blind)
 			}
 			if pol.Dir.In() {
 				r := m.mirrored().rule(v6)
-				f.in = appendDrop(f.in, back, r)
-				fragments.add(pol.Action, fragment, r)
+				if !m.blind {
+					f.in = appendDrop(f.in, back, r)
+				}
+				fragments.add(pol.Action, fragment, r, m.blind)
 			}
 		}
 		if pol.Dir.Out() {
@@ -183,8 +195,8 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 	if n := len(f.in); n > 0 && f.in[n-1].kind == passIn {
 		f.in = f.in[:n-1] // nothing left to pass by
 	}
-	f.frag = fragments.runs()
-	for _, runs := range [][]ruleRun{f.frag, f.in, f.own, f.spd} {
+	f.frag, f.leave = fragments.runs(), leaving.runs()
+	for _, runs := range [][]ruleRun{f.frag, f.in, f.own, f.leave, f.spd} {
 		for i := range runs {
 			runs[i].rules = mergeRules(runs[i].rules)
 		}
@@ -192,21 +204,30 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 	return f, nil
 }
 
-// fragmentPlan makes the rules that drop the fragments of packets that a PROTECT entry
-// with ports selects: the kernel sees no ports in a fragment, not even in the first, so
-// forged packets would come in past such an entry in pieces. Whatever shows ports passes
-// these rules by. The rest meets the mirrored SPD as far as its last such entry, where
-// each of them stands for its whole protocol. That drops more than the entry says where
-// fragments of other ports come in clear, but only without connection tracking, which
-// puts packets together before they are routed.
+// fragmentPlan makes the rules for the fragments of packets that a PROTECT entry with ports
+// selects: the kernel sees no ports in a fragment, not even in the first, so forged packets
+// would come in past such an entry in pieces, and what it protects would leave in clear, in
+// pieces. Whatever shows ports passes these rules by. The rest meets the SPD, on its way in the
+// mirrored one, as far as its last such entry, where each of them stands for its whole
+// protocol. On the way in that is dropped. On the way out it goes to the device, behind which
+// each fragment is treated like the first one of its packet: what that entry does not select
+// is dropped as well, since nobody could send it on from there. So this takes more than
+// the entry says from the fragments of other ports between these networks, but only without
+// connection tracking, which puts packets together before they are routed. The kernel also
+// looks up the way back of what the device brings, if it filters by reverse paths, without
+// ports: these rules let fragments pass there.
 type fragmentPlan struct {
+	past uint32   // where the rest of the rules begins
+	kind ruleKind // what becomes of what such an entry may select
+
 	ported, list       []ruleRun
 	visible, upToPorts []ruleRun // both, with the last entry that protects ports
 }
 
-// add takes the next rule of the mirrored SPD.
-func (p *fragmentPlan) add(action esp.Action, kind ruleKind, r Rule) {
-	if r.SPort == (PortRange{}) && r.DPort == (PortRange{}) {
+// add takes the next rule of the SPD, mirrored or not. blind says that it is for what shows no
+// ports alone.
+func (p *fragmentPlan) add(action esp.Action, kind ruleKind, r Rule, blind bool) {
+	if r.SPort == (PortRange{}) && r.DPort == (PortRange{}) && !blind {
 		p.list = appendRule(p.list, kind, r)
 		return
 	}
@@ -215,13 +236,13 @@ func (p *fragmentPlan) add(action esp.Action, kind ruleKind, r Rule) {
 	v := Rule{V6: r.V6, IPProto: r.IPProto, Protocol: routeProtocol}
 	for _, ports := range [][2]PortRange{{any, {}}, {{}, any}} {
 		v.SPort, v.DPort = ports[0], ports[1]
-		p.ported = appendRule(p.ported, ruleKind{action: unix.FR_ACT_GOTO, target: prioWhole}, v)
+		p.ported = appendRule(p.ported, ruleKind{action: unix.FR_ACT_GOTO, target: p.past}, v)
 	}
-	if action != esp.Protect {
+	if action != esp.Protect && !blind {
 		return // of which the list knows nothing, so it is not for packets of that protocol with ports
 	}
 	r.SPort, r.DPort = PortRange{}, PortRange{}
-	p.list = appendRule(p.list, blackhole, r)
+	p.list = appendRule(p.list, p.kind, r)
 	p.visible, p.upToPorts = slices.Clone(p.ported), slices.Clone(p.list)
 }
 
@@ -241,8 +262,8 @@ func (p *fragmentPlan) runs() []ruleRun { return slices.Concat(p.visible, p.upTo
 func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 	pol := &p.policies[at]
 	for _, m := range matches {
-		if m.from.Bits() == 0 {
-			continue // the rule of the SPD sees packets without a source, too
+		if m.from.Bits() == 0 || m.blind {
+			continue // the rule of the SPD sees packets without a source, too; none is a fragment
 		}
 		kind := blackhole
 		switch pol.Action {
@@ -379,6 +400,7 @@ type ruleMatch struct {
 	from, to     netip.Prefix
 	proto        uint8
 	sport, dport PortRange
+	blind        bool // for what shows no ports alone
 }
 
 // mirrored returns what the answers to m are.
@@ -434,15 +456,24 @@ func policyMatches(pol *esp.Policy, v6 bool) ([]ruleMatch, error) {
 }
 
 // matchOf returns protocol and ports of a pair of selectors; ok is false if no packet
-// can match both. Rules know neither ICMP's types nor OPAQUE ports nor the ports 0 and
-// 65535: PROTECT takes the whole protocol then and leaves the rest to the SPD, which drops
-// what it does not select.
+// can match both. Rules know neither ICMP's types nor the ports 0 and 65535: PROTECT takes
+// the whole protocol then and leaves the rest to the SPD, which drops what it does not select.
+// OPAQUE ports are what shows none, which the kernel can tell, but for a first fragment: what
+// protects or discards them takes that along, and BYPASS cannot have them.
 func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err error) {
 	if l.Proto != 0 && r.Proto != 0 && l.Proto != r.Proto {
 		return m, false, nil
 	}
 	m.proto = cmp.Or(l.Proto, r.Proto)
 	if anyPorts(l) && anyPorts(r) {
+		return m, true, nil
+	}
+	switch lo, ro := opaque(l), opaque(r); {
+	case !lo && !ro:
+	case !lo && !anyPorts(l), !ro && !anyPorts(r):
+		return m, false, nil // it shows its ports at both ends or at neither
+	case action != esp.Bypass && hasPorts(m.proto):
+		m.blind = true
 		return m, true, nil
 	}
 	sport, okL := portRange(l)
@@ -456,6 +487,8 @@ func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err er
 	}
 	return m, false, errors.New("routing rules cannot tell ICMP types, OPAQUE ports and the ports 0 and 65535 apart, and to bypass or discard the whole protocol would be wrong; name the protocol without them, or end the range at port 65534")
 }
+
+func opaque(s esp.Selector) bool { return s.StartPort > s.EndPort }
 
 func anyPorts(s esp.Selector) bool { return s.StartPort == 0 && s.EndPort == 65535 }
 
@@ -519,11 +552,14 @@ func (run *ruleRun) has(r Rule) bool {
 
 // frame returns the fixed rules of a family that has any others. In this order they may
 // be added, in the other one deleted, while packets pass.
-func frame(v6 bool, device string) []Rule {
+func frame(v6 bool, device string, leave bool) []Rule {
 	rule := func(priority uint32, action uint8, target uint32) Rule {
 		return Rule{V6: v6, Protocol: routeProtocol, Priority: priority, Action: action, Goto: target}
 	}
 	list := []Rule{rule(prioEnd, unix.FR_ACT_NOP, 0), rule(prioOut, unix.FR_ACT_NOP, 0), rule(prioWhole, unix.FR_ACT_NOP, 0)}
+	if leave {
+		list = append(list, rule(prioShown, unix.FR_ACT_NOP, 0))
+	}
 	if v6 {
 		list = append(list, rule(prioMiddle, unix.FR_ACT_NOP, 0))
 	}

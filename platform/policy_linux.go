@@ -31,12 +31,15 @@ import (
 //     delivers it before any rule is asked. There the answer is protected, and only a
 //     firewall can drop the question.
 //   - ICMP types, OPAQUE ports and the ports 0 and 65535: see matchOf. What arrives in clear is then
-//     dropped by protocol, too, between the networks of that entry.
+//     dropped by protocol, too, between the networks of that entry, or, of OPAQUE ports,
+//     if it shows none.
 //   - Rules with ports do not see the fragments of a forwarded packet, unless the kernel's
 //     connection tracking puts it together first, as it does on every router with a
-//     stateful firewall. Without it fragments leave in clear that an entry with ports
-//     protects; on the way in all fragments of that protocol between the two networks are
-//     dropped, unless an entry before it bypasses them whatever their ports.
+//     stateful firewall. Without it all fragments of a protocol between two networks are
+//     treated as if an entry that protects some of its ports protected all: on the way out
+//     they go into the device, where they can be told apart, on the way in they are
+//     dropped, unless an entry before it bypasses them whatever their ports. See
+//     fragmentPlan.
 //   - Strict reverse path filtering (rp_filter 1) on the outer interface drops ESP when
 //     a policy protects what goes from this host's outer address to the peer's own.
 //     Loose filtering (2), or none, lets it pass.
@@ -415,7 +418,7 @@ func tableRoutes(f *familyPlan, source map[uint32]netip.Addr, index int) []Route
 	}
 	var list []Route
 	done := map[uint32]bool{}
-	for _, run := range slices.Concat(f.in, f.spd, f.own) {
+	for _, run := range slices.Concat(f.in, f.leave, f.spd, f.own) {
 		t := run.kind.table
 		if run.kind.action != unix.FR_ACT_TO_TBL || done[t] {
 			continue

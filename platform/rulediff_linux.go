@@ -77,8 +77,8 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 		return nowAdd, sureDeletions(have, nowDel), nil
 	}
-	if f.shapes != [4]int{} && !f.again {
-		f.shapes, f.again, f.left = [4]int{}, true, nil
+	if f.shapes != [5]int{} && !f.again {
+		f.shapes, f.again, f.left = [5]int{}, true, nil
 		return ruleDiff(have, f)
 	}
 	return nil, nil, nil
@@ -179,7 +179,7 @@ func frameRank(r Rule) int {
 		return 1
 	case prioMark:
 		return 2
-	case prioWhole, prioOut, prioMiddle, prioEnd:
+	case prioWhole, prioOut, prioMiddle, prioShown, prioEnd:
 		return 3
 	}
 	if isHead(r) {

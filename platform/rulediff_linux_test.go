@@ -63,6 +63,13 @@ func TestPlanKeepsTheOrderOfTheSPD(t *testing.T) {
 		"0: from 10.1.0.0/24 to 10.2.0.0/24 ipproto 6 dport 22-22 goto 999",
 		"1: from 10.1.0.0/24 lookup 2204", // DISCARD, and what PROTECT has between two of these networks
 		"1: from 10.1.0.0/24 to 10.3.0.0/24 ipproto 17 sport 100-200 lookup 2204")
+	wantRuns(t, "rules for fragments on their way out", f.leave,
+		"0: ipproto 6 sport 1-65534 goto 779",
+		"0: ipproto 6 dport 1-65534 goto 779",
+		"0: ipproto 17 sport 1-65534 goto 779",
+		"0: ipproto 17 dport 1-65534 goto 779",
+		"1: from 10.1.0.0/24 to 10.2.0.0/24 lookup 2204",
+		"1: from 10.1.0.0/24 to 10.3.0.0/24 ipproto 17 lookup 2204")
 	wantRuns(t, "rules of a host with no address", f.own)
 	wantRuns(t, "mirrored rules", f.in,
 		"0: from 10.2.0.0/24 to 10.1.0.0/24 ipproto 6 sport 22-22 goto 580",
@@ -99,6 +106,7 @@ func TestPlanMirrorsOnlyWhatCanDrop(t *testing.T) {
 		f, _ := planFor(t, false, c.policies)
 		wantRuns(t, name, f.in, c.want...)
 		wantRuns(t, name+", fragments", f.frag)
+		wantRuns(t, name+", fragments on their way out", f.leave)
 	}
 }
 
@@ -204,10 +212,10 @@ func TestPlanChoosesSourcesForTheHostsOwnPackets(t *testing.T) {
 
 func TestPlanRefusesWhatRulesCannotTell(t *testing.T) {
 	echo := ported("10.2.0.0/24", 1, 8<<8, 8<<8)
-	opaque := ported("10.2.0.0/24", 17, 65535, 0)
+	opaque := ported("10.2.0.0/24", 1, 65535, 0)
 	zero := ported("10.2.0.0/24", 17, 0, 0)
 	last := ported("10.2.0.0/24", 17, 1024, 65535)
-	for name, s := range map[string]esp.Selector{"ICMP type": echo, "OPAQUE": opaque, "port 0": zero, "port 65535": last, "ports of any protocol": ported("10.2.0.0/24", 0, 5, 6)} {
+	for name, s := range map[string]esp.Selector{"ICMP type": echo, "OPAQUE of ICMP": opaque, "port 0": zero, "port 65535": last, "ports of any protocol": ported("10.2.0.0/24", 0, 5, 6)} {
 		for _, a := range []esp.Action{esp.Bypass, esp.Discard} {
 			p := &planner{policies: []esp.Policy{policy(a, sel("10.1.0.0/24"), s)}}
 			if _, err := p.plan(false); err == nil || !strings.Contains(err.Error(), "policy 1") {
@@ -371,7 +379,11 @@ func randomPolicies(rng *rand.Rand, v6 bool) []esp.Policy {
 		}
 		if rng.IntN(3) == 0 {
 			p.RemoteTS[0].Proto = 6
-			switch rng.IntN(3) {
+			switch rng.IntN(4) {
+			case 3:
+				if p.Action != esp.Bypass {
+					p.RemoteTS[0].StartPort, p.RemoteTS[0].EndPort = 65535, 0 // OPAQUE
+				}
 			case 0:
 				p.RemoteTS[0].StartPort, p.RemoteTS[0].EndPort = 5, 5
 			case 1:
@@ -501,16 +513,16 @@ func TestRuleChangesShowOldOrNewAndNothingBetween(t *testing.T) {
 
 var dropped = fmt.Sprintf("action %d table 0", unix.FR_ACT_BLACKHOLE)
 
-// meaning is what the SPD says, read without rules. Of fragments that come in from outside
-// an entry that protects ports takes all.
+// meaning is what the SPD says, read without rules. Of fragments an entry that protects ports
+// takes all.
 func meaning(policies []esp.Policy, p packet) string {
 	matches := func(s esp.Selector, ip netip.Addr, port uint16, fragments bool) bool {
 		return contains([]esp.Selector{s}, ip, p.proto) &&
-			(anyPorts(s) || fragments && port == 0 || s.StartPort <= port && port <= s.EndPort)
+			(anyPorts(s) || (fragments || opaque(s)) && port == 0 || s.StartPort <= port && port <= s.EndPort)
 	}
 	first := func(local, remote netip.Addr, lport, rport uint16, mirrored bool) esp.Action {
 		for _, e := range policies {
-			all := mirrored && e.Action == esp.Protect
+			all := e.Action == esp.Protect
 			way := e.Dir.Out()
 			if mirrored {
 				way = e.Dir.In()
@@ -584,7 +596,7 @@ func TestRuleDiffRefusesTooManyTurns(t *testing.T) {
 	}
 	f, _ := planFor(t, false, alternating)
 	if _, _, err := ruleDiff(nil, f); err == nil {
-		t.Error("600 turns between bypass and discard have no room in 268 priorities, but there was no error")
+		t.Error("600 turns between bypass and discard have no room in 219 priorities, but there was no error")
 	}
 	f, _ = planFor(t, false, alternating[:200])
 	m := &model{}
