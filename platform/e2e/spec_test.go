@@ -54,6 +54,7 @@ type child struct {
 	esp               string
 	ah                string // postern only: instead of esp
 	mode              string // postern only; "": tunnel
+	fragments         string // postern only; "": no
 	rekeyTime         time.Duration
 	start             string // none, start, trap
 	dpdAction         string // clear, restart, trap; "" means clear
