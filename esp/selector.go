@@ -104,4 +104,5 @@ type Datagram struct {
 	TTL    uint8          // outer TTL or hop limit; 0: not known, or any
 	DF     bool           // to be sent: it must not be fragmented on the way
 	Whole  bool           // Buf begins with the outer IP header
+	Path   uint16         // to be sent: octets that the path carries in one packet, IP header included; 0: the system's to know
 }
