@@ -70,6 +70,9 @@ func ListenAH(v6 bool) (*Socket, error) { return nil, unsupported("listen for", 
 // ListenESP returns an error that wraps [ErrUnsupported].
 func ListenESP(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "ESP") }
 
+// ListenICMP returns an error that wraps [ErrUnsupported].
+func ListenICMP(v6 bool) (*Socket, error) { return nil, unsupported("listen for", "ICMP") }
+
 // Features returns "".
 func (s *Socket) Features() string { return "" }
 
@@ -103,6 +106,14 @@ func (n *Network) Clear() error { return unsupported("clear", "policy routing") 
 func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, unsupported("look up the route to", remote.String())
 }
+
+// LinkMTU returns an error that wraps [ErrUnsupported].
+func (n *Network) LinkMTU(remote netip.Addr) (int, error) {
+	return 0, unsupported("look up the route to", remote.String())
+}
+
+// SetMTU returns an error that wraps [ErrUnsupported].
+func (n *Network) SetMTU(device string, mtu int) error { return unsupported("set mtu of", device) }
 
 // Addresses returns an error that wraps [ErrUnsupported].
 func (n *Network) Addresses() ([]netip.Addr, error) { return nil, unsupported("list", "addresses") }

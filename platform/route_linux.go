@@ -197,17 +197,7 @@ var errLinkDown = errors.New("the link that it leads to is down")
 // RouteSource asks the kernel which source address a packet to dst with that mark would
 // leave from. A route over a link without carrier is an error.
 func (c *Netlink) RouteSource(dst netip.Addr, mark uint32) (netip.Addr, error) {
-	r := newRequest(unix.RTM_GETROUTE, 0).
-		raw(family(dst.Is6()), byte(dst.BitLen()), 0, 0, unix.RT_TABLE_UNSPEC, 0, 0, 0).u32(0)
-	r.attrAddr(unix.RTA_DST, dst.WithZone(""))
-	if mark != 0 {
-		r.attrU32(unix.RTA_MARK, mark)
-	}
-	m, err := c.get(r, "look up route to", dst.String())
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	t, err := parseRoute(m.body)
+	t, err := c.routeTo(dst, mark)
 	if err == nil && !t.PrefSrc.IsValid() {
 		err = errors.New("the route gives no source address")
 	}
@@ -221,4 +211,19 @@ func (c *Netlink) RouteSource(dst netip.Addr, mark uint32) (netip.Addr, error) {
 		return netip.Addr{}, opError("look up route to", dst.String(), err)
 	}
 	return t.PrefSrc, nil
+}
+
+// routeTo asks the kernel which route a packet to dst with that mark would take.
+func (c *Netlink) routeTo(dst netip.Addr, mark uint32) (Route, error) {
+	r := newRequest(unix.RTM_GETROUTE, 0).
+		raw(family(dst.Is6()), byte(dst.BitLen()), 0, 0, unix.RT_TABLE_UNSPEC, 0, 0, 0).u32(0)
+	r.attrAddr(unix.RTA_DST, dst.WithZone(""))
+	if mark != 0 {
+		r.attrU32(unix.RTA_MARK, mark)
+	}
+	m, err := c.get(r, "look up route to", dst.String())
+	if err != nil {
+		return Route{}, err
+	}
+	return parseRoute(m.body)
 }

@@ -53,6 +53,8 @@ type Socket struct {
 	v6     bool
 	raw    bool // IP protocol 50: on IPv4 the kernel delivers the IP header, too
 	whole  bool // raw, for datagrams with their IP header
+	icmp   bool // raw, for ICMP messages
+	cuts   bool // it can be told how datagrams may be cut, see setCutting
 	port   uint16
 	file   *os.File
 	rc     syscall.RawConn
@@ -68,6 +70,8 @@ type Socket struct {
 	wmu sync.Mutex
 	tx  sendBatch
 	gso gso
+
+	state cutting // how what is sent may be cut at present; it belongs to wmu's holder
 
 	// patience is how long WriteBatch waits for room in the send buffer; clogged is set
 	// when that was in vain, until something leaves again. Both belong to wmu's holder.
@@ -151,7 +155,7 @@ func (s *Socket) open(typ, proto int, port uint16) error {
 	s.patience = sendPatience
 	s.full = &OpError{Op: "send on", Object: s.object, Err: unix.EAGAIN,
 		Hint: "its send buffer is full: the link is down or slower than what it is asked to carry"}
-	if s.raw && s.v6 && !s.whole {
+	if s.raw && s.v6 && !s.whole && !s.icmp {
 		s.paths = learnPaths()
 	}
 	if !s.raw {
@@ -169,8 +173,8 @@ const ipv6HdrIncl = 36
 type sockopt struct{ level, name, value int }
 
 // What each family's sockets are told: say where a datagram arrived and with which
-// traffic class, never set DF. IKE messages may be larger than a link, and what the
-// ESP packets may have is decided by the engine.
+// traffic class, and not set DF. IKE messages may be larger than a link; for the
+// packets of ESP the engine decides, see setCutting.
 var (
 	options4 = []sockopt{
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
@@ -204,6 +208,7 @@ func (s *Socket) configure(fd int, port uint16) error {
 		// On IPv4 the header says it. Transport mode needs it for the header that it makes anew.
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
 	}
+	s.cuts = s.knowsCutting(fd)
 	if s.whole {
 		level, name := unix.IPPROTO_IP, unix.IP_HDRINCL
 		if s.v6 {
@@ -305,7 +310,7 @@ func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
 }
 
 // WriteBatch sends the datagrams in their order, each from Local where that is valid and
-// with the traffic class TOS, and returns how many the kernel took before the error, if
+// with the traffic class TOS, cut on its way as DF and Path say, and returns how many the kernel took before the error, if
 // any; the one at fault is the next. Where the send buffer is full it waits for a tenth
 // of a second; then, and until something leaves again, the error wraps EAGAIN. After
 // Close the error wraps os.ErrClosed.
@@ -313,7 +318,9 @@ func (s *Socket) WriteBatch(d []esp.Datagram) (int, error) {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	for sent := 0; sent < len(d); {
-		n, err := s.writePart(d[sent:min(len(d), sent+maxBatch)])
+		part, c := s.alikeCut(d[sent:min(len(d), sent+maxBatch)])
+		s.tx.cut = c
+		n, err := s.writePart(d[sent : sent+part])
 		sent += n
 		if err != nil {
 			return sent, err

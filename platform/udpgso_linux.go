@@ -96,7 +96,8 @@ type sendBatch struct {
 	refusal     unix.Errno // why a joined message was refused, until its first datagram left
 	refusedSize int        // and the size of its segments
 
-	waited bool // a deadline was set
+	waited bool    // a deadline was set
+	cut    cutting // of all the datagrams
 }
 
 // begin takes the datagrams of a call and grows the arrays to hold them.
@@ -163,6 +164,10 @@ func alike(d []esp.Datagram, limit int) int {
 // writeReady is called when the socket is writable; false waits again.
 func (s *Socket) writeReady(fd uintptr) bool {
 	b := &s.tx
+	if b.cut != s.state && s.setCutting(int(fd), b.cut) != nil {
+		b.err = unix.EINVAL
+		return true
+	}
 	for b.next < b.end {
 		n, errno := s.send(fd, b.hdrs[b.next:b.end])
 		if n > 0 {
