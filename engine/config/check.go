@@ -21,6 +21,7 @@ func (l *loader) check(root *node) {
 		l.finishConn(c)
 		for _, ch := range c.children {
 			l.finishChild(ch)
+			l.finishHeaders(ch)
 			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key})
 		}
 	}
@@ -206,6 +207,7 @@ func (l *loader) checkChild(c *child) {
 		l.warn(where(c.t, "replay_window"), hint, "replayed packets are not noticed")
 	}
 	l.checkMode(c)
+	l.checkHeaders(c)
 	l.checkVolumes(c)
 	if good(c.t, "inactivity", "start_action") && c.Inactivity > 0 && c.StartAction == ike.StartStart {
 		l.problem(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,

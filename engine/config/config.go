@@ -79,6 +79,7 @@ type Config struct {
 	marks    []mark // one per child, in the order of Policies
 	table    []tableEntry
 	shunts   []shunt
+	headers  map[string]*Headers // by headersKey
 }
 
 // Daemon is the section [daemon].
@@ -226,6 +227,7 @@ type loader struct {
 	table      []*tableEntry
 	readSecret func(path string) ([]byte, error)
 	order      ike.CipherOrder // of the default proposals
+	headers    *Headers        // of the last child
 	exposed    bool            // the file itself is open to others
 	broken     bool            // TOML's syntax or rules are violated: something may be missing
 }

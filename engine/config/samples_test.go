@@ -113,6 +113,9 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 			rare[childSection.path+"."+what+v.name] = true
 		}
 	}
+	for _, k := range headerKeys {
+		rare[childSection.path+"."+k.name] = true
+	}
 	rootSection.each(func(sec *section) {
 		for _, k := range sec.keys {
 			name := sec.path + "." + k.name

@@ -221,7 +221,7 @@ func peerKeys(auth, id string) []key {
 var childSection = &section{
 	path: "connections.NAME.children.CHILD",
 	doc:  "what traffic to protect; the order of the children is the order in which packets are matched",
-	keys: []key{
+	keys: append([]key{
 		{"local_ts", aList, `what is behind us: "10.1.0.0/24", "10.1.0.5/32[tcp/502]", "10.0.0.1-10.0.0.9", "dynamic[udp/161]", "10.1.0.0/24[udp/2000-3000]", "10.1.0.0/24[icmp/8]" (a type; "3(4)" with its code), "10.1.0.0/24[udp/opaque]" (fragments that show no ports); "dynamic", our address`,
 			func(s *scope, n *node) { s.selectors(n, &s.child.LocalTS) }},
 		{"remote_ts", aList, `what is behind the peer; "dynamic", the peer's address`,
@@ -268,7 +268,7 @@ var childSection = &section{
 			func(s *scope, n *node) {
 				s.word(n, peerWords, func(i int) { s.child.CloseAction = ike.PeerAction(i) })
 			}},
-	},
+	}, headerKeys...),
 }
 
 var policySection = &section{

@@ -29,6 +29,7 @@ type child struct {
 	t      *node
 	mode   childMode
 	placed bool // an entry of [policies] names it
+	headerState
 }
 
 // peer is one of the sections [….local] and [….remote].
@@ -87,7 +88,7 @@ func (s *scope) openRemote(n *node) *scope {
 
 // openChild starts a child with its defaults.
 func (s *scope) openChild(n *node) *scope {
-	c := &child{conn: s.conn, t: n, Child: &ike.Child{
+	c := &child{conn: s.conn, t: n, headerState: newHeaderState(), Child: &ike.Child{
 		Name:         n.name,
 		RekeyTime:    defaultChildRekey,
 		ReplayWindow: defaultReplayWindow,
