@@ -103,6 +103,15 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			}
 			return s, nil
 		},
+		ListenICMP: func(v6 bool) (engine.Socket, error) {
+			s, err := platform.ListenICMP(v6)
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
+		},
+		LinkMTU:   network.LinkMTU,
+		SetMTU:    network.SetMTU,
 		Network:   network,
 		Addresses: network.Addresses,
 		WatchAddresses: func() (engine.AddressWatch, error) {

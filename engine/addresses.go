@@ -129,6 +129,7 @@ func unknown(ts []esp.Selector) bool {
 // on the loop's goroutine.
 func (e *Engine) readdress() {
 	l, s := e.loop, e.d.spd
+	l.fitAll() // a link may have another MTU, or another link leads to the peer
 	spec, err := e.policySpecs(e.cfg)
 	if err != nil {
 		e.o.Log.Log(log.Net, log.Error, "the policies could not follow this host's addresses", log.Err(err))

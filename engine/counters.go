@@ -81,6 +81,17 @@ const (
 	cIKERefusedOften                   // … because the peer asks too often; also among the former
 	cIKERedirectRefused                // redirects that were not followed: loops, forged ones
 	cReadErrors                        // reads from sockets that failed
+	cOutPathMTU                        // must not be fragmented, and is longer than its path carries
+	cOutAnswers                        // … of which their senders were told
+	cOutAnswerRate                     // … and were not, because there were too many
+	cOutCutBefore                      // longer than the path: cut, and each piece sealed
+	cOutCutAfter                       // longer than the path: to be cut once sealed
+	cMSSClamped                        // TCP SYNs whose MSS was lowered
+	cInECNOdd                          // outer and inner ECN fields that should not meet (RFC 6040 section 4.2)
+	cTooBig                            // ICMP messages that made a path smaller
+	cTooBigForged                      // … which show no packet of an SA that is here
+	cTooBigStale                       // … which say what is known, or cannot be
+	cTooBigRate                        // … which are too many, or the IKE loop was too busy
 	numCounters
 )
 
@@ -160,6 +171,18 @@ var counterNames = [numCounters]string{
 	cIKERefusedOften:    "ike_refused_too_often",
 	cIKERedirectRefused: "ike_redirects_refused",
 	cReadErrors:         "read_errors",
+
+	cOutPathMTU:    "out_drop_path_mtu",
+	cOutAnswers:    "out_icmp_too_big",
+	cOutAnswerRate: "out_icmp_too_many",
+	cOutCutBefore:  "out_cut_before",
+	cOutCutAfter:   "out_cut_after",
+	cMSSClamped:    "mss_clamped",
+	cInECNOdd:      "in_ecn_odd",
+	cTooBig:        "icmp_too_big",
+	cTooBigForged:  "icmp_drop_forged",
+	cTooBigStale:   "icmp_drop_stale",
+	cTooBigRate:    "icmp_drop_rate",
 }
 
 // String returns the counter's name in statistics.

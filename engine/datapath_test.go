@@ -410,37 +410,50 @@ func TestSendErrorsDoNotStopTheBatch(t *testing.T) {
 	}
 }
 
-func TestECN(t *testing.T) {
+// Figure 4 of RFC 6040, in the order of the numbers: not ECT, ECT(1), ECT(0), CE.
+func TestECNLeavesTheTunnelAsRFC6040Says(t *testing.T) {
+	const drop = 9
+	want := [4][4]uint8{{0, 0, 0, drop}, {1, 1, 1, 3}, {2, 1, 2, 3}, {3, 3, 3, 3}}
+	odd := [4][4]uint64{{0, 1, 1, 0}, {0, 0, 1, 0}, {0, 0, 0, 0}, {0, 1, 0, 0}}
 	for _, v6 := range []bool{false, true} {
 		for inner := range uint8(4) {
 			for outer := range uint8(4) {
-				pkt := udp4(srcHost, dstHost, 1, 1, 60)
-				pkt[1] = 0xb8 | inner
-				if v6 {
-					pkt = udp6("2001:db8::1", "2001:db8::2", 1, 1, 60)
-					pkt[0] |= 0xb
-					pkt[1] |= 0x80 | inner<<4
-				} else {
-					binary.BigEndian.PutUint16(pkt[10:], 0)
-					binary.BigEndian.PutUint16(pkt[10:], checksum(pkt[:20]))
-				}
-				ok := carryECN(pkt, outer)
-				tos := trafficClass(pkt)
-				want := inner
-				if outer == ecnCE {
-					want = ecnCE
-				}
-				if dropped := outer == ecnCE && inner == 0; ok == dropped {
+				tp := newTestPath(t, board.Tiny)
+				pkt := classed(v6, 0xb8|inner)
+				ok := tp.headersIn(pkt, 0, 0x28|outer)
+				class := esp.TrafficClass(pkt)
+				if dropped := want[inner][outer] == drop; ok == dropped {
 					t.Errorf("v6=%v inner %d outer %d: passed %v", v6, inner, outer, ok)
-				} else if !dropped && (tos&ecnMask != want || tos&^ecnMask != 0xb8) {
-					t.Errorf("v6=%v inner %d outer %d: traffic class is %#x, want ECN %d and DSCP unchanged", v6, inner, outer, tos, want)
+				} else if !dropped && class != 0xb8|want[inner][outer] {
+					t.Errorf("v6=%v inner %d outer %d: traffic class is %#x, want ECN %d and DSCP unchanged", v6, inner, outer, class, want[inner][outer])
+				}
+				if got := tp.counts.get(cInECNOdd); got != odd[inner][outer] {
+					t.Errorf("v6=%v inner %d outer %d: counted as odd %d times, want %d", v6, inner, outer, got, odd[inner][outer])
 				}
 				if !v6 && checksum(pkt[:20]) != 0 {
 					t.Errorf("inner %d outer %d: the header's checksum is wrong", inner, outer)
 				}
+				pkt = classed(v6, 0xb8|inner)
+				if ok := tp.headersIn(pkt, ecnStays|dscpIn, 0x28|outer); !ok || esp.TrafficClass(pkt) != 0x28|inner {
+					t.Errorf("v6=%v inner %d outer %d: without ECN and with the outer DSCP the traffic class is %#x, want %#x", v6, inner, outer, esp.TrafficClass(pkt), 0x28|inner)
+				}
 			}
 		}
 	}
+}
+
+// classed is a packet of that traffic class.
+func classed(v6 bool, class uint8) []byte {
+	if v6 {
+		pkt := udp6("2001:db8::1", "2001:db8::2", 1, 1, 60)
+		pkt[0], pkt[1] = 6<<4|class>>4, class<<4
+		return pkt
+	}
+	pkt := udp4(srcHost, dstHost, 1, 1, 60)
+	pkt[1] = class
+	binary.BigEndian.PutUint16(pkt[10:], 0)
+	binary.BigEndian.PutUint16(pkt[10:], checksum(pkt[:20]))
+	return pkt
 }
 
 func TestTrafficClassIsCopiedOut(t *testing.T) {

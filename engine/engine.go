@@ -12,6 +12,7 @@
 //   - one is the IKE loop: it owns the IKE machine and the writing side of the
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
+//   - one per address family reads what routers say of packets that were too long (toobig.go)
 //   - one waits for changes of the host's addresses (addresses.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - one accepts control clients, and three at most serve each of them (vici.go)
@@ -116,6 +117,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
+	l.links.of, l.links.set = o.OS.LinkMTU, o.OS.SetMTU
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
@@ -139,6 +141,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if err := e.openSockets(&undo); err != nil {
 		return err
 	}
+	e.openICMP(&undo)
 	tuns, err := e.o.OS.OpenTUN(e.cfg.Daemon.Interface, e.mtu, e.d.workers)
 	if err == nil && len(tuns) == 0 {
 		err = errors.New("it has no queue")
@@ -151,6 +154,8 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	}
 	e.d.tuns = tuns[:min(len(tuns), e.d.workers)]
 	e.loop.device = tuns[0].Name()
+	e.loop.links.now = e.mtu
+	e.loop.links.configure(e.cfg, e.mtu)
 
 	watch := e.watchAddresses(&undo)
 	e.openState(&undo)
@@ -190,6 +195,13 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	for s := range e.d.socks {
 		for i, sock := range e.d.socks[s] {
 			readers.Go(func() { e.d.in[s][i].run(sock) })
+		}
+	}
+	for v, sock := range e.loop.links.icmp {
+		if sock != nil {
+			readers.Go(func() {
+				(&tooBigReader{d: e.d, v6: v == 1, tell: e.loop.links.tell}).run(sock)
+			})
 		}
 	}
 	if watch != nil {
@@ -375,6 +387,8 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	l.keepAlive = cfg.Daemon.KeepAlive
 	l.setExport(cfg.Daemon.ExportKeys)
 	e.tellRestart(cfg, mtu)
+	l.links.configure(cfg, mtu)
+	l.fitAll()
 	e.cfg = cfg
 	return nil
 }
@@ -404,7 +418,7 @@ func (e *Engine) tellRestart(cfg *config.Config, mtu int) {
 		}
 	}
 	tell(was.Interface != is.Interface, "interface")
-	tell(mtu != e.mtu, "mtu")
+	tell(mtu != e.mtu && e.loop.links.set == nil, "mtu")
 	tell(was.Board != is.Board, "board")
 	tell(was.IKEPort != is.IKEPort, "ike_port")
 	tell(was.NATTPort != is.NATTPort, "natt_port")
@@ -475,7 +489,7 @@ func (f *features) fields() []log.Field {
 	return list
 }
 
-// MTU returns the MTU of the TUN device.
+// MTU returns the MTU that the TUN device has at the start.
 func (e *Engine) MTU() int { return e.mtu }
 
 const (

@@ -298,7 +298,7 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	}
 	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
 	isa := &inSA{spi: spi, in: i, localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
-	isa.encap.Store(encap)
+	isa.is.set(inEncap, encap)
 	if o.Limited() {
 		osa.limits, isa.limits = new(limits), new(limits)
 	}

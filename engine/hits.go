@@ -116,7 +116,7 @@ func (l *ikeLoop) judgeIn(sa *inSA) {
 	if s := &sa.share; s.of != of || s.mixed != mixed {
 		s.fold(sa.in.Usage(), (*hits).in)
 		s.of, s.mixed = of, mixed
-		sa.mixed.Store(mixed)
+		sa.is.set(inMixed, mixed)
 	}
 }
 

@@ -63,7 +63,7 @@ func TestPacketsBeforeTheirSAAreDeliveredWithIt(t *testing.T) {
 	tl.receive(sockNATT4, first, peer.seal(2))
 	tl.receive(sockESP4, peer.seal(3))
 	marked := peer.sealPacket(bytes.Clone(udp4(dstHost, srcHost, 4, 502, 100)))
-	marked.TOS = ecnCE // the inner packet cannot carry it
+	marked.TOS = esp.CE // the inner packet cannot carry it
 	tl.receive(sockNATT4, marked)
 	tl.testPath.now += holdMax
 	if n := tl.tun.count(); n != 0 || tl.held.len() != 4 {

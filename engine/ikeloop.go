@@ -92,6 +92,7 @@ type ikeLoop struct {
 	pacer    addressPacer // of readdress
 	roamer   addressPacer // of what the machine is told
 	addrs    hostAddrs
+	links    links
 	// keepAlive is the longest silence towards a NAT; 0: no keepalives.
 	keepAlive time.Duration
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
@@ -121,6 +122,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		roamer:    addressPacer{every: roamInterval},
 		keepAlive: keepaliveInterval,
 		lookups:   newLookups(),
+		links:     newLinks(),
 	}
 	return l
 }
@@ -237,6 +239,8 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		case c := <-l.wishes:
 			l.m.Command(l.now(), c)
 			l.drain()
+		case t := <-l.links.news:
+			l.tooBig(t)
 		case f := <-l.calls:
 			f()
 		case <-l.addressed:

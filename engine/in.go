@@ -10,7 +10,8 @@ package engine
 //  5. parse its flow
 //  6. check the inner addresses against the SA's selectors (RFC 4301 section 5.2); a fragment
 //     without ports may have those of its first one (frags.go)
-//  7. carry over a congestion mark of the outer header (RFC 6040)
+//  7. carry over a congestion mark of the outer header (RFC 6040), and what else of the headers
+//     has to be changed (headers.go)
 //  8. choose a queue of the TUN device by the inner flow
 //  9. write what is left of the batch to each queue in one go
 //
@@ -242,7 +243,7 @@ func (in *inbound) ike(g *esp.Datagram, off int) {
 // esp does steps 4 to 8.
 func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 	d := in.d
-	if sa.around.Load() && !in.nested {
+	if sa.is.has(inAround) && !in.nested {
 		in.bare(sa, g)
 		return
 	}
@@ -283,16 +284,19 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		}
 		return
 	}
-	if sa.mixed.Load() && !in.permitted(sa, len(inner)) {
+	if sa.is.has(inMixed) && !in.permitted(sa, len(inner)) {
 		return
 	}
 	if in.flow.Proto == esp.ProtoESP && sa.proto == esp.AH && in.flow.Local == g.Local.Unmap() && !in.nested {
 		in.unwrap(sa, pkt, spare)
 		return
 	}
-	if !carryECN(inner, g.TOS) {
-		d.counts.inc(cInECN)
+	bits := headerBits(sa.headers.Load())
+	if !d.headersIn(inner, bits, g.TOS) {
 		return
+	}
+	if in.flow.Proto == esp.ProtoTCP {
+		d.clamp(inner, bits)
 	}
 	in.octets += uint64(len(inner))
 	q := 0
@@ -394,7 +398,7 @@ const movedInterval = time.Second
 // checkMoved tells the IKE loop when an authentic packet came from another address than
 // the peer's: its NAT may have given it a new mapping. The machine knows whether to follow.
 func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
-	if !sa.encap.Load() || in.sock >= sockESP4 || g.Remote == *sa.remote.Load() {
+	if !sa.is.has(inEncap) || in.sock >= sockESP4 || g.Remote == *sa.remote.Load() {
 		return
 	}
 	d := in.d
@@ -404,48 +408,6 @@ func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
 		return
 	}
 	d.moved(sa, ike.Path{Local: netip.AddrPortFrom(g.Local, d.ports.NATT), Remote: g.Remote, NATT: true})
-}
-
-// The ECN field of the traffic class (RFC 3168 section 5).
-const (
-	ecnMask = 3
-	ecnCE   = 3
-)
-
-// trafficClass returns the DSCP and ECN fields of an IP packet.
-func trafficClass(pkt []byte) uint8 {
-	if pkt[0]>>4 == 4 {
-		return pkt[1]
-	}
-	return pkt[0]<<4 | pkt[1]>>4
-}
-
-// carryECN does step 7: where the outer header was marked, the inner one is marked
-// too. ok is false if the inner packet does not take part in ECN: a mark that it cannot
-// carry means that it has to be dropped (RFC 6040 section 4.2).
-func carryECN(pkt []byte, outer uint8) (ok bool) {
-	if outer&ecnMask != ecnCE {
-		return true
-	}
-	tos := trafficClass(pkt)
-	switch {
-	case tos&ecnMask == 0:
-		return false
-	case tos&ecnMask == ecnCE:
-		return true
-	}
-	if pkt[0]>>4 == 6 {
-		pkt[1] |= ecnCE << 4
-		return true
-	}
-	// RFC 1624: HC' = ~(~HC + ~m + m'), where m is the header's first 16 bits.
-	old := binary.BigEndian.Uint16(pkt)
-	pkt[1] |= ecnCE
-	sum := uint32(^binary.BigEndian.Uint16(pkt[10:])) + uint32(^old) + uint32(binary.BigEndian.Uint16(pkt))
-	sum = sum&0xffff + sum>>16
-	sum = sum&0xffff + sum>>16
-	binary.BigEndian.PutUint16(pkt[10:], ^uint16(sum))
-	return true
 }
 
 // deliver does step 9.

@@ -41,7 +41,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		if in.Limited() {
 			sa.limits = new(limits)
 		}
-		sa.encap.Store(c.Encap)
+		sa.is.set(inEncap, c.Encap)
 		sa.remote.Store(l.d.sad.remoteAt(c.Remote))
 		l.nestIn(sa, c.Local.Addr())
 		l.judgeIn(sa)
@@ -55,7 +55,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		spi: c.SPI, inbound: c.Inbound, out: o, proto: c.Proto,
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
-		esn: c.Suite.ESN, standby: c.Standby,
+		esn: c.Suite.ESN, standby: c.Standby, mode: c.Mode, suite: c.Suite,
 	}
 	sa.export = l.exported(c)
 	sa.ported, sa.frags = ported(sa.localTS) || ported(sa.remoteTS), c.Fragments
@@ -63,12 +63,14 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa.limits = new(limits)
 	}
 	sa.path.Store(l.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
+	l.fit(sa, sa.path.Load())
 	l.judgeOut(sa)
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
 		return err
 	}
 	l.retire(nil, old)
+	l.followNew(sa)
 	if len(l.d.socks[sa.sock()]) == 0 {
 		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the peer force UDP encapsulation",
 			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock().String()))
@@ -119,11 +121,12 @@ func (l *ikeLoop) moveSA(inbound uint32, p ike.Path, encap bool) {
 		return
 	}
 	if in := slot.in.Load(); in != nil {
-		in.encap.Store(encap)
+		in.is.set(inEncap, encap)
 		in.remote.Store(l.d.sad.remoteAt(p.Remote))
 	}
 	if slot.out != nil {
-		slot.out.path.Store(l.pathOf(slot.out.proto, p.Local.Addr(), p.Remote, encap))
+		l.fit(slot.out, l.pathOf(slot.out.proto, p.Local.Addr(), p.Remote, encap))
+		l.followNew(slot.out)
 	}
 	l.renest(slot)
 }
@@ -195,6 +198,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 		l.rotateAt = now + rotateInterval
 		l.rotate()
 	}
+	l.ageLinks(now)
 	for _, s := range l.nat {
 		s.seen = false
 	}

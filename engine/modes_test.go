@@ -38,7 +38,7 @@ func (tp *testPath) addPair(t *testing.T, sa esp.SA, a, b netip.Addr, local, rem
 	osa := &outSA{spi: spi, proto: sa.Proto, inbound: spi, out: o, localTS: sa.LocalTS, remoteTS: sa.RemoteTS, conn: "c", child: "k"}
 	osa.path.Store(outerPathOf(sa.Proto, a, sa.Remote, sa.Encap))
 	isa := &inSA{spi: spi, proto: sa.Proto, in: in, localTS: there.LocalTS, remoteTS: there.RemoteTS, conn: "c", child: "k"}
-	isa.encap.Store(sa.Encap)
+	isa.is.set(inEncap, sa.Encap)
 	isa.remote.Store(&there.Remote)
 	if err := tp.sad.addIn(isa); err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func (s *spd) nests(f *esp.Flow, in bool) bool {
 // nestIn sets whether an inbound SA has to be in AH.
 func (l *ikeLoop) nestIn(sa *inSA, local netip.Addr) {
 	f := espFlow(local, sa.remote.Load().Addr())
-	sa.around.Store(sa.proto == esp.ESP && l.d.spd.nests(&f, true))
+	sa.is.set(inAround, sa.proto == esp.ESP && l.d.spd.nests(&f, true))
 }
 
 // pathOf returns the path of packets from local to remote, with AH around them if that is to be.
@@ -64,7 +64,9 @@ func (l *ikeLoop) renest(slot *sadSlot) {
 		return
 	}
 	p := slot.out.path.Load()
-	slot.out.path.Store(l.pathOf(slot.out.proto, p.local, p.remote, p.encap()))
+	if now := l.pathOf(slot.out.proto, p.local, p.remote, p.encap()); now.nested != p.nested {
+		l.fit(slot.out, now)
+	}
 	if in := slot.in.Load(); in != nil {
 		l.nestIn(in, p.local)
 	}
@@ -160,7 +162,7 @@ func (in *inbound) unwrap(ah *inSA, pkt, spare []byte) {
 		in.stranger(g, spi)
 		return
 	}
-	if sa.remote.Load().Addr().Unmap() != in.flow.Remote || sa.around.Load() && !right {
+	if sa.remote.Load().Addr().Unmap() != in.flow.Remote || sa.is.has(inAround) && !right {
 		in.bare(sa, g)
 		return
 	}

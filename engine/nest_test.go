@@ -86,7 +86,7 @@ func (n *nestGateways) add(t *testing.T, child string, sa esp.SA, ts func(a neti
 	n.from.spd.bind(osa)
 	isa := &inSA{spi: spi, proto: sa.Proto, in: p, localTS: in.LocalTS, remoteTS: in.RemoteTS, conn: "c", child: child}
 	isa.remote.Store(&in.Remote)
-	isa.encap.Store(sa.Encap)
+	isa.is.set(inEncap, sa.Encap)
 	n.in.nestIn(isa, n.b)
 	if err := n.to.sad.addIn(isa); err != nil {
 		t.Fatal(err)
@@ -315,7 +315,7 @@ func TestBareESPIsRefusedWhereAHIsDemanded(t *testing.T) {
 func TestOnlyAnEntryThatNamesESPNests(t *testing.T) {
 	n := newNest(t, false)
 	out, in := n.addESP(t, esp.SA{Suite: nestESP})
-	if !out.path.Load().nested || !in.around.Load() {
+	if !out.path.Load().nested || !in.is.has(inAround) {
 		t.Fatal("an entry that names ESP does not nest it")
 	}
 	pkt := udp4("10.1.0.5", "10.2.0.5", 1, 2, 300)
@@ -330,8 +330,8 @@ func TestOnlyAnEntryThatNamesESPNests(t *testing.T) {
 		n.to.spd.set([]policySpec{first, n.to.spd.spec[1]})
 		n.out.rejudge()
 		n.in.nestIn(in, n.b)
-		if p := out.path.Load(); p.nested || p.sock != sockESP4 || in.around.Load() {
-			t.Errorf("%s: nested by %v, %v and demanded %v", name, p.nested, p.sock, in.around.Load())
+		if p := out.path.Load(); p.nested || p.sock != sockESP4 || in.is.has(inAround) {
+			t.Errorf("%s: nested by %v, %v and demanded %v", name, p.nested, p.sock, in.is.has(inAround))
 		}
 	}
 	before := n.to.tun.count()

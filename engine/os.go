@@ -84,7 +84,14 @@ type OS struct {
 	// ListenAH opens a raw socket for IP protocol 51, whose datagrams have their IP header in
 	// both directions. It sends whole packets of ESP as well.
 	ListenAH func(v6 bool) (Socket, error)
-	Network  Network
+	// ListenICMP opens a raw socket that reads "destination unreachable" of ICMP or "packet too
+	// big" of ICMPv6; nil: path MTUs are not learned.
+	ListenICMP func(v6 bool) (Socket, error)
+	// LinkMTU returns the MTU of the link that the route to remote leads through; nil: unknown.
+	LinkMTU func(remote netip.Addr) (int, error)
+	// SetMTU sets the MTU of the TUN device while it is used; nil: that cannot be done.
+	SetMTU  func(device string, mtu int) error
+	Network Network
 	// WatchAddresses subscribes to changes of the host's addresses, routes and links; nil
 	// if the system cannot tell of them.
 	WatchAddresses func() (AddressWatch, error)

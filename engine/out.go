@@ -9,7 +9,8 @@ package engine
 //  3. find their SPD entries and SAs, in the worker's flow cache or in the SPD
 //  4. no SA: wait in a bounded queue, and ask the IKE loop for one
 //  5. reserve sequence numbers and a turn of each SA in the batch (turns.go)
-//  6. seal them where they are, grouped by socket
+//  6. seal them where they are, grouped by socket; what is longer than its path carries has gone
+//     another way before (toobig.go)
 //  7. wait for the turn, write each group in one go, and pass the turn on
 //
 // Steps 2 to 6 each go over the whole batch before the next: where packets of many SAs follow
@@ -56,6 +57,8 @@ type outbound struct {
 
 	limited bool // one of these SAs has limits in packets or octets
 
+	over oversize // for packets that are longer than their path carries
+
 	packets, octets uint64 // sealed, and not yet in the counters
 	tally           tally  // of SAs that serve several entries
 }
@@ -71,6 +74,7 @@ type outPacket struct {
 	sa     *outSA
 	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
+	cut    bool       // it may be cut once it is sealed
 	flow   esp.Flow
 	key    flowKey
 	hash   uint32 // of key
@@ -81,6 +85,7 @@ func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound
 	o := &outbound{
 		d: d, ctx: ctx, bufs: bufs, sizes: make([]int, n), cache: cache, pause: readErrorPause,
 		pkts: make([]outPacket, n), todo: make([]int, 0, n), found: make([]int, 0, n), turns: make([]turn, 0, n),
+		over: oversize{cut: make([]byte, d.pool.size), big: make([]bigPacket, 0, n)},
 	}
 	for s := range o.groups {
 		if s := sockID(s); s.carriesESP() {
@@ -128,12 +133,17 @@ func (o *outbound) batch(n int) {
 	// came up between the look-up and the queue.
 	for range 3 {
 		if len(o.todo) == 0 {
-			return
+			break
 		}
 		o.find()
 		o.carry()
 	}
-	o.d.counts.add(cOutNoSA, uint64(len(o.todo)))
+	if len(o.todo) > 0 {
+		o.d.counts.add(cOutNoSA, uint64(len(o.todo)))
+	}
+	if len(o.over.big) > 0 {
+		o.cutBig()
+	}
 }
 
 // parse does step 2, for the first n packets of bufs.
@@ -304,9 +314,8 @@ func (o *outbound) carry() {
 		}
 	}
 	for _, i := range o.found {
-		p := &o.pkts[i]
-		o.join(p)
-		if p.other {
+		o.join(i)
+		if p := &o.pkts[i]; p.other {
 			p.sa.out.Near(o.ctx)
 		}
 	}
@@ -350,10 +359,11 @@ func (o *outbound) account() {
 	o.tally.flush((*hits).out)
 }
 
-// join counts a packet in its SA's turn, unless it is clear that it cannot be sent.
-func (o *outbound) join(p *outPacket) {
-	d, sa := o.d, p.sa
-	p.turn, p.nest, p.path = -1, -1, sa.path.Load()
+// join counts packet n in its SA's turn, unless it is clear that it cannot be sent.
+func (o *outbound) join(n int) {
+	d, p := o.d, &o.pkts[n]
+	sa := p.sa
+	p.turn, p.nest, p.path, p.cut = -1, -1, sa.path.Load(), false
 	if len(d.socks[p.path.sock]) == 0 {
 		d.counts.inc(cOutNoSocket)
 		return
@@ -362,6 +372,12 @@ func (o *outbound) join(p *outPacket) {
 	if err := sa.out.Check(p.buf, p.off, p.n, &to); err != nil {
 		o.unfit(sa, p, err)
 		return
+	}
+	if p.n > int(p.path.most) && !o.tooLong(n) {
+		return
+	}
+	if p.flow.Proto == esp.ProtoTCP {
+		d.clamp(p.buf[p.off:p.off+p.n], p.path.bits)
 	}
 	if p.path.nested {
 		ah := o.findAround(p)
@@ -422,6 +438,9 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 		// join has seen that there is room. The number becomes a gap, of an SA that sends
 		// nothing more.
 		return false
+	}
+	if p.path.odd || p.cut {
+		p.path.outerHeader(&to, p.cut)
 	}
 	t.seq++
 	t.n--
@@ -505,6 +524,7 @@ func (o *outbound) flush() {
 		p.sa, p.pol = sa, pol
 		o.found = append(o.found, 0)
 		o.carry()
+		o.cutBig()
 		o.todo = o.todo[:0] // empty: only this goroutine deletes SAs
 		return false
 	})
@@ -513,16 +533,16 @@ func (o *outbound) flush() {
 // outerPathOf returns the path of packets of a protocol from local to remote.
 func outerPathOf(proto esp.Protocol, local netip.Addr, remote netip.AddrPort, encap bool) *outerPath {
 	if encap {
-		return &outerPath{sock: sockNATT4.family(remote.Addr()), local: local, remote: remote}
+		return &outerPath{sock: sockNATT4.family(remote.Addr()), local: local, remote: remote, most: plainMost}
 	}
 	s := sockESP4
 	if proto == esp.AH {
 		s = sockAH4
 	}
-	return &outerPath{sock: s.family(remote.Addr()), local: local, remote: netip.AddrPortFrom(remote.Addr(), 0)}
+	return &outerPath{sock: s.family(remote.Addr()), local: local, remote: netip.AddrPortFrom(remote.Addr(), 0), most: plainMost}
 }
 
 // datagram returns an empty datagram on the path.
 func (p *outerPath) datagram() esp.Datagram {
-	return esp.Datagram{Local: p.local, Remote: p.remote, Whole: p.nested}
+	return esp.Datagram{Local: p.local, Remote: p.remote, Path: p.mtu, Whole: p.nested}
 }

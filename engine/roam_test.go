@@ -49,8 +49,8 @@ func TestMoveChangesAddressFamilyAndSocket(t *testing.T) {
 		if d := sent[0]; d.Local != p.Local.Addr() || d.Remote != to {
 			t.Errorf("on %+v the packet went from %v to %v", c, d.Local, d.Remote)
 		}
-		if isa.encap.Load() != c.encap || *isa.remote.Load() != p.Remote {
-			t.Errorf("on %+v the inbound SA expects %v, UDP %v", c, *isa.remote.Load(), isa.encap.Load())
+		if isa.is.has(inEncap) != c.encap || *isa.remote.Load() != p.Remote {
+			t.Errorf("on %+v the inbound SA expects %v, UDP %v", c, *isa.remote.Load(), isa.is.has(inEncap))
 		}
 		tp.receive(sockESP4, sent[0])
 		opened++

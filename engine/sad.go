@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/engine/config"
 	"postern/esp"
 )
 
@@ -22,9 +23,9 @@ type inSA struct {
 	proto  esp.Protocol
 	ported bool // a selector is for some ports, or for OPAQUE ones
 	frags  bool // later fragments are accepted all the same (RFC 4301 section 7.3)
-	encap  atomic.Bool
-	mixed  atomic.Bool // as in share, which the loop alone reads
-	around atomic.Bool // it has to be in AH (nest.go)
+	is     inFlags
+	// headers are headerBits.
+	headers atomic.Uint32
 
 	localTS  []esp.Selector
 	remoteTS []esp.Selector
@@ -35,6 +36,27 @@ type inSA struct {
 	share    share
 	export   []byte   // the keys, for the control socket; nil: not kept
 	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
+}
+
+// inFlags is what may change of an inbound SA and every packet has to know.
+type inFlags struct{ v atomic.Uint32 }
+
+const (
+	inEncap  = 1 << iota // it comes in UDP
+	inMixed              // as in share, which the loop alone reads
+	inAround             // it has to be in AH (nest.go)
+)
+
+// has may be called by anyone.
+func (f *inFlags) has(flag uint32) bool { return f.v.Load()&flag != 0 }
+
+// set belongs to the IKE loop.
+func (f *inFlags) set(flag uint32, on bool) {
+	v := f.v.Load() &^ flag
+	if on {
+		v |= flag
+	}
+	f.v.Store(v)
 }
 
 // netPair is what most SAs have for selectors, in few octets: one range of IPv4 addresses
@@ -92,6 +114,8 @@ type outSA struct {
 	child    string
 	ike, id  uint32
 	proto    esp.Protocol
+	mode     esp.Mode
+	suite    esp.Suite
 	esn      bool
 	ported   bool // as of an inSA
 	frags    bool
@@ -101,7 +125,7 @@ type outSA struct {
 	share    share
 	export   []byte // as of an inSA
 
-	_ [24]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in
@@ -137,6 +161,16 @@ type outerPath struct {
 	nested bool // AH goes around it (nest.go)
 	local  netip.Addr
 	remote netip.AddrPort
+
+	// What links.go adds: values that are equal are one in memory, so far as SAs share a path.
+	mtu     uint16 // octets that the path carries in one packet; 0: the system's to know
+	most    uint16 // and those of a packet that is to be sealed
+	bits    headerBits
+	tunnel  bool            // tunnel mode: the outer header is ours to make
+	blind   bool            // nobody would tell that a packet with DF was lost
+	after   bool            // what may be cut is cut after it was sealed
+	odd     bool            // the outer header is not the one that package esp makes
+	headers *config.Headers // nil: not known yet, all is as by default
 }
 
 // sadSlot is one CHILD SA: an inbound and an outbound SA. All but in belongs to the IKE loop.
@@ -168,6 +202,7 @@ type sad struct {
 
 	// The newest of each: the SAs of one peer share them, also in the processor's caches.
 	path   *outerPath
+	fitted *outerPath // by the IKE loop's fit
 	remote *netip.AddrPort
 }
 
