@@ -210,6 +210,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	m.mobikeInherit(sa, nsa)
 	nsa.reauth.at, nsa.reauth.asked, nsa.reauth.tries = sa.reauth.at, sa.reauth.asked, sa.reauth.tries
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
+	nsa.live.unused = false // it has no CHILD SA yet, and must not end for that
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	if m.leftOver(sa) {
@@ -240,6 +241,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 			o.reauth.old = nsa.unique
 		}
 	}
+	nsa.live.unused = nsa.live.unused || sa.live.unused
 	nsa.reauth.old, nsa.reauth.tried, nsa.reauth.last = sa.reauth.old, sa.reauth.tried, sa.reauth.last
 	sa.reauth.old = 0
 	tasks := sa.tasks
