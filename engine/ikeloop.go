@@ -407,7 +407,7 @@ func (e env) Random(b []byte) {
 	_, _ = rand.Read(b) // it never fails: since Go 1.24 the process ends instead
 }
 
-func (e env) AllocSPI() (uint32, bool) { return e.l.d.sad.alloc() }
+func (e env) AllocSPI(uint8) (uint32, bool) { return e.l.d.sad.alloc() }
 
 func (e env) FreeSPI(spi uint32) {
 	in, out := e.l.d.sad.release(spi)

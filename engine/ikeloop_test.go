@@ -111,7 +111,7 @@ func (tl *testLoop) outputs(list ...ike.Output) {
 // child returns both directions of a CHILD SA as the machine hands them out.
 func (tl *testLoop) child(t *testing.T, id uint32, standby bool) (in, out ike.Output) {
 	t.Helper()
-	spi, ok := env{tl.ikeLoop}.AllocSPI()
+	spi, ok := env{tl.ikeLoop}.AllocSPI(0)
 	if !ok {
 		t.Fatal("the SAD is full")
 	}

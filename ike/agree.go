@@ -71,6 +71,7 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	}
 	req.gotTS = [2][]esp.Selector{local, remote}
 	req.frags = m.agreeFragments(req.task.cfg, req.mode)
+	_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
 	if m.msg.Find(PayloadNonce) != nil { // IKE_AUTH has none
 		req.nr = bytes.Clone(m.nonceAtHand())
 	}

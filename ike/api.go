@@ -29,8 +29,9 @@ type Env interface {
 	// Random fills b from a cryptographically secure source.
 	Random(b []byte)
 	// AllocSPI reserves a slot of the inbound SAD and returns its SPI (never below
-	// 256); ok is false when the table is full.
-	AllocSPI() (spi uint32, ok bool)
+	// 256); ok is false when the table is full. The SPI should be one whose packets come to
+	// that worker of the data path, counted from 1; 0: any.
+	AllocSPI(worker uint8) (spi uint32, ok bool)
 	// FreeSPI gives back an SPI that AllocSPI returned. An SA that was added under it
 	// is deleted by a DelSA output first.
 	FreeSPI(spi uint32)
@@ -172,6 +173,13 @@ type Child struct {
 	StartAction  StartAction
 	DPDAction    PeerAction
 	CloseAction  PeerAction
+
+	// Lanes is how many SAs with the same selectors, 0 to MaxLanes, are made beside the first
+	// one when packets ask for them; which packets go through which of them is the caller's
+	// affair. With PerCPU each belongs to one worker, which is negotiated (RFC 9611); Lanes is
+	// the number of workers then, 0 if there is but one.
+	Lanes  int
+	PerCPU bool
 }
 
 // TS is a traffic selector of the configuration. Dynamic stands for the address of
@@ -215,6 +223,11 @@ type Command struct {
 	Gateway Gateway
 	Force   bool // CmdTerminate of whole IKE SAs: do not wait for the peer
 	Hard    bool // CmdLimit
+
+	// Grow says that the packet of CmdAcquire goes through some SA of the child, and would
+	// rather go through one of Lane: that it cannot be had is no failure.
+	Grow bool
+	Lane uint8
 }
 
 // OutputKind names what an Output asks the caller to do.
@@ -267,6 +280,8 @@ type ChildSA struct {
 	// Fragments: though the selectors are for some ports, fragments after the first one pass
 	// where the first one passed, both ways.
 	Fragments bool
+	Lane    uint8 // of Child.Lanes, from 1; 0: the SA for whatever has no lane
+	PerCPU  bool  // Lane is the only worker that may send through it; 0: all may
 }
 
 // EventKind names an event.
@@ -349,4 +364,6 @@ type ChildInfo struct {
 	LocalTS, RemoteTS []esp.Selector
 	Installed         time.Duration
 	RekeyAt, ExpireAt time.Duration
+	Lane              uint8 // as of a ChildSA
+	PerCPU            bool  // the peer and we have agreed to have one for each CPU
 }

@@ -77,7 +77,10 @@ func (m *Machine) authSend(sa *ikeSA) {
 		m.authTransmit(sa, secret)
 		return
 	}
-	spi, ok := m.allocSPI(false)
+	if old != nil {
+		sa.init.lane = old.ownLane()
+	}
+	spi, ok := m.allocSPI(false, w.cfg, sa.init.lane)
 	if !ok {
 		m.destroy(sa, ErrTableFull)
 		return
@@ -113,6 +116,7 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 		if sa.init.child != nil {
 			writeMode(b, sa.init.mode)
 			writeFragments(b, sa.init.child.Fragments)
+			writeResource(b, sa.init.child, sa.init.lane)
 			b.SA(sa.init.offered)
 			b.TS(PayloadTSi, sa.init.childTS[0])
 			b.TS(PayloadTSr, sa.init.childTS[1])
@@ -177,6 +181,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		return
 	}
 	if !childless {
+		_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
 		no = m.parseCreate(sa, &req, true)
 	}
 	secret := findSecret(m.secrets, sa.localID, sa.peerID)
@@ -207,6 +212,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		if c != nil {
 			writeMode(b, c.mode)
 			writeFragments(b, c.frags)
+			c.answerResource(b)
 			b.SA([]Proposal{req.answer(c.spiIn)})
 			b.TS(PayloadTSi, c.remote)
 			b.TS(PayloadTSr, c.local)
@@ -386,7 +392,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	}
 	sa.takeToken(m.sentToken())
 	m.mobikeAgree(sa, p)
-	s, cfg, spi, ts, offered, target := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered, sa.init.target
+	s, cfg, spi, ts, offered, target, lane := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered, sa.init.target, sa.init.lane
 	sa.init.spiIn = 0
 	mine := wish{cfg: cfg}
 	if cfg != nil && len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
@@ -412,7 +418,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		return
 	}
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr, sa.req.mode = offered, spi, ts, ni, nr, mode
-	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, waiters: mine.waiters}
+	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, lane: lane, waiters: mine.waiters}
 	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)
 	for _, w := range rest {

@@ -36,6 +36,7 @@ type peerCreate struct {
 	peerSPI uint64 // of the new IKE SA
 	ticket  bool   // a ticket is asked for
 	alone   bool   // the peer has said that it has no other IKE SA with us
+	perCPU  bool   // it says that it makes an SA for each CPU
 	spiIn   uint32
 }
 
@@ -63,6 +64,10 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 			req.group = c.dh
 		}
 	case taskCreateChild:
+		if m.needless(sa, &t) {
+			m.settle(t.waiters, nil)
+			return
+		}
 		req.ts = m.offerTS(sa, t.cfg, &t.flow)
 		if old := m.findChild(t.target); old != nil {
 			req.ts = [2][]esp.Selector{old.local, old.remote}
@@ -111,7 +116,11 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 			return
 		}
 	}
-	spi, ok := m.allocSPI(old != nil)
+	lane := t.lane
+	if old != nil {
+		lane = old.lane.n
+	}
+	spi, ok := m.allocSPI(old != nil, t.cfg, lane)
 	if !ok {
 		m.createFailed(sa, ErrTableFull)
 		return
@@ -124,6 +133,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 		}
 		writeMode(b, req.mode)
 		writeFragments(b, t.cfg.Fragments)
+		writeResource(b, t.cfg, lane)
 		b.SA(req.offered)
 		b.Nonce(req.ni)
 		if req.pair != nil {
@@ -218,7 +228,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
-		mode: req.mode, frags: req.frags, seen: req.seen,
+		mode: req.mode, frags: req.frags, seen: req.seen, lane: m.ownLane(&req),
 	})
 	if c == nil {
 		m.createFailed(sa, ErrTableFull)
@@ -240,7 +250,8 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		m.succeedChild(req.task.target, c)
 	}
 	m.dropOutdated(sa, c)
-	m.resolveTwins(sa, c)
+	m.resolveTwins(sa, c, req.task.target)
+	m.checkLane(sa, c, req.task.target)
 	m.settle(req.task.waiters, nil)
 }
 
@@ -272,7 +283,7 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 		sa.req = request{}
 	}
 	t := req.task
-	if t.kind != taskCreateChild { // of which EvFailed tells
+	if t.kind != taskCreateChild || t.lane > 0 { // EvFailed tells of the others
 		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: t.kind.String(), Err: err})
 	}
 	if t.kind == taskRekeyIKE && sa.collision.slot != 0 {
@@ -283,6 +294,9 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 	if rival := m.findChild(req.rival); rival != nil {
 		m.superseded(m.findChild(t.target), rival) // likewise of the CHILD SA
 		m.settle(t.waiters, nil)
+		return
+	}
+	if m.laneFailed(sa, &t, err) {
 		return
 	}
 	if isNotify(err, NotifyTemporaryFailure) {
@@ -399,8 +413,9 @@ func (m *Machine) parseRequest(sa *ikeSA, req *peerCreate) *refusal {
 		}
 		req.target, req.cfg = c.unique, c.cfg
 	}
+	_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
 	if no := m.flooded(sa, req.kind); no != nil {
-		return no
+		return no.forLane(m, sa, req)
 	}
 	return m.parseCreate(sa, req, false)
 }
@@ -426,6 +441,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
 		writeMode(b, c.mode)
 		writeFragments(b, c.frags)
+		c.answerResource(b)
 		b.SA([]Proposal{req.answer(c.spiIn)})
 		b.Nonce(req.nr)
 		if r.pair != nil {
@@ -435,7 +451,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		b.TS(PayloadTSr, c.local)
 	})
 	if sa.rivaled(c.unique) == nil {
-		m.resolveTwins(sa, c)
+		m.resolveTwins(sa, c, 0)
 	}
 }
 
@@ -458,20 +474,24 @@ func (m *Machine) stillWanted(sa *ikeSA, req *peerCreate, err error) *refusal {
 
 // createChild installs, as responder, the CHILD SA that req asks for.
 func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*childSA, *refusal) {
-	spi, ok := m.allocSPI(req.kind == taskRekeyChild)
+	lane, no := m.theirLane(sa, req)
+	if no != nil {
+		return nil, no
+	}
+	spi, ok := m.allocSPI(req.kind == taskRekeyChild, req.cfg, lane.n)
 	if !ok {
-		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
+		return nil, (&refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}).forLane(m, sa, req)
 	}
 	before := m.ancestor(sa, req)
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
-		mode: req.mode, frags: req.frags, seen: req.seen,
+		mode: req.mode, frags: req.frags, seen: req.seen, lane: lane,
 		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {
 		m.env.FreeSPI(spi)
-		return nil, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}
+		return nil, (&refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}).forLane(m, sa, req)
 	}
 	if req.kind != taskRekeyChild {
 		m.announce(c, nil)

@@ -127,16 +127,21 @@ func (m *Machine) useChild(c *childSA) {
 // resolveTwins looks, when a CHILD SA has come up, for another one that does the same: both
 // sides may have asked for one at the same time, or a rekeying was answered after a new one
 // had been asked for. If each side has made one the pair with the lower SPI goes: both
-// see the same two pairs, so both come to the same result. Of two that one side has made, one
-// after the other, it wants the later one.
-func (m *Machine) resolveTwins(sa *ikeSA, c *childSA) {
+// see the same two pairs, so both come to the same result, and if only one of them takes them
+// for twins it acts alone. Of two that we have made, one after the other, we want the later
+// one. What the peer has made beside another one of its own is its affair: it may want one for
+// each class of packets (RFC 4301 section 4.1). target is the CHILD SA of another IKE SA in
+// whose place c comes, if it does.
+func (m *Machine) resolveTwins(sa *ikeSA, c *childSA, target uint32) {
+	old := m.findChild(target)
+	moved := old != nil && old.ike != c.ike
 	for i := range m.children {
 		o := &m.children[i]
 		if c.state != ChildInstalled && c.state != ChildRekeying {
 			return
 		}
 		if o == c || o.ike != c.ike || o.cfg != c.cfg || sa.rivaled(o.unique) != nil ||
-			o.state != ChildInstalled && o.state != ChildRekeying || !sameTS(c, o) {
+			o.state != ChildInstalled && o.state != ChildRekeying || !sameTS(c, o) || !c.twin(o, moved) {
 			continue
 		}
 		winner, loser := c, o
@@ -240,7 +245,7 @@ func (m *Machine) removeChild(c *childSA) {
 // the reason err, which was not the user's wish.
 func (m *Machine) childLost(c *childSA, err error) {
 	s := m.stateOf(c.conn)
-	if heir := m.findChild(c.heir); heir != nil && heir.state != ChildDeleting {
+	if heir := m.findChild(c.heir); heir != nil && heir.state != ChildDeleting || m.carriedOn(c) {
 		return // that one carries the traffic
 	}
 	if s == nil || err == ErrTerminated || err == ErrReplaced || err == ErrInactive {

@@ -42,6 +42,10 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 				continue
 			}
 			found = true
+			if c.Kind == CmdAcquire && c.Grow {
+				m.wantLane(s, cfg, c)
+				continue
+			}
 			if c.Kind == CmdAcquire {
 				if !cfg.permanent() { // such a one is wanted anyway, unless the user has closed it
 					m.want(s, wish{cfg: cfg, flow: c.Flow})

@@ -101,7 +101,7 @@ func (m *Machine) checkIdle(c *childSA) {
 		return
 	}
 	sa := &m.sas[c.ike]
-	if !sa.idle() {
+	if !sa.idle() || m.leanedOn(c) {
 		m.armChild(c, tcIdle, time.Second)
 		return
 	}

@@ -9,7 +9,7 @@ import (
 // From an agreed CHILD SA to a pair of SAs in the SAD.
 
 // allocSPI takes an SPI for an inbound SA. A part of the table is kept for rekeying.
-func (m *Machine) allocSPI(rekey bool) (uint32, bool) {
+func (m *Machine) allocSPI(rekey bool, cfg *Child, lane uint8) (uint32, bool) {
 	used, free := 0, false
 	for i := range m.children {
 		if m.children[i].state != ChildFree {
@@ -21,7 +21,10 @@ func (m *Machine) allocSPI(rekey bool) (uint32, bool) {
 	if !free || !rekey && used >= len(m.children)-reserve(len(m.children)) {
 		return 0, false
 	}
-	return m.env.AllocSPI()
+	if !cfg.PerCPU {
+		lane = 0
+	}
+	return m.env.AllocSPI(lane)
 }
 
 // childParams is what a new CHILD SA is made from.
@@ -38,6 +41,7 @@ type childParams struct {
 	mode          esp.Mode
 	frags         bool
 	seen          seenAs
+	lane          laneState
 }
 
 // install derives the keys of a CHILD SA (section 2.17) and hands both directions out. It
@@ -58,7 +62,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
 		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, frags: p.frags, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
-		installed: m.now.Mono, used: m.now.Mono,
+		installed: m.now.Mono, used: m.now.Mono, lane: p.lane,
 	}
 	c.timers.clear()
 	encr, integ := p.suite.KeyLens()
@@ -87,7 +91,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
-			Standby: dir == esp.Out && p.standby, Fragments: p.frags}
+			Standby: dir == esp.Out && p.standby, Fragments: p.frags, Lane: c.lane.n, PerCPU: c.lane.perCPU}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
 		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})

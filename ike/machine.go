@@ -394,7 +394,7 @@ func (m *Machine) want(s *connState, w wish) {
 	if sa := m.established(s.conn); sa != nil {
 		for i := range m.children {
 			c := &m.children[i]
-			if c.ike == sa.slot && c.cfg == w.cfg && (c.state == ChildInstalled || c.state == ChildRekeying) &&
+			if c.ike == sa.slot && c.cfg == w.cfg && (c.state == ChildInstalled || c.state == ChildRekeying) && c.serves(0) &&
 				(!w.flow.Local.IsValid() || esp.MatchFlow(c.local, c.remote, &w.flow)) {
 				m.settle(w.waiters, nil)
 				return

@@ -40,7 +40,7 @@ func (h *host) Random(b []byte) {
 	}
 }
 
-func (h *host) AllocSPI() (uint32, bool) {
+func (h *host) AllocSPI(uint8) (uint32, bool) {
 	spi := h.rnd.Uint32() | 1<<31
 	h.spis[spi] = true
 	return spi, true

@@ -40,6 +40,7 @@ type request struct {
 	gone    []uint32 // SPIs of the peer that it deleted meanwhile and that we do not know
 	token   []byte   // the peer's for quick crash detection
 	rival   uint32   // CHILD SA that the peer made by rekeying the same one meanwhile
+	perCPU  bool     // the peer has answered that it takes an SA for each CPU
 
 	asked // of MOBIKE
 }

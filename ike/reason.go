@@ -52,6 +52,7 @@ var (
 	ErrTooOften   = errors.New("the peer asks for new keys, IKE SAs or CHILD SAs too often")
 	ErrNotDeleted = errors.New("the peer does not delete the SAs that it replaces")
 	ErrTooMany    = errors.New("the peer has too many CHILD SAs already")
+	ErrNotAlike   = errors.New("the peer has agreed to other algorithms or selectors than for the CHILD SA beside it")
 
 	ErrUnprotected    = errors.New("message is not encrypted")
 	ErrUnknownSPI     = errors.New("unknown SPI")

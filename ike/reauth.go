@@ -200,14 +200,18 @@ func (m *Machine) reauthNext(sa *ikeSA) *childSA {
 	if old == nil {
 		return nil
 	}
+	var next *childSA // that for what has no lane first: the others lean on it
 	for i := range m.children {
 		c := &m.children[i]
-		if c.ike == old.slot && (c.state == ChildInstalled || c.state == ChildRekeying) && !slices.Contains(sa.reauth.tried, c.unique) {
-			sa.reauth.tried = append(sa.reauth.tried, c.unique)
-			return c
+		if c.ike == old.slot && (c.state == ChildInstalled || c.state == ChildRekeying) && !slices.Contains(sa.reauth.tried, c.unique) &&
+			(next == nil || c.lane.n < next.lane.n) {
+			next = c
 		}
 	}
-	return nil
+	if next != nil {
+		sa.reauth.tried = append(sa.reauth.tried, next.unique)
+	}
+	return next
 }
 
 // reauthStep goes on with a reauthentication when nothing else is under way on the new IKE
@@ -223,7 +227,7 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 	old := m.findIKE(sa.reauth.old)
 	if old != nil && old.state == StateEstablished && old.closeErr == nil {
 		if c := m.reauthNext(sa); c != nil {
-			m.queue(sa, task{kind: taskCreateChild, cfg: c.cfg, target: c.unique})
+			m.queue(sa, task{kind: taskCreateChild, cfg: c.cfg, target: c.unique, lane: c.ownLane()})
 			return
 		}
 		if old.creating() {

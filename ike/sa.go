@@ -96,6 +96,7 @@ type initState struct {
 	mode     esp.Mode          // asked for
 	bare     bool              // the peer supports an IKE SA without a CHILD SA, and so do we
 	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
+	lane     uint8             // of that CHILD SA
 }
 
 // childSA is one slot of the CHILD SA table: a pair of ESP SAs.
@@ -120,6 +121,7 @@ type childSA struct {
 	told     bool // an event has said that it is up, and none that it is not
 	heir     uint32
 	mbb      heirState
+	lane     laneState
 	nonceLow []byte // the lower nonce of its exchange, for collisions
 	timers   childDeadlines
 	waiters  []*waiter
@@ -430,6 +432,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 				Unique: c.unique, Name: c.cfg.Name, State: c.state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
 				Suite: c.suite, DH: c.dh, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
 				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
+				Lane: c.lane.n, PerCPU: c.lane.perCPU,
 			})
 		}
 		if !visit(&info) {

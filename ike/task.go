@@ -43,13 +43,14 @@ type task struct {
 	gateway   Gateway // to redirect to
 	group     DHGroup // to use after INVALID_KE_PAYLOAD
 	tries     int
+	lane      uint8 // of the CHILD SA to be made
 	notBefore time.Duration
 	waiters   []*waiter
 }
 
 // same tells whether two tasks would do the same thing.
 func (t *task) same(o *task) bool {
-	return t.kind == o.kind && t.target == o.target && (t.kind != taskCreateChild || t.cfg == o.cfg)
+	return t.kind == o.kind && t.target == o.target && (t.kind != taskCreateChild || t.cfg == o.cfg && t.lane == o.lane)
 }
 
 // outcome is what those who wait for a task learn when its IKE SA ends by err: that the

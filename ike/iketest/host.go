@@ -47,6 +47,7 @@ type Host struct {
 	trace    string // the machine's words about the message that it sends next
 
 	acquired map[string]time.Duration // when a packet last asked for a child
+	grown    time.Duration            // when one last asked for a lane
 
 	tags     uint64
 	commands map[uint64]*Command
@@ -335,7 +336,7 @@ func (h *Host) Random(b []byte) {
 
 // AllocSPI is part of ike.Env: the slot stands in the low bits, as in the real SAD. An SPI
 // is never given twice, so that a packet of a former SA is always known as such.
-func (h *Host) AllocSPI() (uint32, bool) {
+func (h *Host) AllocSPI(uint8) (uint32, bool) {
 	for i := range h.slots {
 		if h.slots[i].spi != 0 {
 			continue

@@ -138,7 +138,13 @@ func (h *Host) Send(src, dst netip.Addr, port uint16) *packet {
 		h.acquire(&flow)
 		return nil
 	}
-	o := h.outs[i]
+	o, grow := h.inLane(h.outs[i], &flow)
+	if grow != nil {
+		defer h.grow(grow)
+	}
+	if o == nil {
+		return nil
+	}
 	p := &packet{number: uint32(len(s.packets)), from: h, child: o.sa.Child, sent: s.now}
 	p.content = inner(src, dst, port, p.number)
 	s.packets = append(s.packets, p)

@@ -43,6 +43,8 @@ type options struct {
 	resumption      bool              // both allow it, and have keys for tickets
 	qcd             bool              // both have secrets for quick crash detection
 	mobike          bool
+	lanesA, lanesB  int  // of the children of each side
+	perCPU          bool // on both sides where there are lanes
 }
 
 // pair is two gateways between which everything happens.
@@ -94,6 +96,7 @@ func newPair(seed uint64, trace bool, o options) *pair {
 	o.esp = or(o.esp, "aes128gcm16")
 	s := New(seed, trace)
 	s.IgnoreEvents = *ignoreEvents
+	s.Several = o.lanesA+o.lanesB > 0
 	p := &pair{Sim: s, o: o}
 	addrA, addrB := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")
 	if o.outer6 {
@@ -147,6 +150,11 @@ func newPair(seed uint64, trace bool, o options) *pair {
 				RekeyBytes: o.rekeyBytes, RandBytes: o.rekeyBytes / 20,
 				StartAction: o.start, DPDAction: o.dpdAction, CloseAction: o.closeAction,
 			}
+			k.Lanes = o.lanesA
+			if !mine {
+				k.Lanes = o.lanesB
+			}
+			k.PerCPU = o.perCPU && k.Lanes > 0
 			if !mine {
 				k.StartAction = o.startB
 				if o.espB != "" {

@@ -30,6 +30,8 @@ type Sim struct {
 
 	// IgnoreEvents leaves it unchecked whether the machines' events agree with their tables.
 	IgnoreEvents bool
+	// Several lets a child have several CHILD SAs, where there are lanes.
+	Several bool
 
 	now     time.Duration
 	queue   eventQueue
@@ -61,6 +63,7 @@ type Stats struct {
 	Redirected                     int // clients sent away, and being sent away
 	Loops                          int // redirects that were not followed, because there had been too many
 	Acquired                       int // packets that asked for an SA
+	Grown                          int // packets that asked for an SA for their lane
 	Idle                           int // SAs closed because nothing passed
 	Reauths                        int // attempts to authenticate anew
 }

@@ -80,7 +80,7 @@ func TestSimulation(t *testing.T) {
 	// What was not exercised was not tested.
 	if !t.Failed() && (bad.Lost*100 < bad.Sent*25 || bad.Doubled*100 < bad.Sent*5 || bad.Overtaken*100 < bad.Sent ||
 		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent ||
-		n >= 300 && (all.Redirected == 0 || all.Acquired == 0 || all.Idle == 0 || all.Reauths == 0 || all.Loops == 0) ||
+		n >= 300 && (all.Redirected == 0 || all.Acquired == 0 || all.Idle == 0 || all.Reauths == 0 || all.Loops == 0 || all.Grown == 0) ||
 		n >= 300 && (both.Resumed == 0 || both.Restarted == 0 || both.Roamed == 0 || both.Fragments*4 < both.Sent)) {
 		t.Errorf("the simulation was too kind: %+v, %+v", bad, all)
 	}
@@ -103,6 +103,7 @@ func (s *Stats) add(o Stats) {
 	s.Redirected += o.Redirected
 	s.Loops += o.Loops
 	s.Acquired += o.Acquired
+	s.Grown += o.Grown
 	s.Idle += o.Idle
 	s.Reauths += o.Reauths
 }
@@ -258,6 +259,7 @@ func live(seed uint64, trace bool) *life {
 	trouble := span(time.Minute, 5*time.Minute)
 	l.dialing(seed, trouble)
 	l.policies(seed, trouble)
+	l.lanes(seed)
 	b.Boot(l.cfgB)
 	s.After(span(0, 2*time.Second), func() { a.Boot(l.cfgA) })
 	for _, f := range l.flows {
@@ -403,6 +405,7 @@ func live(seed uint64, trace bool) *life {
 	} else {
 		_ = s.CheckPair(a, b, connName, l.children...)
 	}
+	l.fillAll()
 	_ = s.CheckTraffic(l.flows...)
 	if s.Err() != nil {
 		return l
@@ -511,9 +514,16 @@ func (l *life) allUp() bool {
 			continue
 		}
 		var n, ikes int
+		seen := map[string]bool{}
 		h.M.List(func(sa *ike.SAInfo) bool {
 			ikes++
 			n += len(sa.Children)
+			for _, c := range sa.Children {
+				if l.Several && seen[c.Name] && c.State == ike.ChildInstalled {
+					n-- // one more for a lane
+				}
+				seen[c.Name] = true
+			}
 			return true
 		})
 		if n != len(l.children) || ikes != 1 {
