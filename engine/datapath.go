@@ -78,6 +78,8 @@ type datapath struct {
 	// acquire hands a wish for an SA to the IKE loop, without waiting; false if it
 	// is too busy.
 	acquire func(p *policy, f *esp.Flow) bool
+	// grow does the same for an SA for a lane, of a packet that has another one.
+	grow func(p *policy, f *esp.Flow, lane uint8) bool
 	// moved tells the IKE loop, without waiting, that an authentic packet came along
 	// another path; false if it is too busy.
 	moved func(sa *inSA, p ike.Path) bool

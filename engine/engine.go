@@ -121,7 +121,7 @@ func New(o Options) (*Engine, error) {
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
-	d.unknown = l.unknown
+	d.unknown, d.grow = l.unknown, l.grow
 	d.limit = l.limited
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
@@ -330,6 +330,7 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
 			s.wait = trap || c.StartAction == ike.StartStart
 			s.acquire = s.wait
+			s.lanes = e.lanes(c, entry.Classes)
 		} else {
 			s.shunt = entry.Conn != ""
 		}
@@ -398,6 +399,13 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 func (e *Engine) ikeConfig(cfg *config.Config) ike.Config {
 	c := cfg.IKE
 	c.Ports = e.d.ports
+	for _, conn := range c.Conns {
+		for _, ch := range conn.Children {
+			if ch.PerCPU {
+				ch.Lanes = e.ownLanes()
+			}
+		}
+	}
 	if cfg.Daemon.QCD {
 		c.QCDSecret = e.qcdSecret
 	}

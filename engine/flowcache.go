@@ -18,6 +18,9 @@ type flowCache struct {
 	seed uint64 // so that nobody can choose flows that collide
 	high uint32 // upper half of the generation for which the sets hold the lower one
 	turn uint32 // which way is given up next
+
+	worker int                                      // whose it is
+	ask    func(p *policy, f *esp.Flow, lane uint8) // for an SA for a lane; nil: nobody does
 }
 
 const flowWays = 4
@@ -39,6 +42,9 @@ type flowKey struct {
 	addr [4]uint64
 	rest uint64
 }
+
+// dscpShift is where in a key's rest the DSCP stands while the SPD has lanes.
+const dscpShift = 48
 
 // keyOf returns a flow's key.
 func keyOf(f *esp.Flow) (k flowKey) {
@@ -110,7 +116,10 @@ func (c *flowCache) lookup(s *spd, f *esp.Flow, k *flowKey, hash uint32, gen uin
 		c.turn++
 		victim = &set[c.turn%flowWays]
 	}
-	pol, sa = s.lookup(f)
+	pol, sa, lane, lacks := s.choose(f, uint8(k.rest>>dscpShift), c.worker)
+	if lacks && c.ask != nil {
+		c.ask(pol, f, lane)
+	}
 	*victim = flowEntry{key: *k, gen: uint32(gen), sa: sa, pol: pol}
 	return pol, sa
 }

@@ -113,6 +113,7 @@ func (l *ikeLoop) rejudge() {
 
 func (l *ikeLoop) judgeIn(sa *inSA) {
 	of, mixed := l.d.spd.judge(sa.conn, sa.child, sa.localTS, sa.remoteTS, true)
+	mixed = mixed || sa.came != nil // by which it is learnt where each packet belongs
 	if s := &sa.share; s.of != of || s.mixed != mixed {
 		s.fold(sa.in.Usage(), (*hits).in)
 		s.of, s.mixed = of, mixed

@@ -407,7 +407,13 @@ func (e env) Random(b []byte) {
 	_, _ = rand.Read(b) // it never fails: since Go 1.24 the process ends instead
 }
 
-func (e env) AllocSPI(uint8) (uint32, bool) { return e.l.d.sad.alloc() }
+func (e env) AllocSPI(worker uint8) (uint32, bool) {
+	n := len(e.l.d.socks[sockNATT4])
+	if worker == 0 || int(worker) > n {
+		return e.l.d.sad.alloc()
+	}
+	return e.l.d.sad.allocFor(uint32(worker-1), uint32(n))
+}
 
 func (e env) FreeSPI(spi uint32) {
 	in, out := e.l.d.sad.release(spi)

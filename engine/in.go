@@ -284,8 +284,13 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		}
 		return
 	}
-	if sa.is.has(inMixed) && !in.permitted(sa, len(inner)) {
-		return
+	if sa.is.has(inMixed) {
+		if sa.came != nil {
+			in.learn(sa, inner)
+		}
+		if !in.permitted(sa, len(inner)) {
+			return
+		}
 	}
 	if in.flow.Proto == esp.ProtoESP && sa.proto == esp.AH && in.flow.Local == g.Local.Unmap() && !in.nested {
 		in.unwrap(sa, pkt, spare)

@@ -35,7 +35,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		sa := &inSA{
 			spi: c.SPI, proto: c.Proto, in: in,
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
-			conn: c.Conn, child: c.Child, export: l.exported(c),
+			conn: c.Conn, child: c.Child, export: l.exported(c), came: l.laneOf(c),
 		}
 		sa.ported, sa.frags = ported(ts), c.Fragments
 		if in.Limited() {
@@ -59,6 +59,15 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	}
 	sa.export = l.exported(c)
 	sa.ported, sa.frags = ported(sa.localTS) || ported(sa.remoteTS), c.Fragments
+	sa.lane = c.Lane
+	if c.PerCPU && c.Lane > 0 {
+		sa.own = new(ownUse)
+	}
+	if slot := l.d.sad.slot(c.Inbound); slot != nil {
+		if in := slot.in.Load(); in != nil {
+			sa.came = in.came // it goes back the way it came
+		}
+	}
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
@@ -211,6 +220,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 			delete(l.nat, id)
 		}
 	}
+	l.d.spd.retryLanes()
 	for i := range l.d.sad.slots {
 		o := l.d.sad.slots[i].out
 		if o == nil || o.esn || o.rekeying || o.standby || o.out.Seq() < l.rekeySeq {

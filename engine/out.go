@@ -56,6 +56,7 @@ type outbound struct {
 	turns []turn      // of the SAs in found
 
 	limited bool // one of these SAs has limits in packets or octets
+	lanes   bool // the SPD has lanes: the DSCP is part of a flow
 
 	over oversize // for packets that are longer than their path carries
 
@@ -92,6 +93,7 @@ func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound
 			o.groups[s] = make([]esp.Datagram, 0, n)
 		}
 	}
+	o.cache.worker, o.cache.ask = ctx, o.askLane
 	return o
 }
 
@@ -128,6 +130,7 @@ func (o *outbound) run(tun Device) error {
 // batch takes the first n packets of bufs through steps 2 to 7.
 func (o *outbound) batch(n int) {
 	o.now = o.d.clock()
+	o.lanes = o.d.spd.lane.Load()
 	o.parse(n)
 	// More than once only if an SA was replaced between the look-up and its use, or one
 	// came up between the look-up and the queue.
@@ -160,6 +163,9 @@ func (o *outbound) parse(n int) {
 			continue
 		}
 		p.key = keyOf(&p.flow)
+		if o.lanes {
+			p.key.rest |= uint64(esp.TrafficClass(buf[headRoom:])>>2) << dscpShift
+		}
 		p.hash = p.key.hash(o.cache.seed)
 		esp.Prefetch(unsafe.Pointer(o.cache.set(p.hash)), 1)
 		o.todo = append(o.todo, i)
@@ -224,7 +230,7 @@ func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 	if !o.permitted(pol, &p.flow) {
 		return true
 	}
-	if !pol.wait {
+	if !pol.wait && !pol.stays() {
 		d.counts.inc(cOutNoSA)
 		return true
 	}
@@ -343,7 +349,9 @@ func (o *outbound) carry() {
 			o.groups[s] = o.groups[s][:0]
 		}
 	}
-	d.turns.serve(o.turns, o.now)
+	if !o.lanes || serveOwn(o.turns, o.now) {
+		d.turns.serve(o.turns, o.now)
+	}
 	if o.limited {
 		o.tellDue()
 	}
@@ -510,7 +518,7 @@ func (o *outbound) flush() {
 		if !o.read(p, w.buf, w.off, w.n, d.spd.ported.Load()) {
 			return false
 		}
-		pol, sa := d.spd.lookup(&p.flow)
+		pol, sa, _, _ := d.spd.choose(&p.flow, esp.TrafficClass(w.buf[w.off:])>>2, -1)
 		if p.part != partNone {
 			var ok bool
 			if pol, sa, ok = o.follow(p, pol, sa); !ok {
@@ -518,7 +526,7 @@ func (o *outbound) flush() {
 			}
 		}
 		if sa == nil {
-			return o.permitted(pol, &p.flow) && pol.wait
+			return o.permitted(pol, &p.flow) && (pol.wait || pol.stays())
 		}
 		// One by one: its buffer is the queue's again when this returns.
 		p.sa, p.pol = sa, pol

@@ -35,7 +35,8 @@ type inSA struct {
 	child    string
 	share    share
 	export   []byte   // the keys, for the control socket; nil: not kept
-	_        [40]byte // so that on 64-bit machines the allocator aligns it to a line
+	came     *cameBy  // of a lane that only the peer knows what for; nil: it is none
+	_        [32]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // inFlags is what may change of an inbound SA and every packet has to know.
@@ -120,12 +121,15 @@ type outSA struct {
 	ported   bool // as of an inSA
 	frags    bool
 	standby  bool
+	lane     uint8
 	rekeying bool // asked for because the sequence numbers run out; the IKE loop's
 	limits   *limits
 	share    share
 	export   []byte // as of an inSA
+	came     *cameBy
+	own      *ownUse // of an SA through which one worker alone sends
 
-	_ [16]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [64]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in
@@ -256,7 +260,10 @@ func (s *sad) awaits(spi uint32) bool {
 }
 
 // alloc reserves a slot and returns the SPI for it.
-func (s *sad) alloc() (uint32, bool) {
+func (s *sad) alloc() (uint32, bool) { return s.take(0, 1) }
+
+// take is alloc of an SPI that is rest modulo n, where the slot that is next has such ones.
+func (s *sad) take(rest, n uint32) (uint32, bool) {
 	if s.nfree == 0 {
 		return 0, false
 	}
@@ -266,7 +273,7 @@ func (s *sad) alloc() (uint32, bool) {
 		var b [4]byte
 		s.random(b[:])
 		spi := binary.BigEndian.Uint32(b[:])&^s.mask | i
-		if spi < minSPI || spi == slot.last {
+		if spi < minSPI || spi == slot.last || spi%n != rest {
 			continue
 		}
 		s.head = (s.head + 1) % len(s.free)

@@ -25,6 +25,11 @@ type policy struct {
 	sas atomic.Pointer[[]*outSA]
 	// acquired is when an SA was last asked for.
 	acquired atomic.Int64
+
+	lanes   *laneSpec   // nil: none
+	asked   *laneAsked  // nil without lanes
+	several atomic.Bool // one of sas is for a lane
+	lacks   atomic.Bool // a packet has gone without an SA for its lane
 }
 
 // label names the entry for people.
@@ -52,20 +57,6 @@ func (p *policy) matches(f *esp.Flow, in bool) bool {
 // those of any do.
 func (p *policy) carriedBy(conn, child string) bool {
 	return p.conn == conn && p.child == child || p.conn == ""
-}
-
-// find returns the newest SA whose own selectors match the flow, or nil.
-func (p *policy) find(f *esp.Flow) *outSA {
-	list := p.sas.Load()
-	if list == nil {
-		return nil
-	}
-	for _, sa := range *list {
-		if esp.MatchFlow(sa.localTS, sa.remoteTS, f) {
-			return sa
-		}
-	}
-	return nil
 }
 
 // bound returns how many SAs are bound to the entry.
@@ -109,6 +100,7 @@ type policySpec struct {
 	wait, acquire bool
 	dynamic       bool
 	shunt         bool // conn and child name a child without SAs
+	lanes         *laneSpec
 }
 
 // key is by what the entry is known again after a reload.
@@ -140,10 +132,12 @@ type childKey struct{ conn, child string }
 // spd is the security policy database: an ordered table in which the first match wins
 // (RFC 4301 section 4.4.1). Readers look up in an immutable snapshot; the IKE loop
 // alone changes it, and raises gen with each change, so that what a flow cache
-// remembers of an older one no longer counts.
+// remembers of an older one no longer counts. (A reader raises it that learns by which SA
+// a class of packets comes.)
 type spd struct {
 	cur  atomic.Pointer[spdTable]
 	gen  atomic.Uint64
+	lane atomic.Bool // hasLanes
 	max  int
 	spec []policySpec
 	sas  []*outSA // bound, the newest first
@@ -164,11 +158,8 @@ func newSPD(max int) *spd {
 // lookup returns the first entry that the flow of a packet going out matches and, if that
 // is PROTECT, its SA; both are nil if there is none. It may be called from any goroutine.
 func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) {
-	p := s.cur.Load().first(f, false)
-	if p == nil || p.Action != esp.Protect {
-		return p, nil
-	}
-	return p, p.find(f)
+	p, sa, _, _ := s.choose(f, 0, -1)
+	return p, sa
 }
 
 // lookupIn returns the first entry that the flow of a packet coming in matches, or nil. It
@@ -222,6 +213,7 @@ func (s *spd) set(spec []policySpec) {
 	s.ported.Store(slices.ContainsFunc(t.list, func(p *policy) bool { return ported(p.LocalTS) || ported(p.RemoteTS) }) ||
 		slices.ContainsFunc(s.sas, func(sa *outSA) bool { return sa.ported }))
 	s.cur.Store(t)
+	s.lane.Store(s.hasLanes())
 	s.gen.Add(1)
 }
 
@@ -259,6 +251,10 @@ func (s *spd) entry(list []*policy, sp *policySpec, i int, local, remote []esp.S
 		child:   sp.child,
 		wait:    sp.wait,
 		acquire: sp.acquire,
+		lanes:   sp.lanes,
+	}
+	if p.lanes != nil {
+		p.asked = new(laneAsked)
 	}
 	s.rebind(p)
 	return append(list, p)
@@ -270,11 +266,14 @@ func (s *spd) rebind(p *policy) {
 		return
 	}
 	var sas []*outSA
+	several := false
 	for _, sa := range s.sas {
 		if p.carriedBy(sa.conn, sa.child) && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
 			sas = append(sas, sa)
+			several = several || sa.lane > 0
 		}
 	}
+	p.several.Store(several)
 	if sas == nil {
 		p.sas.Store(nil)
 		return
@@ -324,6 +323,7 @@ func (s *spd) refresh(sa *outSA) (changed bool) {
 			s.rebind(p)
 		}
 	}
+	s.lane.Store(s.hasLanes())
 	s.gen.Add(1)
 	return false
 }

@@ -22,6 +22,9 @@ import (
 // wait. (The IKE loop waits while it holds that of the pending queue; workers take that
 // one only while they have no tickets.)
 //
+// An SA that one worker owns takes no part in this: its packets leave in their order because one
+// goroutine sends them all (lanes.go).
+//
 // No ticket is left behind: whatever becomes of its packets, who called reserve calls serve.
 type turns struct {
 	mu      sync.Mutex
@@ -38,6 +41,8 @@ type turn struct {
 	room   int    // octets of these packets; after reserve, those that may still be sealed
 
 	octets int // of the packets that were sealed
+
+	own bool // the SA is the worker's own, and takes no turns
 }
 
 func (q *turns) init() { q.changed.L = &q.mu }
@@ -46,9 +51,15 @@ func (q *turns) init() { q.changed.L = &q.mu }
 // batch. It tells whether it is the batch's turn already.
 func (q *turns) reserve(o *outbound) (now bool) {
 	now = true
+	if o.lanes && !o.reserveOwn() {
+		return now
+	}
 	q.mu.Lock()
 	for i := range o.turns {
 		t := &o.turns[i]
+		if t.own {
+			continue
+		}
 		if t.sa.out.Limited() {
 			o.limited = true
 			o.fit(i, t.sa.out.Left()) // which stays so until Reserve: this is the only place
@@ -66,7 +77,7 @@ func (q *turns) reserve(o *outbound) (now bool) {
 func (q *turns) wait(batch []turn) {
 	q.mu.Lock()
 	for i := range batch {
-		for t := &batch[i]; t.sa.served != t.ticket; {
+		for t := &batch[i]; !t.own && t.sa.served != t.ticket; {
 			q.waiting++
 			q.changed.Wait()
 			q.waiting--
@@ -80,6 +91,9 @@ func (q *turns) serve(batch []turn, now time.Duration) {
 	q.mu.Lock()
 	for i := range batch {
 		t := &batch[i]
+		if t.own {
+			continue
+		}
 		t.sa.served++
 		if t.octets > 0 {
 			t.sa.octets += uint64(t.octets)
@@ -98,5 +112,10 @@ func (q *turns) serve(batch []turn, now time.Duration) {
 func (q *turns) usage(sa *outSA) (u esp.Usage, last time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return esp.Usage{Packets: sa.out.Seq(), Bytes: sa.octets}, sa.lastOut
+	u, last = esp.Usage{Packets: sa.out.Seq(), Bytes: sa.octets}, sa.lastOut
+	if sa.own != nil { // its first batch may have taken a turn all the same
+		u.Bytes += sa.own.octets.Load()
+		last = max(last, time.Duration(sa.own.lastOut.Load()))
+	}
+	return u, last
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ type childView struct {
 	reqid           int
 	in, out         esp.Usage
 	lastIn, lastOut time.Duration // 0: never
+	class           string        // of packets that the SA is for; "": none, or not known
 }
 
 // view takes a snapshot. It runs on the loop.
@@ -30,6 +32,7 @@ func (l *ikeLoop) view(sa *ike.SAInfo) saView {
 	for i := range sa.Children {
 		c := childView{ChildInfo: sa.Children[i], reqid: l.reqid(sa.Conn, sa.Children[i].Name)}
 		c.in, c.out, c.lastIn, c.lastOut = l.d.sad.usage(&l.d.turns, c.SPIIn)
+		c.class = l.d.spd.lanesOf(sa.Conn, c.Name).className(c.Lane)
 		v.children[i] = c
 	}
 	return v
@@ -148,6 +151,7 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	yes(m, control.KeyFragments, c.Fragments)
 	m.Set(control.KeySPIIn, fmt.Sprintf("%08x", c.SPIIn))
 	m.Set(control.KeySPIOut, fmt.Sprintf("%08x", c.SPIOut))
+	c.lane(m)
 	algorithms(m, c.Suite.Encr, c.Suite.KeyBits, c.Suite.Integ)
 	if c.DH != ike.DHNone {
 		m.Set(control.KeyDHGroup, c.DH.String())
@@ -170,6 +174,21 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	m.SetInt(control.KeyInstallTime, seconds(now-c.Installed))
 	m.List(control.KeyLocalTS, selectorTexts(c.LocalTS)...)
 	m.List(control.KeyRemoteTS, selectorTexts(c.RemoteTS)...)
+}
+
+// lane writes what an SA beside others is for. The first two keys are those of charon, which
+// has no SAs for classes.
+func (c *childView) lane(m *control.Message) {
+	key, value := control.KeyDSCPClass, c.class
+	switch {
+	case c.PerCPU && c.Lane > 0:
+		key, value = control.KeyCPU, strconv.Itoa(int(c.Lane-1))
+	case c.PerCPU:
+		key, value = control.KeyPerCPU, "yes"
+	}
+	if value != "" {
+		m.Set(key, value)
+	}
 }
 
 // yes writes a condition that holds; charon leaves out those that do not.

@@ -193,7 +193,7 @@ func (l *ikeLoop) fate(m *control.Message, p *policy, f *esp.Flow, in bool) {
 		return
 	}
 	fate := control.FateNoSA
-	sa := p.find(f)
+	_, sa := l.d.spd.lookup(f)
 	switch {
 	case sa != nil:
 		fate = control.FateSA

@@ -280,8 +280,8 @@ type ChildSA struct {
 	// Fragments: though the selectors are for some ports, fragments after the first one pass
 	// where the first one passed, both ways.
 	Fragments bool
-	Lane    uint8 // of Child.Lanes, from 1; 0: the SA for whatever has no lane
-	PerCPU  bool  // Lane is the only worker that may send through it; 0: all may
+	Lane      uint8 // of Child.Lanes, from 1; 0: the SA for whatever has no lane
+	PerCPU    bool  // Lane is the only worker that may send through it; 0: all may
 }
 
 // EventKind names an event.

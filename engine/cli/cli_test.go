@@ -305,6 +305,24 @@ func site() *fakeDaemon {
 	}
 }
 
+func TestStatusSaysWhatAnSAIsFor(t *testing.T) {
+	for _, c := range []struct{ key, text, json string }{
+		{control.KeyDSCPClass, "DSCP 8,10-14", `"dscp_class":"8,10-14"`}, {control.KeyCPU, "CPU 3", `"cpu":"3"`},
+	} {
+		d := site()
+		value := strings.Fields(c.text)[1]
+		d.sas = []*control.Message{listSA("plant", "ESTABLISHED", func(*control.Message) {}, childSAOf("modbus", func(m *control.Message) { m.Set(c.key, value) }))}
+		path := serve(t, d)
+		if _, out, _ := call(System{}, "status", "--socket", path); !strings.Contains(out, c.text) {
+			t.Errorf("status does not say %q:\n%s", c.text, out)
+		}
+		_, out, _ := call(System{}, "status", "--json", "--socket", path)
+		if !strings.Contains(strings.ReplaceAll(out, ": ", ":"), c.json) {
+			t.Errorf("status --json does not say %s:\n%s", c.json, out)
+		}
+	}
+}
+
 func TestStatusFitsInto80ColumnsAndShowsEverything(t *testing.T) {
 	path := serve(t, site())
 	status, out, errs := call(System{}, "status", "--socket", path)

@@ -69,6 +69,7 @@ type childSA struct {
 	mode, protocol       string
 	encap                bool
 	spiIn, spiOut        string
+	class, cpu           string // of the packets that it is for, where there are several
 	suite                string
 	bytesIn, packetsIn   uint64
 	bytesOut, packetsOut uint64
@@ -238,6 +239,8 @@ func readChildSA(m *control.Message) *childSA {
 		encap:    m.GetBool(control.KeyEncap),
 		spiIn:    m.Get(control.KeySPIIn),
 		spiOut:   m.Get(control.KeySPIOut),
+		class:    m.Get(control.KeyDSCPClass),
+		cpu:      m.Get(control.KeyCPU),
 		suite:    suite(m),
 		useIn:    seconds(m, control.KeyUseIn),
 		useOut:   seconds(m, control.KeyUseOut),

@@ -162,6 +162,12 @@ func (s *childSA) table(b *strings.Builder) {
 	if s.encap {
 		how += " in UDP"
 	}
+	if s.class != "" {
+		how += ", DSCP " + s.class
+	}
+	if s.cpu != "" {
+		how += ", CPU " + s.cpu
+	}
 	childLine(b, s.name, clean(join(", ", text, rekeys(s.rekey, s.life), how)))
 	indent := strings.Repeat(" ", label)
 	if s.suite != "" {
@@ -298,6 +304,12 @@ func (s *childSA) json(j *jsonWriter) {
 	j.bool("udp_encap", s.encap)
 	j.str("spi_in", s.spiIn)
 	j.str("spi_out", s.spiOut)
+	if s.class != "" {
+		j.str("dscp_class", s.class)
+	}
+	if s.cpu != "" {
+		j.str("cpu", s.cpu)
+	}
 	j.str("crypto", s.suite)
 	j.strs("local_ts", s.localTS)
 	j.strs("remote_ts", s.remoteTS)

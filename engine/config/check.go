@@ -22,7 +22,7 @@ func (l *loader) check(root *node) {
 		for _, ch := range c.children {
 			l.finishChild(ch)
 			l.finishHeaders(ch)
-			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key})
+			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key, ch.classes})
 		}
 	}
 	for _, s := range l.secrets {
@@ -214,6 +214,7 @@ func (l *loader) checkChild(c *child) {
 			"inactivity closes what start_action \"start\" keeps up for ever")
 	}
 	l.checkActions(c)
+	l.checkLanes(c)
 	l.checkSelectors(c)
 }
 

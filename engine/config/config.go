@@ -102,9 +102,11 @@ type Log struct {
 	IKE, ESP, Net log.Level
 }
 
-// mark remembers where a child and its connection stand in the file.
+// mark remembers where a child and its connection stand in the file, and what of the child is
+// not the machine's.
 type mark struct {
 	conn, child pos
+	classes     *Classes
 }
 
 // Problem is one thing that is wrong in a file: where (Line and Col count from 1, Col

@@ -16,6 +16,8 @@ type Entry struct {
 	Conn, Child string
 	// Carrier is that child; nil for a shunt, for any SA, and where nothing is protected.
 	Carrier *ike.Child
+	// Classes of packets for which Carrier has SAs of their own; nil: none.
+	Classes *Classes
 	// Dynamic: the selectors, or more of them, follow from the CHILD SA.
 	Dynamic bool
 
@@ -33,7 +35,7 @@ func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry
 	i := 0
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
-			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, at: c.marks[i].child,
+			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Classes: c.marks[i].classes, at: c.marks[i].child,
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)

@@ -116,6 +116,8 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.rand_packets":  {`0`, uint64(0), func(c *Config) any { return firstChild(c).RandPackets }},
 	"connections.NAME.children.CHILD.replay_window": {`4096`, 4096, func(c *Config) any { return firstChild(c).ReplayWindow }},
 	"connections.NAME.children.CHILD.inactivity":    {`"5m"`, 5 * time.Minute, func(c *Config) any { return firstChild(c).Inactivity }},
+	"connections.NAME.children.CHILD.per_cpu_sas":   {`true`, true, func(c *Config) any { return firstChild(c).PerCPU }},
+	"connections.NAME.children.CHILD.dscp_classes":  {`["46", " 0-7, 16 "]`, []uint8{0, 1, 2, 2, 2, 2}, dscpLanes},
 	"connections.NAME.children.CHILD.start_action":  {`"trap"`, ike.StartTrap, func(c *Config) any { return firstChild(c).StartAction }},
 	"connections.NAME.children.CHILD.dpd_action":    {`"restart"`, ike.ActionRestart, func(c *Config) any { return firstChild(c).DPDAction }},
 	"connections.NAME.children.CHILD.close_action":  {`"trap"`, ike.ActionTrap, func(c *Config) any { return firstChild(c).CloseAction }},

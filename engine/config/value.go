@@ -30,6 +30,8 @@ type child struct {
 	mode   childMode
 	placed bool // an entry of [policies] names it
 	headerState
+
+	classes *Classes // nil: none
 }
 
 // peer is one of the sections [….local] and [….remote].

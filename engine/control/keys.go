@@ -155,7 +155,10 @@ const (
 	KeyFragments   = "fragments" // yes, or absent: later fragments follow their first one (ours alone)
 	KeySPIIn       = "spi-in"
 	KeySPIOut      = "spi-out"
-	KeyESN         = "esn" // 1, or absent
+	KeyPerCPU      = "per-cpu-sas" // yes, or absent
+	KeyCPU         = "cpu"         // the worker that an SA is for, from 0
+	KeyDSCPClass   = "dscp-class"  // what an SA is for, as it is configured
+	KeyESN         = "esn"         // 1, or absent
 	KeyBytesIn     = "bytes-in"
 	KeyPacketsIn   = "packets-in"
 	KeyUseIn       = "use-in" // seconds since the last packet; absent if there was none
