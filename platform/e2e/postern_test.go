@@ -190,6 +190,7 @@ func (d *postern) toml(c spec) string {
 			if ch.rekeyPackets > 0 {
 				fmt.Fprintf(&b, "rekey_packets = %d\n", ch.rekeyPackets)
 			}
+			b.WriteString(ch.more)
 			if ch.dpdAction != "" {
 				fmt.Fprintf(&b, "dpd_action = %q\n", ch.dpdAction)
 			}

@@ -127,6 +127,7 @@ type childSA struct {
 	encr, bits, integ, dh     string
 	packetsIn, packetsOut     int
 	localTS, remoteTS         []string
+	class, cpu                string // that it is for, where there are several
 }
 
 func (c childSA) suite() string { return join(c.encr, c.bits, c.integ, "", c.dh) }
@@ -173,7 +174,8 @@ func listSAs(d daemon) ([]ikeSA, error) {
 					sa.children = append(sa.children, childSA{name: v["name"], unique: v["uniqueid"], state: v["state"],
 						mode: v["mode"], encap: v["encap"] == "yes", spiIn: v["spi-in"], spiOut: v["spi-out"],
 						encr: v["encr-alg"], bits: v["encr-keysize"], integ: v["integ-alg"], dh: v["dh-group"],
-						packetsIn: in, packetsOut: out, localTS: c.lists["local-ts"], remoteTS: c.lists["remote-ts"]})
+						packetsIn: in, packetsOut: out, localTS: c.lists["local-ts"], remoteTS: c.lists["remote-ts"],
+						class: v["dscp-class"], cpu: v["cpu"]})
 				}
 			}
 			sas = append(sas, sa)

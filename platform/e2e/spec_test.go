@@ -62,6 +62,7 @@ type child struct {
 	inactivity        time.Duration
 	rekeyBytes        int // 0: no limit, as the next
 	rekeyPackets      int
+	more              string // postern only: further lines
 }
 
 // The algorithms that tests use when these are not the point.
