@@ -125,7 +125,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		}
 	}
 	no := &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
-	best := 0
+	best, exact := 0, false
 	asked := m.askedMode(sa, localTS, remoteTS)
 	for _, cfg := range sa.conn.Children {
 		if req.kind == taskRekeyChild && cfg != req.cfg {
@@ -159,10 +159,13 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		if within(localTS, local) && within(remoteTS, remote) {
 			score = 2
 		}
-		if score <= best {
+		// The order of children with different devices says nothing: there the one fits better
+		// that the peer asks for as it is here.
+		whole := within(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS) && within(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
+		if score < best || score == best && (exact || !whole || cfg.Interface == req.cfg.Interface) {
 			continue
 		}
-		best = score
+		best, exact = score, whole
 		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
 		req.local, req.remote, req.mode = local, remote, mode
 		req.frags = m.agreeFragments(cfg, mode)

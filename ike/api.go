@@ -178,8 +178,9 @@ type Child struct {
 	// one when packets ask for them; which packets go through which of them is the caller's
 	// affair. With PerCPU each belongs to one worker, which is negotiated (RFC 9611); Lanes is
 	// the number of workers then, 0 if there is but one.
-	Lanes  int
-	PerCPU bool
+	Lanes     int
+	PerCPU    bool
+	Interface string // of the device that its SAs are to have; handed on in ChildSA
 }
 
 // TS is a traffic selector of the configuration. Dynamic stands for the address of
@@ -282,6 +283,8 @@ type ChildSA struct {
 	Fragments bool
 	Lane      uint8 // of Child.Lanes, from 1; 0: the SA for whatever has no lane
 	PerCPU    bool  // Lane is the only worker that may send through it; 0: all may
+
+	Interface string // Child.Interface when the SA was made
 }
 
 // EventKind names an event.

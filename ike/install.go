@@ -91,7 +91,8 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	}
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
-			Standby: dir == esp.Out && p.standby, Fragments: p.frags, Lane: c.lane.n, PerCPU: c.lane.perCPU}
+			Standby: dir == esp.Out && p.standby, Fragments: p.frags, Lane: c.lane.n, PerCPU: c.lane.perCPU,
+			Interface: c.cfg.Interface}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
 		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})
