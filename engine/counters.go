@@ -35,6 +35,7 @@ const (
 	cOutUnfit                          // headers or addresses that the SA's mode cannot carry
 	cOutNoSocket                       // no socket of the family or kind that the SA needs
 	cOutSendError                      // the socket refused it
+	cOutLoop                           // a packet of the tunnel itself, routed into the device that the tunnel is for
 	cAcquire                           // SAs asked for because a packet wanted one
 	cAcquireLost                       // … which the IKE loop was too busy to take
 	cInHeld                            // came before their SA, and were held
@@ -65,6 +66,7 @@ const (
 	cInECN                             // congestion was marked on a packet that cannot carry the mark (RFC 6040)
 	cInMoved                           // from another address than the SA's peer has
 	cInDeviceError                     // the TUN device refused it
+	cInNoDevice                        // the device of its child is gone
 	cIKEIn                             // IKE datagrams received
 	cIKEOut                            // IKE datagrams sent
 	cIKEShort                          // shorter than an IKE header
@@ -116,6 +118,7 @@ var counterNames = [numCounters]string{
 	cOutUnfit:      "out_drop_unfit",
 	cOutNoSocket:   "out_drop_no_socket",
 	cOutSendError:  "out_drop_send_error",
+	cOutLoop:       "out_drop_loop",
 	cAcquire:       "acquires",
 	cAcquireLost:   "acquires_lost",
 	cInHeld:        "in_held",
@@ -140,6 +143,7 @@ var counterNames = [numCounters]string{
 	cInECN:         "in_drop_ecn",
 	cInMoved:       "in_moved",
 	cInDeviceError: "in_drop_device_error",
+	cInNoDevice:    "in_drop_no_device",
 	cIKEIn:         "ike_in",
 	cIKEOut:        "ike_out",
 	cIKEShort:      "ike_drop_short",

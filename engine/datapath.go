@@ -203,6 +203,7 @@ const (
 	noteSend
 	noteDevice
 	noteRead
+	noteLoop
 	numNotes
 )
 

@@ -354,7 +354,7 @@ func TestPacketQueuedBehindAFlushIsSentAtOnce(t *testing.T) {
 	old := tp.spd.gen.Load()
 	_, out := tp.addLoop(t, testSuites[0], true, "c", "n", "10.1.0.0/16", "10.2.0.0/16", true)
 	tp.flusher.flush()
-	if _, _, ok := tp.pending.push(make([]byte, 10), 0, 0, 0, old); ok {
+	if _, _, ok := tp.pending.push(make([]byte, 10), 0, 0, 0, old, nil); ok {
 		t.Error("the queue took a packet that was looked up before the flush: nobody would come for it")
 	}
 	tp.send(pkt)

@@ -9,6 +9,8 @@
 //     share is the order of each SA's packets (turns.go)
 //   - one per socket reads, opens and writes to the TUN device's queues (in.go); on the
 //     NAT-T port each worker has a socket
+//   - one per TUN device that children have of their own reads it, seals and sends
+//     (devices.go); the board profile bounds their number
 //   - one is the IKE loop: it owns the IKE machine and the writing side of the
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
@@ -83,6 +85,8 @@ type Engine struct {
 	qcdSecret []byte
 	tickets   ticketKeys
 	running   chan struct{} // closed when the loop takes calls
+	// devReaders are those of the children's devices.
+	devReaders sync.WaitGroup
 }
 
 // New checks the configuration against the board profile and makes tables and buffers.
@@ -156,6 +160,11 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	e.loop.device = tuns[0].Name()
 	e.loop.links.now = e.mtu
 	e.loop.links.configure(e.cfg, e.mtu)
+	undo.add("TUN devices of children", func() error { e.closeDevices(nil); return nil })
+	devices, err := e.openDevices(e.cfg)
+	if err != nil {
+		return err
+	}
 
 	watch := e.watchAddresses(&undo)
 	e.openState(&undo)
@@ -192,6 +201,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 			}
 		})
 	}
+	e.followDevices(e.cfg, devices)
 	for s := range e.d.socks {
 		for i, sock := range e.d.socks[s] {
 			readers.Go(func() { e.d.in[s][i].run(sock) })
@@ -224,6 +234,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	<-e.loop.stopped
 	undo.run(e) // closes what the readers wait for
 	readers.Wait()
+	e.devReaders.Wait()
 	close(stopWorkers)
 	workers.Wait()
 	e.loop.wipe()
@@ -324,7 +335,7 @@ func familyMissing(err error) bool {
 func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	var spec []policySpec
 	for _, entry := range cfg.SPD(e.o.OS.Network.Source) {
-		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic}
+		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, via: e.loop.devices[entry.Device]}
 		if c := entry.Carrier; c != nil {
 			trap := c.StartAction == ike.StartTrap || c.DPDAction == ike.ActionTrap || c.CloseAction == ike.ActionTrap
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
@@ -361,8 +372,17 @@ func (e *Engine) Reload(cfg *config.Config) error {
 }
 
 // change is Reload's part on the loop.
-func (e *Engine) change(cfg *config.Config, mtu int) error {
+func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	l, s := e.loop, e.d.spd
+	devices, err := e.openDevices(cfg)
+	defer func() {
+		if err != nil {
+			e.followDevices(e.cfg, devices)
+		}
+	}()
+	if err != nil {
+		return err
+	}
 	spec, err := e.policySpecs(cfg)
 	if err != nil {
 		return err
@@ -379,6 +399,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) error {
 	}
 	e.rotateTicketKeys(cfg)
 	s.set(spec)
+	e.followDevices(cfg, devices)
 	l.rejudge()
 	if l.applied = list; !equalPolicies(list, s.policies()) {
 		l.apply() // an SA that ended took a policy of its own with it

@@ -44,6 +44,10 @@ func (f *fakeDevice) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error)
 	}
 	select {
 	case p := <-f.in:
+		if p == nil { // see lose
+			f.fail = errLost
+			return 0, f.fail
+		}
 		sizes[0] = copy(bufs[0][off:], p)
 		return 1, nil
 	case <-f.closed:

@@ -15,9 +15,10 @@ import (
 // 8,192 would push each other out again and again, and pay for the whole SPD each time.
 type flowCache struct {
 	sets []flowSet
-	seed uint64 // so that nobody can choose flows that collide
-	high uint32 // upper half of the generation for which the sets hold the lower one
-	turn uint32 // which way is given up next
+	seed uint64       // so that nobody can choose flows that collide
+	high uint32       // upper half of the generation for which the sets hold the lower one
+	turn uint32       // which way is given up next
+	via  *childDevice // among whose entries it looks; nil: those of no device
 
 	worker int                                      // whose it is
 	ask    func(p *policy, f *esp.Flow, lane uint8) // for an SA for a lane; nil: nobody does
@@ -116,7 +117,7 @@ func (c *flowCache) lookup(s *spd, f *esp.Flow, k *flowKey, hash uint32, gen uin
 		c.turn++
 		victim = &set[c.turn%flowWays]
 	}
-	pol, sa, lane, lacks := s.choose(f, uint8(k.rest>>dscpShift), c.worker)
+	pol, sa, lane, lacks := s.choose(f, c.via, uint8(k.rest>>dscpShift), c.worker)
 	if lacks && c.ask != nil {
 		c.ask(pol, f, lane)
 	}

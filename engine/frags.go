@@ -295,7 +295,7 @@ func (o *outbound) follow(p *outPacket, pol *policy, sa *outSA) (_ *policy, _ *o
 		f.LocalPort, f.RemotePort, f.NoPorts = 0, 0, true
 		p.key = keyOf(f)
 		p.hash = p.key.hash(o.cache.seed)
-		pol, sa = d.spd.lookup(f)
+		pol, sa = d.spd.lookupVia(f, o.via)
 	}
 	protected := pol != nil && pol.Action == esp.Protect
 	switch {

@@ -72,13 +72,13 @@ func (t *tally) flush(to func(h *hits, packets, octets uint64)) {
 // all belong to, if there is only one. Of those that come in, some may match an entry that
 // does not protect: the SA's selectors are then no longer enough to tell what may pass
 // (RFC 4301 section 5.2 has them follow from an SPD without overlaps).
-func (s *spd) judge(conn, child string, local, remote []esp.Selector, in bool) (of *hits, mixed bool) {
+func (s *spd) judge(conn, child string, via *childDevice, local, remote []esp.Selector, in bool) (of *hits, mixed bool) {
 	t := s.cur.Load()
 	if t.simple {
 		return t.byName[childKey{conn, child}], false
 	}
 	for _, p := range t.list {
-		if !p.way(in) || !overlap(p.LocalTS, local) || !overlap(p.RemoteTS, remote) {
+		if p.via != via || !p.way(in) || !overlap(p.LocalTS, local) || !overlap(p.RemoteTS, remote) {
 			continue
 		}
 		switch {
@@ -112,7 +112,7 @@ func (l *ikeLoop) rejudge() {
 }
 
 func (l *ikeLoop) judgeIn(sa *inSA) {
-	of, mixed := l.d.spd.judge(sa.conn, sa.child, sa.localTS, sa.remoteTS, true)
+	of, mixed := l.d.spd.judge(sa.conn, sa.child, sa.via, sa.localTS, sa.remoteTS, true)
 	mixed = mixed || sa.came != nil // by which it is learnt where each packet belongs
 	if s := &sa.share; s.of != of || s.mixed != mixed {
 		s.fold(sa.in.Usage(), (*hits).in)
@@ -122,7 +122,7 @@ func (l *ikeLoop) judgeIn(sa *inSA) {
 }
 
 func (l *ikeLoop) judgeOut(sa *outSA) {
-	of, mixed := l.d.spd.judge(sa.conn, sa.child, sa.localTS, sa.remoteTS, false)
+	of, mixed := l.d.spd.judge(sa.conn, sa.child, sa.via, sa.localTS, sa.remoteTS, false)
 	if s := &sa.share; s.of != of || s.mixed != mixed {
 		l.foldOut(sa)
 		s.of, s.mixed = of, mixed

@@ -97,6 +97,7 @@ type ikeLoop struct {
 	keepAlive time.Duration
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
 	exportKeys bool
+	devices    map[string]*childDevice // by name
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
@@ -123,6 +124,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		keepAlive: keepaliveInterval,
 		lookups:   newLookups(),
 		links:     newLinks(),
+		devices:   make(map[string]*childDevice),
 	}
 	return l
 }

@@ -12,7 +12,8 @@ package engine
 //     without ports may have those of its first one (frags.go)
 //  7. carry over a congestion mark of the outer header (RFC 6040), and what else of the headers
 //     has to be changed (headers.go)
-//  8. choose a queue of the TUN device by the inner flow
+//  8. choose a queue of the TUN device by the inner flow, or the device that the SA has of its
+//     own (devices.go)
 //  9. write what is left of the batch to each queue in one go
 //
 // ESP that was in AH takes step 4 again after step 6 (nest.go).
@@ -49,7 +50,9 @@ type inbound struct {
 	bufs  [][]byte
 	batch []esp.Datagram
 	found []inPacket
-	out   [][][]byte // per queue of the TUN device, each packet behind innerRoom octets
+	out   [][][]byte   // per queue of the TUN device, each packet behind innerRoom octets
+	via   *childDevice // whose packets are in apart
+	apart [][]byte
 	flow  esp.Flow
 	now   time.Duration
 
@@ -78,6 +81,7 @@ func newInbound(d *datapath, sock sockID, ctx int, bufs [][]byte) *inbound {
 		for q := range in.out {
 			in.out[q] = make([][]byte, 0, n)
 		}
+		in.apart = make([][]byte, 0, n)
 	}
 	return in
 }
@@ -304,6 +308,10 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		d.clamp(inner, bits)
 	}
 	in.octets += uint64(len(inner))
+	if sa.routed {
+		in.route(sa.via, pkt)
+		return
+	}
 	q := 0
 	if n := len(d.tuns); n > 1 {
 		k := keyOf(&in.flow)
@@ -417,6 +425,7 @@ func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
 
 // deliver does step 9.
 func (in *inbound) deliver() {
+	in.deliverApart()
 	n := 0
 	for q := range in.out {
 		if len(in.out[q]) > 0 {
@@ -425,7 +434,7 @@ func (in *inbound) deliver() {
 			in.out[q] = in.out[q][:0]
 		}
 	}
-	if n > 0 {
+	if in.octets > 0 {
 		in.d.counts.add(cInPackets, uint64(n))
 		in.d.counts.add(cInBytes, in.octets)
 		in.octets = 0

@@ -36,6 +36,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 			spi: c.SPI, proto: c.Proto, in: in,
 			localTS: ts[:n:n], remoteTS: ts[n:], nets: netPairOf(ts[:n], ts[n:]),
 			conn: c.Conn, child: c.Child, export: l.exported(c), came: l.laneOf(c),
+			via: l.deviceOf(c.Interface), routed: c.Interface != "",
 		}
 		sa.ported, sa.frags = ported(ts), c.Fragments
 		if in.Limited() {
@@ -56,6 +57,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby, mode: c.Mode, suite: c.Suite,
+		via: l.deviceOf(c.Interface),
 	}
 	sa.export = l.exported(c)
 	sa.ported, sa.frags = ported(sa.localTS) || ported(sa.remoteTS), c.Fragments

@@ -67,12 +67,16 @@ type cameBy struct{ dscps atomic.Uint64 }
 
 func (c *cameBy) has(dscp uint8) bool { return c.dscps.Load()>>(dscp&(numDSCP-1))&1 != 0 }
 
-// choose returns the first entry that the flow of a packet going out matches and, if that is
+// choose returns the first entry of a device (nil: of none) that the flow of a packet going out matches and, if that is
 // PROTECT, the SA for a packet with that DSCP that the worker (below 0: none) has read; both are
 // nil if there is none. want is the lane that the packet has to go without, if lacks. It may be
 // called from any goroutine.
-func (s *spd) choose(f *esp.Flow, dscp uint8, worker int) (p *policy, sa *outSA, want uint8, lacks bool) {
-	p = s.cur.Load().first(f, false)
+func (s *spd) choose(f *esp.Flow, via *childDevice, dscp uint8, worker int) (p *policy, sa *outSA, want uint8, lacks bool) {
+	if t := s.cur.Load(); via == nil {
+		p = t.first(f, false)
+	} else {
+		p = t.firstVia(f, via)
+	}
 	if p == nil || p.Action != esp.Protect {
 		return p, nil, 0, false
 	}

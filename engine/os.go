@@ -47,8 +47,14 @@ type Network interface {
 	Apply(device string, policies []esp.Policy) error
 	// Clear takes everything back.
 	Clear() error
+	// SetDevice says that a TUN device is inside a tunnel, so that no path to a peer leads
+	// through it, and gives it those addresses that it had not, and takes the others of had away.
+	SetDevice(device string, addrs, had []netip.Prefix) error
+	// ForgetDevice takes back the former; the device is gone.
+	ForgetDevice(device string)
 	// Source returns the local address that the route to remote leaves from, the
-	// tunnel's own rules aside. A link that is down leads nowhere.
+	// tunnel's own rules aside. A link that is down leads nowhere, nor does one that is inside
+	// a tunnel.
 	Source(remote netip.Addr) (netip.Addr, error)
 }
 

@@ -42,7 +42,8 @@ const nestRoom = 16
 // outbound is the state of one goroutine that seals packets. Nobody else may use it.
 type outbound struct {
 	d      *datapath
-	ctx    int // its number: of the queue and the sockets that it uses, and in package esp
+	via    *childDevice // whose packets these are; nil: those of the TUN device of all
+	ctx    int          // its number: of the queue and the sockets that it uses, and in package esp
 	bufs   [][]byte
 	sizes  []int
 	cache  flowCache
@@ -81,6 +82,9 @@ type outPacket struct {
 	hash   uint32 // of key
 }
 
+// Out of line, for it is called at three places and seldom.
+//
+//go:noinline
 func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound {
 	n := len(bufs)
 	o := &outbound{
@@ -139,6 +143,9 @@ func (o *outbound) batch(n int) {
 			break
 		}
 		o.find()
+		if o.via != nil {
+			o.dropLooped()
+		}
 		o.carry()
 	}
 	if len(o.todo) > 0 {
@@ -234,7 +241,7 @@ func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 		d.counts.inc(cOutNoSA)
 		return true
 	}
-	spare, dropped, ok := d.pending.push(p.buf, p.off, p.n, o.now, gen)
+	spare, dropped, ok := d.pending.push(p.buf, p.off, p.n, o.now, gen, o.via)
 	if !ok {
 		return false
 	}
@@ -263,7 +270,7 @@ func (o *outbound) ask(pol *policy, f *esp.Flow) {
 func (o *outbound) permitted(pol *policy, f *esp.Flow) bool {
 	d := o.d
 	switch {
-	case (pol == nil || pol.Action == esp.Bypass) && o.cameInClear(f):
+	case o.via == nil && (pol == nil || pol.Action == esp.Bypass) && o.cameInClear(f):
 		return false
 	case pol == nil:
 		d.counts.inc(cOutNoPolicy)
@@ -518,7 +525,8 @@ func (o *outbound) flush() {
 		if !o.read(p, w.buf, w.off, w.n, d.spd.ported.Load()) {
 			return false
 		}
-		pol, sa, _, _ := d.spd.choose(&p.flow, esp.TrafficClass(w.buf[w.off:])>>2, -1)
+		o.via = w.via
+		pol, sa, _, _ := d.spd.choose(&p.flow, w.via, esp.TrafficClass(w.buf[w.off:])>>2, -1)
 		if p.part != partNone {
 			var ok bool
 			if pol, sa, ok = o.follow(p, pol, sa); !ok {

@@ -14,6 +14,7 @@ type waiting struct {
 	buf    []byte // the queue's; never nil
 	off, n int
 	since  time.Duration
+	via    *childDevice // into which it was routed
 }
 
 // pendingQueue holds the packets that wait for an SA, in the order in which they came.
@@ -40,7 +41,7 @@ func newPendingQueue(bufs [][]byte) *pendingQueue {
 // SA. It returns the buffer that the caller gets for it. If the queue was flushed for
 // a later generation meanwhile, ok is false and the caller has to look again: nobody
 // would come for the packet. dropped tells whether the oldest packet had to go.
-func (q *pendingQueue) push(buf []byte, off, n int, now time.Duration, gen uint64) (spare []byte, dropped, ok bool) {
+func (q *pendingQueue) push(buf []byte, off, n int, now time.Duration, gen uint64, via *childDevice) (spare []byte, dropped, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if gen < q.gen {
@@ -56,7 +57,7 @@ func (q *pendingQueue) push(buf []byte, off, n int, now time.Duration, gen uint6
 	}
 	w := &q.ring[(q.head+q.n)%len(q.ring)]
 	spare = w.buf
-	*w = waiting{buf: buf, off: off, n: n, since: now}
+	*w = waiting{buf: buf, off: off, n: n, since: now, via: via}
 	q.n++
 	return spare, dropped, true
 }

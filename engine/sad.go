@@ -22,6 +22,7 @@ type inSA struct {
 	spi    uint32
 	proto  esp.Protocol
 	ported bool // a selector is for some ports, or for OPAQUE ones
+	routed bool // via is not nil
 	frags  bool // later fragments are accepted all the same (RFC 4301 section 7.3)
 	is     inFlags
 	// headers are headerBits.
@@ -34,9 +35,10 @@ type inSA struct {
 	conn     string
 	child    string
 	share    share
-	export   []byte   // the keys, for the control socket; nil: not kept
-	came     *cameBy  // of a lane that only the peer knows what for; nil: it is none
-	_        [32]byte // so that on 64-bit machines the allocator aligns it to a line
+	export   []byte       // the keys, for the control socket; nil: not kept
+	came     *cameBy      // of a lane that only the peer knows what for; nil: it is none
+	via      *childDevice // where its packets come out; nil: the TUN device of all
+	_        [24]byte     // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // inFlags is what may change of an inbound SA and every packet has to know.
@@ -128,8 +130,9 @@ type outSA struct {
 	export   []byte // as of an inSA
 	came     *cameBy
 	own      *ownUse // of an SA through which one worker alone sends
+	via      *childDevice
 
-	_ [64]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [56]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in

@@ -19,6 +19,7 @@ type policy struct {
 	acquire     bool // and asks the IKE loop for it
 	number      int  // of its place in the configuration, from 1
 	hits        *hits
+	via         *childDevice // decides about what is routed into that device; nil: the SPD's own
 
 	// sas are the outbound SAs bound to the entry, the newest first: several where road
 	// warriors have narrowed its selectors each to its own.
@@ -57,6 +58,11 @@ func (p *policy) matches(f *esp.Flow, in bool) bool {
 // those of any do.
 func (p *policy) carriedBy(conn, child string) bool {
 	return p.conn == conn && p.child == child || p.conn == ""
+}
+
+// carries tells whether the entry is served by SAs of that child which belong to that device.
+func (p *policy) carries(conn, child string, via *childDevice) bool {
+	return p.via == via && p.carriedBy(conn, child)
 }
 
 // bound returns how many SAs are bound to the entry.
@@ -101,6 +107,7 @@ type policySpec struct {
 	dynamic       bool
 	shunt         bool // conn and child name a child without SAs
 	lanes         *laneSpec
+	via           *childDevice
 }
 
 // key is by what the entry is known again after a reload.
@@ -118,8 +125,9 @@ func (s *policySpec) protects(conn, child string) bool {
 
 // spdTable is a snapshot of the entries.
 type spdTable struct {
-	list  []*policy
-	index *classifier // nil: the list is short
+	list  []*policy   // all
+	main  []*policy   // those that are not of a device of their own
+	index *classifier // of main; nil: it is short
 
 	// simple: every entry protects, and each has a child of its own, so that a packet's
 	// SA tells which entry it belongs to: that of byName.
@@ -157,8 +165,11 @@ func newSPD(max int) *spd {
 
 // lookup returns the first entry that the flow of a packet going out matches and, if that
 // is PROTECT, its SA; both are nil if there is none. It may be called from any goroutine.
-func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) {
-	p, sa, _, _ := s.choose(f, 0, -1)
+func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) { return s.lookupVia(f, nil) }
+
+// lookupVia is lookup among the entries of a device; nil: those of no device.
+func (s *spd) lookupVia(f *esp.Flow, via *childDevice) (*policy, *outSA) {
+	p, sa, _, _ := s.choose(f, via, 0, -1)
 	return p, sa
 }
 
@@ -166,12 +177,23 @@ func (s *spd) lookup(f *esp.Flow) (*policy, *outSA) {
 // may be called from any goroutine.
 func (s *spd) lookupIn(f *esp.Flow) *policy { return s.cur.Load().first(f, true) }
 
+// firstVia returns the first entry of a device that the flow of a packet going out matches, or
+// nil. A device has few entries, and there are few devices.
+func (t *spdTable) firstVia(f *esp.Flow, via *childDevice) *policy {
+	for _, p := range t.list {
+		if p.via == via && p.matches(f, false) {
+			return p
+		}
+	}
+	return nil
+}
+
 // first returns the first entry that the flow matches, or nil.
 func (t *spdTable) first(f *esp.Flow, in bool) *policy {
 	if t.index != nil {
-		return t.index.first(t.list, f, in)
+		return t.index.first(t.main, f, in)
 	}
-	for _, p := range t.list {
+	for _, p := range t.main {
 		if p.matches(f, in) {
 			return p
 		}
@@ -190,7 +212,12 @@ func (s *spd) check(spec []policySpec) error {
 // set replaces the entries. SAs stay bound, by the names of connection and child.
 func (s *spd) set(spec []policySpec) {
 	t := &spdTable{list: s.compile(spec), simple: true, byName: make(map[childKey]*hits, len(spec))}
-	t.index = newClassifier(t.list)
+	for _, p := range t.list {
+		if p.via == nil {
+			t.main = append(t.main, p)
+		}
+	}
+	t.index = newClassifier(t.main)
 	kept := make(map[string]*hits, len(spec))
 	for i := range spec {
 		sp := &spec[i]
@@ -231,7 +258,7 @@ func (s *spd) compile(spec []policySpec) []*policy {
 		}
 		first := len(list)
 		for _, sa := range slices.Backward(s.sas) { // where room is short, who came first stays
-			if sa.conn == sp.conn && sa.child == sp.child && !covered(sp.LocalTS, sp.RemoteTS, sa) && !hasSelectors(list[first:], sa) {
+			if sa.conn == sp.conn && sa.child == sp.child && sa.via == sp.via && !covered(sp.LocalTS, sp.RemoteTS, sa) && !hasSelectors(list[first:], sa) {
 				list = s.entry(list, sp, i, sa.localTS, sa.remoteTS)
 			}
 		}
@@ -252,6 +279,7 @@ func (s *spd) entry(list []*policy, sp *policySpec, i int, local, remote []esp.S
 		wait:    sp.wait,
 		acquire: sp.acquire,
 		lanes:   sp.lanes,
+		via:     sp.via,
 	}
 	if p.lanes != nil {
 		p.asked = new(laneAsked)
@@ -268,7 +296,7 @@ func (s *spd) rebind(p *policy) {
 	var sas []*outSA
 	several := false
 	for _, sa := range s.sas {
-		if p.carriedBy(sa.conn, sa.child) && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
+		if p.carries(sa.conn, sa.child, sa.via) && overlap(p.LocalTS, sa.localTS) && overlap(p.RemoteTS, sa.remoteTS) {
 			sas = append(sas, sa)
 			several = several || sa.lane > 0
 		}
@@ -319,7 +347,7 @@ func (s *spd) refresh(sa *outSA) (changed bool) {
 		}
 	}
 	for _, p := range s.cur.Load().list {
-		if p.carriedBy(sa.conn, sa.child) {
+		if p.carries(sa.conn, sa.child, sa.via) {
 			s.rebind(p)
 		}
 	}
@@ -331,14 +359,19 @@ func (s *spd) refresh(sa *outSA) (changed bool) {
 // policies returns the entries as the kernel wants them.
 func (s *spd) policies() []esp.Policy { return s.plainPolicies(s.cur.Load().list) }
 
-// plainPolicies returns entries that are to follow the present ones, or the latter.
+// plainPolicies returns entries that are to follow the present ones, or the latter, without
+// those of devices: what goes into such a device, the system's own routes say.
 func (s *spd) plainPolicies(list []*policy) []esp.Policy {
-	out := make([]esp.Policy, len(list))
+	out := make([]esp.Policy, 0, len(list))
 	// Where entries come with SAs, they come before the kernel knows of them.
-	count := !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic })
-	for i, p := range list {
-		out[i] = p.Policy
-		out[i].Count = count && p.Action != esp.Bypass && p.Dir.In() && !p.clearGoesOut(list) && !p.clearGoesOut(s.cur.Load().list)
+	count := !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic && sp.via == nil })
+	for _, p := range list {
+		if p.via != nil {
+			continue
+		}
+		plain := p.Policy
+		plain.Count = count && p.Action != esp.Bypass && p.Dir.In() && !p.clearGoesOut(list) && !p.clearGoesOut(s.cur.Load().list)
+		out = append(out, plain)
 	}
 	return out
 }
@@ -349,7 +382,7 @@ func (s *spd) plainPolicies(list []*policy) []esp.Policy {
 // more of a protocol than the entry does.
 func (p *policy) clearGoesOut(list []*policy) bool {
 	return slices.ContainsFunc(list, func(q *policy) bool {
-		return q.Action == esp.Protect && q.Dir.Out() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
+		return q.Action == esp.Protect && q.via == nil && q.Dir.Out() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
 	})
 }
 

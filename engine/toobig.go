@@ -103,7 +103,15 @@ func (o *outbound) tellTooBig(pkt []byte, f *esp.Flow, most int, v6 bool) {
 		return
 	}
 	o.over.write[0] = buf[:innerRoom+n]
-	if _, err := d.tuns[o.ctx%len(d.tuns)].WriteBatch(o.over.write[:], innerRoom); err != nil {
+	tun := d.tuns[o.ctx%len(d.tuns)]
+	if o.via != nil {
+		own := o.via.tun.Load()
+		if own == nil {
+			return
+		}
+		tun = *own
+	}
+	if _, err := tun.WriteBatch(o.over.write[:], innerRoom); err != nil {
 		d.counts.inc(cInDeviceError)
 		return
 	}

@@ -90,7 +90,7 @@ func (l *ikeLoop) viewSPD() []spdView {
 		default:
 			for j := range l.d.sad.slots {
 				sa := l.d.sad.slots[j].in.Load()
-				if sa == nil || inbound[i][sa] || !p.carriedBy(sa.conn, sa.child) || !overlap(p.LocalTS, sa.localTS) || !overlap(p.RemoteTS, sa.remoteTS) {
+				if sa == nil || inbound[i][sa] || !p.carries(sa.conn, sa.child, sa.via) || !overlap(p.LocalTS, sa.localTS) || !overlap(p.RemoteTS, sa.remoteTS) {
 					continue
 				}
 				if inbound[i] == nil {
@@ -114,6 +114,9 @@ func entryMessage(m *control.Message, number int, s *policySpec) {
 	m.Set(control.KeyDirection, s.Dir.String())
 	if s.conn != "" {
 		m.Set(control.KeyIKE, s.conn).Set(control.KeyChild, s.child)
+	}
+	if s.via != nil {
+		m.Set(control.KeyInterface, s.via.name)
 	}
 	yes(m, control.KeyDynamic, s.dynamic)
 	m.List(control.KeyLocalTS, selectorTexts(s.LocalTS)...)
@@ -182,7 +185,7 @@ func (l *ikeLoop) fate(m *control.Message, p *policy, f *esp.Flow, in bool) {
 	if in {
 		for i := range l.d.sad.slots {
 			sa := l.d.sad.slots[i].in.Load()
-			if sa != nil && p.carriedBy(sa.conn, sa.child) && esp.MatchFlow(sa.localTS, sa.remoteTS, f) {
+			if sa != nil && p.carries(sa.conn, sa.child, sa.via) && esp.MatchFlow(sa.localTS, sa.remoteTS, f) {
 				m.Set(control.KeyFate, control.FateSA)
 				m.Section(control.KeyChildSA).Set(control.KeyIKE, sa.conn).Set(control.KeyChild, sa.child).
 					Set(control.KeySPIIn, fmt.Sprintf("%08x", sa.spi))

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -38,6 +40,9 @@ type fakeHost struct {
 	applied  int
 	cleared  int
 	applyErr error
+	tuns     map[string]*fakeDevice    // those beside tun
+	inner    map[string][]netip.Prefix // devices inside tunnels and their addresses
+	innerErr error
 	noRoute  bool
 	watches  []*fakeWatch
 }
@@ -84,7 +89,7 @@ func (w *fakeWire) host(addr string) *fakeHost {
 
 func (h *fakeHost) os() OS {
 	return OS{
-		OpenTUN:     func(name string, mtu, queues int) ([]Device, error) { h.mtu = mtu; return []Device{h.tun}, nil },
+		OpenTUN:     h.openTUN,
 		ListenUDP:   func(a netip.AddrPort, n int) ([]Socket, error) { return one(h.listen(a.Addr().Is4(), a.Port(), h.udp)) },
 		ListenESP:   func(v6 bool) (Socket, error) { return h.listen(!v6, 0, h.noESP) },
 		ListenAH:    func(v6 bool) (Socket, error) { return newFakeSocket(), nil },
@@ -93,6 +98,20 @@ func (h *fakeHost) os() OS {
 
 		WatchAddresses: h.watch,
 	}
+}
+
+func (h *fakeHost) openTUN(name string, mtu, queues int) ([]Device, error) {
+	h.mtu = mtu
+	if !strings.HasPrefix(name, "ipsec") {
+		return []Device{h.tun}, nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tuns == nil {
+		h.tuns = map[string]*fakeDevice{}
+	}
+	h.tuns[name] = newFakeDevice()
+	return []Device{h.tuns[name]}, nil
 }
 
 // one is a list of one socket.
@@ -155,6 +174,25 @@ func (n *fakeNetwork) Apply(device string, p []esp.Policy) error {
 	}
 	n.policies = p
 	return nil
+}
+
+func (n *fakeNetwork) SetDevice(device string, addrs, had []netip.Prefix) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.inner == nil {
+		n.inner = map[string][]netip.Prefix{}
+	}
+	if !slices.Equal(n.inner[device], had) {
+		return fmt.Errorf("%s has %v, not %v", device, n.inner[device], had)
+	}
+	n.inner[device] = addrs
+	return n.innerErr
+}
+
+func (n *fakeNetwork) ForgetDevice(device string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.inner, device)
 }
 
 func (n *fakeNetwork) Clear() error {

@@ -234,7 +234,7 @@ func blockedPath(t *testing.T) (tp *testPath, left *leaving, h *hold, sas [2]*ou
 	tp.turns.waitFor(t, 1)
 	buf := make([]byte, 2048)
 	n := copy(buf[headRoom:], to0)
-	if _, _, ok := tp.pending.push(buf, headRoom, n, tp.now, tp.spd.gen.Load()); !ok {
+	if _, _, ok := tp.pending.push(buf, headRoom, n, tp.now, tp.spd.gen.Load(), nil); !ok {
 		t.Fatal("the queue takes nothing")
 	}
 	// The loop's number has the first socket, as worker 0 does: it is let through there.

@@ -102,6 +102,14 @@ func (n *Network) Apply(device string, policies []esp.Policy) error {
 // Clear returns an error that wraps [ErrUnsupported].
 func (n *Network) Clear() error { return unsupported("clear", "policy routing") }
 
+// SetDevice returns an error that wraps [ErrUnsupported].
+func (n *Network) SetDevice(device string, addrs, had []netip.Prefix) error {
+	return unsupported("set addresses of", device)
+}
+
+// ForgetDevice does nothing.
+func (n *Network) ForgetDevice(device string) {}
+
 // Source returns an error that wraps [ErrUnsupported].
 func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, unsupported("look up the route to", remote.String())

@@ -47,9 +47,10 @@ import (
 //     the next Apply, and the routes of a device that was set down come back with it;
 //     [WatchAddresses] tells when it is due.
 type Network struct {
-	mu   sync.Mutex
-	nl   *Netlink
-	seen [2]map[uint32]bool // tables of groups that may have routes, by family; nil: any may
+	mu    sync.Mutex
+	nl    *Netlink
+	seen  [2]map[uint32]bool // tables of groups that may have routes, by family; nil: any may
+	inner map[string]int     // indexes of the devices inside tunnels, by name (device_linux.go)
 }
 
 // OpenNetwork connects to the kernel; it changes nothing.
@@ -498,7 +499,7 @@ func (n *Network) Clear() error {
 }
 
 // Addresses lists the host's addresses of both families, but for those of IPv6 that the
-// kernel still looks for a second owner of.
+// kernel still looks for a second owner of, and those of devices inside tunnels.
 func (n *Network) Addresses() ([]netip.Addr, error) {
 	var list []netip.Addr
 	for _, v6 := range []bool{false, true} {
@@ -510,7 +511,7 @@ func (n *Network) Addresses() ([]netip.Addr, error) {
 			return nil, err
 		}
 		for _, a := range addrs {
-			if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+			if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 && !n.isInner(a.Index) {
 				list = append(list, a.Prefix.Addr())
 			}
 		}
@@ -519,7 +520,8 @@ func (n *Network) Addresses() ([]netip.Addr, error) {
 }
 
 // Source returns the local address that the route to remote leaves from, the tunnel's
-// own rules aside. The error wraps ENETUNREACH or EHOSTUNREACH if there is no route.
+// own rules aside. The error wraps ENETUNREACH or EHOSTUNREACH if there is no route, or only
+// one into a device that is inside a tunnel.
 func (n *Network) Source(remote netip.Addr) (netip.Addr, error) {
-	return n.nl.RouteSource(remote.Unmap(), Mark)
+	return n.nl.routeSource(remote.Unmap(), Mark, n.isInner)
 }

@@ -194,10 +194,22 @@ func parseRoute(b []byte) (Route, error) {
 // use it for IPv4 unless something takes it away.
 var errLinkDown = errors.New("the link that it leads to is down")
 
+// errInner is what a route to a peer is worth that leads into the tunnel.
+var errInner = fmt.Errorf("%w: the route leads into a device inside a tunnel; give the address a route of its own", unix.EHOSTUNREACH)
+
 // RouteSource asks the kernel which source address a packet to dst with that mark would
 // leave from. A route over a link without carrier is an error.
 func (c *Netlink) RouteSource(dst netip.Addr, mark uint32) (netip.Addr, error) {
+	return c.routeSource(dst, mark, func(int) bool { return false })
+}
+
+// routeSource is RouteSource that takes no route over one of the interfaces that refuse names
+// by their indexes.
+func (c *Netlink) routeSource(dst netip.Addr, mark uint32, refuse func(index int) bool) (netip.Addr, error) {
 	t, err := c.routeTo(dst, mark)
+	if err == nil && refuse(t.Index) {
+		err = errInner
+	}
 	if err == nil && !t.PrefSrc.IsValid() {
 		err = errors.New("the route gives no source address")
 	}

@@ -37,6 +37,7 @@ type spdEntry struct {
 	action, dir   string
 	conn, child   string
 	dynamic       bool
+	device        string // of its own
 	local, remote []string
 
 	counted                        bool // the daemon has told the following
@@ -179,8 +180,8 @@ func readEntry(m *control.Message) *spdEntry {
 		number: number(control.KeyNumber), name: m.Get(control.KeyName),
 		action: m.Get(control.KeyAction), dir: m.Get(control.KeyDirection),
 		conn: m.Get(control.KeyIKE), child: m.Get(control.KeyChild),
-		dynamic: m.GetBool(control.KeyDynamic),
-		local:   m.Items(control.KeyLocalTS), remote: m.Items(control.KeyRemoteTS),
+		dynamic: m.GetBool(control.KeyDynamic), device: m.Get(control.KeyInterface),
+		local: m.Items(control.KeyLocalTS), remote: m.Items(control.KeyRemoteTS),
 		counted: true, sas: number(control.KeySAs),
 		packetsOut: number(control.KeyPacketsOut), packetsIn: number(control.KeyPacketsIn),
 		bytesOut: number(control.KeyBytesOut), bytesIn: number(control.KeyBytesIn),
@@ -242,7 +243,7 @@ func (a askFile) test(sys *System, f *esp.Flow, in bool) (*decision, int) {
 
 func fileEntry(i int, e *config.Entry) *spdEntry {
 	out := &spdEntry{number: uint64(i + 1), name: e.Name, action: e.Action.String(), dir: e.Dir.String(),
-		conn: e.Conn, child: e.Child, dynamic: e.Dynamic}
+		conn: e.Conn, child: e.Child, dynamic: e.Dynamic, device: e.Device}
 	for _, s := range e.LocalTS {
 		out.local = append(out.local, s.String())
 	}
@@ -265,11 +266,14 @@ func (e *spdEntry) carrier() string {
 
 // selectors writes what the entry selects.
 func (e *spdEntry) selectors(b *strings.Builder) {
+	var w []string
+	if e.device != "" {
+		w = append(words("what is routed into"), clean(e.device)+":")
+	}
 	if len(e.local) == 0 || len(e.remote) == 0 {
-		wrap(b, "    ", words("what its CHILD SAs select")...)
+		wrap(b, "    ", append(w, words("what its CHILD SAs select")...)...)
 		return
 	}
-	var w []string
 	for _, s := range e.local {
 		w = append(w, clean(s))
 	}
@@ -328,7 +332,7 @@ func (d *decision) text(in bool) string {
 	var b strings.Builder
 	e := d.entry
 	if e == nil {
-		wrap(&b, "", words("no policy selects it: the system's own routing has it, in clear; should it reach the tunnel's device, it is dropped")...)
+		wrap(&b, "", words("no policy selects it: the system's own routing has it, in clear unless that leads into the device of a child; should it reach the tunnel's device, it is dropped")...)
 		return b.String()
 	}
 	head := "policy " + strconv.FormatUint(e.number, 10)
@@ -390,6 +394,9 @@ func (e *spdEntry) json(j *jsonWriter) {
 	j.str("direction", e.dir)
 	j.str("connection", e.conn)
 	j.str("child", e.child)
+	if e.device != "" {
+		j.str("interface", e.device)
+	}
 	j.bool("dynamic", e.dynamic)
 	j.strs("local_ts", e.local)
 	j.strs("remote_ts", e.remote)

@@ -109,7 +109,7 @@ func TestPolicyTestAsksTheDaemon(t *testing.T) {
 		{"10.0.1.5 10.0.2.7 icmp 3 4", entry().Set(control.KeyFate, control.FateAcquire), `proto="1" direction="out" sport="772" dport="772"`,
 			head + "it waits, and the daemon asks for a CHILD SA of plant/net\n"},
 		{"fd00::1 fd00::2 47", control.Success().Set(control.KeyFate, control.FateNone), `proto="47" direction="out"`,
-			"no policy selects it: the system's own routing has it, in clear; should it reach\nthe tunnel's device, it is dropped\n"},
+			"no policy selects it: the system's own routing has it, in clear unless that\nleads into the device of a child; should it reach the tunnel's device, it is\ndropped\n"},
 		{"10.0.1.5 10.0.2.7 udp", entry().Set(control.KeyFate, control.FateNoSA), `proto="17" direction="out"`,
 			head + "it has to be protected, and there is no CHILD SA that does: it is dropped\n"},
 	} {

@@ -23,6 +23,7 @@ func (l *loader) check(root *node) {
 			l.finishChild(ch)
 			l.finishHeaders(ch)
 			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key, ch.classes})
+			l.addDevice(ch)
 		}
 	}
 	for _, s := range l.secrets {
@@ -208,6 +209,7 @@ func (l *loader) checkChild(c *child) {
 	}
 	l.checkMode(c)
 	l.checkHeaders(c)
+	l.checkDevice(c)
 	l.checkVolumes(c)
 	if good(c.t, "inactivity", "start_action") && c.Inactivity > 0 && c.StartAction == ike.StartStart {
 		l.problem(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,
@@ -482,6 +484,7 @@ func (l *loader) checkOrder() {
 	var selects []esp.Policy
 	same := make(map[string]*child)
 	i := -1
+	// Children with devices of their own compete with those that have the same one.
 	for _, c := range l.conns {
 		for _, ch := range c.children {
 			i++
@@ -489,6 +492,13 @@ func (l *loader) checkOrder() {
 				continue
 			}
 			k := identity(ch, policies[i])
+			if other := same[c.Name+" "+k]; other == nil {
+				same[c.Name+" "+k] = ch
+			} else if other.Interface != ch.Interface {
+				l.warn(where(ch.t, "interface"), "give one of the two a connection of its own, with other ids",
+					"children %s and %s of connection %s differ in nothing that the peer sees: it may take one for the other", other.Name, ch.Name, c.Name)
+			}
+			k = ch.Interface + "/" + k // a slash is in no name
 			if first := same[k]; first != nil {
 				l.problem(where(ch.t, "remote_ts"), "take one of the two out, or make the first one narrower",
 					"child %s of connection %s has the selectors of child %s of connection %s (line %d) and never gets a packet",
@@ -500,7 +510,7 @@ func (l *loader) checkOrder() {
 				continue
 			}
 			for j, p := range selects {
-				if coversBoth(p.LocalTS, p.RemoteTS, policies[i].LocalTS, policies[i].RemoteTS) {
+				if ch.Interface == earlier[j].Interface && coversBoth(p.LocalTS, p.RemoteTS, policies[i].LocalTS, policies[i].RemoteTS) {
 					l.warn(where(ch.t, "remote_ts"), "put the narrower child (and its connection) first",
 						"child %s of connection %s never gets a packet: child %s of connection %s (line %d) takes them all",
 						ch.Name, c.Name, earlier[j].Name, earlier[j].conn.Name, earlier[j].t.key.line)

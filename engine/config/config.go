@@ -80,6 +80,7 @@ type Config struct {
 	table    []tableEntry
 	shunts   []shunt
 	headers  map[string]*Headers // by headersKey
+	devices  []Device
 }
 
 // Daemon is the section [daemon].
@@ -214,6 +215,7 @@ func (c *Config) Fits(p board.Profile) error {
 		ps = append(ps, Problem{c.File, at.line, at.col,
 			fmt.Sprintf("%d policies are more than the board %q has room for (%d)", n, p.Name, p.Policies), "take some out, or choose a bigger board in [daemon]"})
 	}
+	ps = append(ps, c.fitDevices(p)...)
 	if len(ps) == 0 {
 		return nil
 	}

@@ -20,6 +20,9 @@ type Entry struct {
 	Classes *Classes
 	// Dynamic: the selectors, or more of them, follow from the CHILD SA.
 	Dynamic bool
+	// Device is the child's own TUN device: the entry is for what is routed into that, and
+	// for nothing else. "": for everything.
+	Device string
 
 	at pos
 }
@@ -35,7 +38,7 @@ func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry
 	i := 0
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
-			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Classes: c.marks[i].classes, at: c.marks[i].child,
+			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child,
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)
@@ -98,14 +101,15 @@ func (c *Config) entries() int {
 }
 
 // Decide returns the index of the first entry that a flow matches, or -1. in says that the
-// packet comes in.
+// packet comes in. Entries with a device of their own do not count: the system's routes decide
+// about what goes there.
 func Decide(list []Entry, f *esp.Flow, in bool) int {
 	return slices.IndexFunc(list, func(e Entry) bool {
 		way := e.Dir.Out()
 		if in {
 			way = e.Dir.In()
 		}
-		return way && esp.MatchFlow(e.LocalTS, e.RemoteTS, f)
+		return way && e.Device == "" && esp.MatchFlow(e.LocalTS, e.RemoteTS, f)
 	})
 }
 

@@ -91,7 +91,7 @@ var daemonSection = &section{
 			func(s *scope, n *node) { s.interfaceName(n, &s.cfg.Daemon.Interface) }},
 		// 576 is what every IPv4 host must take (RFC 791); more than Ethernet's 1500 does not
 		// fit into a packet buffer of every board.
-		{"mtu", aNumber, `MTU of the TUN device, 576 to 1500; 0: computed from the path and the ciphers`,
+		{"mtu", aNumber, `MTU of the TUN devices, 576 to 1500; 0: computed from the path and the ciphers`,
 			func(s *scope, n *node) { s.zeroOr(n, 576, 1500, &s.cfg.Daemon.MTU) }},
 		{"board", aText, `how much memory to use: "tiny", "small", "large"; "auto": by the device's RAM`,
 			func(s *scope, n *node) { s.board(n, &s.cfg.Daemon.Board) }},
@@ -230,6 +230,10 @@ var childSection = &section{
 			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
 		{"fragments", aText, `with ports in local_ts or remote_ts, whether fragments that show none pass where the first one of their packet did: "no", or "also" if the peer agrees; "no"`,
 			func(s *scope, n *node) { s.word(n, fragmentWords, func(i int) { s.child.Fragments = i > 0 }) }},
+		{"interface", aText, `a TUN device of its own, such as "ipsec0": what the system's routes lead into it is protected, within local_ts and remote_ts, and nothing else; the device of [daemon], into which policies lead`,
+			func(s *scope, n *node) { s.interfaceName(n, &s.child.Interface) }},
+		{"interface_addrs", aList, `addresses of that device, with the lengths of their networks: "10.255.0.1/30", "fe80::1/64"; none`,
+			func(s *scope, n *node) { s.deviceAddrs(n, &s.child.addrs) }},
 		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519" or "aes256-sha256"; "default" as above, with AES-CBC last`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
 		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals; with mode "transport" and "dynamic[esp]" for both selectors it goes around the ESP of other children to that peer`,

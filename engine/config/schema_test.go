@@ -103,6 +103,10 @@ var keyTests = map[string]struct {
 			ts := firstChild(c).RemoteTS[0]
 			return ts.Dynamic && ts.Proto == 17 && ts.EndPort == 161
 		}},
+	"connections.NAME.children.CHILD.interface": {`"ipsec0"`, "ipsec0",
+		func(c *Config) any { return firstChild(c).Interface }},
+	"connections.NAME.children.CHILD.interface_addrs": {"[\"10.255.0.1/30\", \"fe80::1/64\"]\ninterface = \"ipsec0\"", "[10.255.0.1/30 fe80::1/64]",
+		func(c *Config) any { return fmt.Sprint(c.Devices()[0].Addrs) }},
 	"connections.NAME.children.CHILD.esp_proposals": {`["aes256-sha256", "aes128gcm16-x25519", "chacha20poly1305"]`, 3,
 		func(c *Config) any { return len(firstChild(c).Proposals) }},
 	"connections.NAME.children.CHILD.rekey_time":    {`"10m"`, 10 * time.Minute, func(c *Config) any { return firstChild(c).RekeyTime }},

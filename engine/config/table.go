@@ -206,6 +206,12 @@ func (l *loader) checkEntry(e *tableEntry) {
 			e.t.bad = true
 			return
 		}
+		if e.target.Interface != "" {
+			l.problem(n.at, "take the entry out, or interface out of the child",
+				"the routes into %s decide what child %s protects, and no policy does", e.target.Interface, shown(e.child))
+			e.t.bad = true
+			return
+		}
 		e.target.placed = true
 		if !good(e.target.t, "local_ts", "remote_ts") {
 			e.t.bad = true

@@ -28,7 +28,8 @@ type child struct {
 	conn   *conn
 	t      *node
 	mode   childMode
-	placed bool // an entry of [policies] names it
+	placed bool           // an entry of [policies] names it
+	addrs  []netip.Prefix // of its interface
 	headerState
 
 	classes *Classes // nil: none

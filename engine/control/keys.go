@@ -198,9 +198,10 @@ const (
 	KeyNumber    = "number" // of the entry, from 1
 	KeyAction    = "action" // protect, bypass, discard
 	KeyDirection = "direction"
-	KeyDynamic   = "dynamic" // yes, or absent: CHILD SAs add selectors
-	KeySAs       = "sas"     // CHILD SAs bound to the entry
-	KeyLine      = "line"    // of sa-key
+	KeyInterface = "interface" // the TUN device of its own, or absent
+	KeyDynamic   = "dynamic"   // yes, or absent: CHILD SAs add selectors
+	KeySAs       = "sas"       // CHILD SAs bound to the entry
+	KeyLine      = "line"      // of sa-key
 	KeyDiscarded = "discarded"
 	KeyInClear   = "in-clear" // arrived in clear and should not have
 	KeySrc       = "src"

@@ -172,6 +172,12 @@ func (d *postern) toml(c spec) string {
 			} else {
 				fmt.Fprintf(&b, "esp_proposals = %s\n", list(strings.Split(ch.esp, ",")...))
 			}
+			if ch.device != "" {
+				fmt.Fprintf(&b, "interface = %q\n", ch.device)
+			}
+			if len(ch.deviceAddrs) > 0 {
+				fmt.Fprintf(&b, "interface_addrs = %s\n", list(ch.deviceAddrs...))
+			}
 			if ch.mode != "" {
 				fmt.Fprintf(&b, "mode = %q\n", ch.mode)
 			}

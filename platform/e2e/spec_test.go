@@ -62,7 +62,9 @@ type child struct {
 	inactivity        time.Duration
 	rekeyBytes        int // 0: no limit, as the next
 	rekeyPackets      int
-	more              string // postern only: further lines
+	more              string   // postern only: further lines
+	device            string   // postern only: of its own
+	deviceAddrs       []string // of that
 }
 
 // The algorithms that tests use when these are not the point.
