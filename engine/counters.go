@@ -36,6 +36,7 @@ const (
 	cOutNoSocket                       // no socket of the family or kind that the SA needs
 	cOutSendError                      // the socket refused it
 	cOutLoop                           // a packet of the tunnel itself, routed into the device that the tunnel is for
+	cOutDummy                          // dummy packets (RFC 4303 section 2.6)
 	cAcquire                           // SAs asked for because a packet wanted one
 	cAcquireLost                       // … which the IKE loop was too busy to take
 	cInHeld                            // came before their SA, and were held
@@ -119,6 +120,7 @@ var counterNames = [numCounters]string{
 	cOutNoSocket:   "out_drop_no_socket",
 	cOutSendError:  "out_drop_send_error",
 	cOutLoop:       "out_drop_loop",
+	cOutDummy:      "out_dummy",
 	cAcquire:       "acquires",
 	cAcquireLost:   "acquires_lost",
 	cInHeld:        "in_held",

@@ -97,6 +97,7 @@ type datapath struct {
 	unknownAt atomic.Int64
 	pool      *pool
 	udp       *pool
+	made      []byte               // where the IKE loop makes packets
 	out       []*outbound          // of each worker
 	in        [numSocks][]*inbound // of each socket that there may be
 }
@@ -153,10 +154,11 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 		counts:  new(counters),
 		seed:    rand.Uint64(),
 		// The queues have their own buffers: packets that wait must not take those that move.
-		pool: newPool(workers*nTUN+2*nESP+2*nAH+2*p.Queue, p.BufferSize),
+		pool: newPool(workers*nTUN+2*nESP+2*nAH+2*p.Queue+1, p.BufferSize),
 		udp:  newPool(workers*2*nESP+2*nIKE+queue, max(p.BufferSize, minUDPBuffer)),
 	}
 	d.turns.init()
+	d.made = d.pool.take(1)[0]
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
 	d.held = newHoldQueue(d.pool.take(p.Queue))
 	d.frags = newFragTable(p.FlowCache/shareFrags, rand.Uint64())

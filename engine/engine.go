@@ -122,6 +122,7 @@ func New(o Options) (*Engine, error) {
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
 	l.links.of, l.links.set = o.OS.LinkMTU, o.OS.SetMTU
+	l.mtu = mtu
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports

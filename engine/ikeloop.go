@@ -98,6 +98,8 @@ type ikeLoop struct {
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
 	exportKeys bool
 	devices    map[string]*childDevice // by name
+	dummies    dummies
+	mtu        int // of the TUN device
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
@@ -125,6 +127,8 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		lookups:   newLookups(),
 		links:     newLinks(),
 		devices:   make(map[string]*childDevice),
+		dummies:   newDummies(d.made),
+		mtu:       minMTU,
 	}
 	return l
 }
@@ -224,6 +228,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		if at, ok := l.m.Deadline(); ok {
 			wake = min(wake, at)
 		}
+		if l.dummies.next != 0 {
+			wake = min(wake, l.dummies.next)
+		}
 		for _, p := range []*addressPacer{&l.pacer, &l.roamer} {
 			if p.next != 0 {
 				wake = min(wake, p.next)
@@ -263,6 +270,7 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			now := l.now()
 			l.m.Timeout(now)
 			l.drain()
+			l.sendDummies(now.Mono)
 			if l.roamer.due(now.Mono) {
 				l.m.Command(now, ike.Command{Kind: ike.CmdAddresses})
 				l.drain()

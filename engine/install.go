@@ -70,6 +70,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 			sa.came = in.came // it goes back the way it came
 		}
 	}
+	sa.hide = l.padding(c)
 	if o.Limited() {
 		sa.limits = new(limits)
 	}
@@ -82,6 +83,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	}
 	l.retire(nil, old)
 	l.followNew(sa)
+	l.dummies.add(c, sa, l.longest(c), l.d.clock())
 	if len(l.d.socks[sa.sock()]) == 0 {
 		l.log.Log(log.Net, log.Error, "CHILD SA cannot send: the socket that it needs is not there; let the peer force UDP encapsulation",
 			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Str("socket", sa.sock().String()))
@@ -165,6 +167,7 @@ func (l *ikeLoop) retire(in *inSA, out *outSA) {
 		return
 	}
 	l.foldOut(out)
+	l.dummies.drop(out)
 	if !out.standby && l.d.spd.unbind(out) {
 		l.rejudge()
 		l.apply()

@@ -80,6 +80,7 @@ type outPacket struct {
 	flow   esp.Flow
 	key    flowKey
 	hash   uint32 // of key
+	dummy  bool
 }
 
 // Out of line, for it is called at three places and seldom.
@@ -383,6 +384,9 @@ func (o *outbound) join(n int) {
 		d.counts.inc(cOutNoSocket)
 		return
 	}
+	if sa.hide != 0 {
+		p.pad(int(sa.hide))
+	}
 	to := p.path.datagram()
 	if err := sa.out.Check(p.buf, p.off, p.n, &to); err != nil {
 		o.unfit(sa, p, err)
@@ -449,7 +453,13 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 		return true
 	}
 	to := p.path.datagram()
-	if err := t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, &to); err != nil {
+	var err error
+	if p.dummy {
+		err = o.sealDummy(t.seq, p, &to)
+	} else {
+		err = t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, &to)
+	}
+	if err != nil {
 		// join has seen that there is room. The number becomes a gap, of an SA that sends
 		// nothing more.
 		return false
@@ -460,11 +470,15 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	t.seq++
 	t.n--
 	t.room -= p.n
-	t.octets += p.n
-	o.packets++
-	o.octets += uint64(p.n)
-	if t.sa.mixed.Load() {
-		o.tally.add(p.pol.hits, uint64(p.n), (*hits).out)
+	if p.dummy {
+		o.d.counts.inc(cOutDummy) // and not traffic, which the peer would have to answer
+	} else {
+		t.octets += p.n
+		o.packets++
+		o.octets += uint64(p.n)
+		if t.sa.mixed.Load() {
+			o.tally.add(p.pol.hits, uint64(p.n), (*hits).out)
+		}
 	}
 	if p.nest >= 0 && !o.sealAround(p, &to) {
 		return true

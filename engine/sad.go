@@ -101,6 +101,7 @@ type outSA struct {
 	out  *esp.Outbound
 	path atomic.Pointer[outerPath]
 	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
+	hide uint16                // length to which packets are padded; 0: none are
 
 	mixed atomic.Bool // as in share, which the loop alone reads
 

@@ -65,6 +65,10 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	if local, remote, err = m.takeMode(sa, req, local, remote); err != nil {
 		return nil, err
 	}
+	req.padding = m.takesPadding()
+	if req.agg, req.refused = m.takeAggFrag(req.task.cfg, req.mode); req.refused == ErrMode {
+		return nil, ErrMode
+	}
 	// The responder may only narrow (section 2.9).
 	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
 		return nil, ErrWidened
@@ -137,6 +141,13 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		if !sharedFamily(local, remote) {
 			continue
 		}
+		agg, ok := m.grantAggFrag(cfg, mode)
+		if !ok {
+			if best == 0 {
+				no = &refusal{t: NotifyNoProposalChosen, err: ErrIPTFS}
+			}
+			continue
+		}
 		chosen, ok := chooseProposal(cfg.Proposals, offered, group, first)
 		var suite esp.Suite
 		var dh DHGroup
@@ -169,6 +180,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		req.cfg, req.chosen, req.suite, req.dh = cfg, chosen, suite, dh
 		req.local, req.remote, req.mode = local, remote, mode
 		req.frags = m.agreeFragments(cfg, mode)
+		req.padding, req.agg = m.takesPadding(), agg
 		if req.seen = (seenAs{}); mode == esp.Transport {
 			req.seen = asked.seen
 		}

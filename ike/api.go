@@ -169,6 +169,7 @@ type Child struct {
 	LifePackets  uint64 // hard limit; 0: 110 % of RekeyPackets
 	RandPackets  uint64
 	Inactivity   time.Duration // closed when nothing has passed for so long; 0: never
+	Hiding       Hiding        // of what is sent
 	ReplayWindow int
 	StartAction  StartAction
 	DPDAction    PeerAction
@@ -285,6 +286,8 @@ type ChildSA struct {
 	PerCPU    bool  // Lane is the only worker that may send through it; 0: all may
 
 	Interface string // Child.Interface when the SA was made
+	Hiding    Hiding // of an outbound SA: as configured, less what the peer does not take
+	AggFrag   AggFrag
 }
 
 // EventKind names an event.

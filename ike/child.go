@@ -31,6 +31,8 @@ type peerCreate struct {
 	mode    esp.Mode
 	frags   bool
 	seen    seenAs
+	padding bool
+	agg     AggFrag
 	target  uint32 // the CHILD SA that is rekeyed
 	spiOut  uint32
 	peerSPI uint64 // of the new IKE SA
@@ -134,6 +136,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 		writeMode(b, req.mode)
 		writeFragments(b, t.cfg.Fragments)
 		writeResource(b, t.cfg, lane)
+		t.cfg.Hiding.write(b, t.cfg.Hiding.offers(req.mode))
 		b.SA(req.offered)
 		b.Nonce(req.ni)
 		if req.pair != nil {
@@ -225,13 +228,19 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 	loses := rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
 		bytes.Compare(lowest(req.ni, req.nr), rival.nonceLow) < 0
 	c := m.install(sa, &childParams{
-		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses,
+		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses || req.refused != nil,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
-		mode: req.mode, frags: req.frags, seen: req.seen, lane: m.ownLane(&req),
+		mode: req.mode, frags: req.frags, seen: req.seen, padding: req.padding, agg: req.agg, lane: m.ownLane(&req),
 	})
 	if c == nil {
 		m.createFailed(sa, ErrTableFull)
+		return
+	}
+	if req.refused != nil {
+		sa.req.spiIn = 0
+		m.closeChild(sa, c, req.refused, nil)
+		m.createFailed(sa, req.refused)
 		return
 	}
 	sa.req.spiIn, sa.req.task.waiters = 0, nil
@@ -442,6 +451,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		writeMode(b, c.mode)
 		writeFragments(b, c.frags)
 		c.answerResource(b)
+		c.cfg.Hiding.write(b, c.agg.On)
 		b.SA([]Proposal{req.answer(c.spiIn)})
 		b.Nonce(req.nr)
 		if r.pair != nil {
@@ -486,7 +496,7 @@ func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*child
 	c := m.install(sa, &childParams{
 		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
-		mode: req.mode, frags: req.frags, seen: req.seen, lane: lane,
+		mode: req.mode, frags: req.frags, seen: req.seen, padding: req.padding, agg: req.agg, lane: lane,
 		standby: req.kind == taskRekeyChild || before != nil,
 	})
 	if c == nil {

@@ -42,6 +42,8 @@ type childParams struct {
 	frags         bool
 	seen          seenAs
 	lane          laneState
+	padding       bool // the peer takes it
+	agg           AggFrag
 }
 
 // install derives the keys of a CHILD SA (section 2.17) and hands both directions out. It
@@ -61,7 +63,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
 		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, frags: p.frags, encap: sa.espRoute().encap,
-		local: p.local, remote: p.remote, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
+		local: p.local, remote: p.remote, agg: p.agg, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono, used: m.now.Mono, lane: p.lane,
 	}
 	c.timers.clear()
@@ -92,7 +94,7 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	add := func(dir esp.Direction, spi uint32, keys [2][]byte) {
 		x := &ChildSA{SA: base, Inbound: c.spiIn, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ID: c.unique,
 			Standby: dir == esp.Out && p.standby, Fragments: p.frags, Lane: c.lane.n, PerCPU: c.lane.perCPU,
-			Interface: c.cfg.Interface}
+			Interface: c.cfg.Interface, Hiding: c.cfg.hiding(p.mode, p.padding, p.agg), AggFrag: p.agg}
 		x.SPI, x.Dir, x.EncrKey, x.IntegKey = spi, dir, keys[0], keys[1]
 		x.Soft, x.Hard = m.volumeLimits(c.cfg)
 		m.out = append(m.out, Output{Kind: OutAddSA, Add: x})

@@ -34,6 +34,9 @@ type request struct {
 	mode    esp.Mode // asked for, then granted
 	frags   bool     // granted: see Child.Fragments
 	seen    seenAs
+	padding bool // the peer takes it
+	agg     AggFrag
+	refused error // of a CHILD SA that the peer has and that cannot be used
 	chosen  Proposal
 	peerSPI []byte
 	gotTS   [2][]esp.Selector

@@ -38,6 +38,7 @@ var (
 	ErrTSMismatch = errors.New("the peer's traffic selectors fit no child; compare local_ts and remote_ts of both sides")
 	ErrAHNAT      = errors.New("AH does not pass a NAT, or UDP encapsulation: use ESP")
 	ErrMode       = errors.New("the peer chose a mode that was not asked for")
+	ErrIPTFS      = errors.New("the peer does not agree to IP-TFS, which this child requires; compare iptfs of both sides")
 	ErrAddresses  = errors.New("the addresses of the two hosts have changed, and transport mode cannot follow")
 	ErrWidened    = errors.New("the peer chose traffic selectors outside of those offered")
 	ErrNoIdentity = errors.New("identity is missing")

@@ -112,6 +112,7 @@ type childSA struct {
 	dh       DHGroup
 	mode     esp.Mode
 	frags    bool
+	agg      AggFrag
 	encap    bool
 	local    []esp.Selector
 	remote   []esp.Selector

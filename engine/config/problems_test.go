@@ -231,6 +231,21 @@ life_bytes = 20000000              #! life_bytes 20000000 is not more than rekey
 rekey_packets = 1000
 rand_packets = 1000                #! rand_packets 1000 is not less than rekey_packets 1000; make rand_packets the smaller one
 `},
+		{"hiding", baseSecret + baseConn + baseChild + `
+tfc_padding = "most"               #! tfc_padding "most" is not known; write "mtu", or a number without quotes
+dummy = "1ms"                      #! dummy is too short; use "10ms" or more, or 0 for none
+[connections.a.children.d]
+remote_ts = ["10.3.0.1"]
+mode = "beet"
+tfc_padding = 1000                 #! tfc_padding is for tunnel mode alone, not "beet"; write mode = "tunnel", or take it out
+[connections.a.children.e]
+remote_ts = ["10.4.0.0/24"]
+ah_proposals = ["sha256"]
+dummy = "1s"                       #! dummy hides traffic in ESP; AH hides nothing; use esp_proposals, or take it out
+[connections.a.children.f]
+remote_ts = ["10.5.0.0/24"]
+tfc_padding = -1                   #! tfc_padding -1 is out of range; use 0 to 65535
+`},
 		{"volumes", baseSecret + baseConn + baseChild + `
 rekey_bytes = 9999                 #! rekey_bytes "9999" is too little; use 0 for no limit, or 10000 and more
 life_bytes = "5T"                  #! life_bytes "5T" is not a number of octets or packets

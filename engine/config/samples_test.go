@@ -105,7 +105,7 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 		"daemon.state_dir": true, "daemon.qcd": true, "connections.NAME.resumption": true,
 		"connections.NAME.follow_redirects": true, "connections.NAME.redirect_to": true,
 	}
-	for _, key := range []string{"reauth_time", "unique", "childless", "children.CHILD.inactivity", "children.CHILD.per_cpu_sas"} {
+	for _, key := range []string{"reauth_time", "unique", "childless", "children.CHILD.inactivity", "children.CHILD.per_cpu_sas", "children.CHILD.tfc_padding", "children.CHILD.dummy"} {
 		rare["connections.NAME."+key] = true
 	}
 	for _, v := range (&child{Child: new(ike.Child)}).volumes() {

@@ -264,6 +264,10 @@ var childSection = &section{
 			func(s *scope, n *node) { s.boolean(n, &s.child.PerCPU) }},
 		{"inactivity", aDuration, `close the child when nothing has passed for that long, and with the last one the connection; 0: never; 0`,
 			func(s *scope, n *node) { s.duration(n, &s.child.Inactivity) }},
+		{"tfc_padding", aPadding, `pad packets inside to that many octets, against conclusions from their sizes; "mtu": to what the path takes; 0: do not; 0`,
+			func(s *scope, n *node) { s.padding(n, &s.child.Hiding.Padding) }},
+		{"dummy", aDuration, `while nothing is sent a dummy packet leaves about that often, by chance, against conclusions from silence; at least "10ms"; 0: none; 0`,
+			func(s *scope, n *node) { s.dummies(n, &s.child.Hiding.Dummies) }},
 		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,
 			func(s *scope, n *node) {
 				s.word(n, startWords, func(i int) { s.child.StartAction = ike.StartAction(i) })

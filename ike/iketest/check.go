@@ -147,6 +147,17 @@ func (h *Host) event(e *ike.Event) {
 // answerTime is how long the answer to a request may take in the slowest network.
 const answerTime = 15 * time.Second
 
+// checkHiding checks what was agreed on about AGGFRAG payloads. One that only waits to be deleted,
+// because the peer has not granted them, is never used.
+func checkHiding(c *ike.ChildSA, cfg *ike.Child, fail func(format string, args ...any)) {
+	switch {
+	case c.AggFrag.On && cfg.Hiding.IPTFS == ike.IPTFSNo:
+		fail("it has AGGFRAG payloads, which were not asked for")
+	case !c.AggFrag.On && cfg.Hiding.IPTFS == ike.IPTFSRequire && c.Dir == esp.Out && !c.Standby:
+		fail("it has no AGGFRAG payloads, which are required")
+	}
+}
+
 // checkNew looks at an SA before it is put in place.
 func (h *Host) checkNew(c *ike.ChildSA) {
 	fail := func(format string, args ...any) {
@@ -186,6 +197,7 @@ func (h *Host) checkNew(c *ike.ChildSA) {
 			fail("no %s selectors", what)
 		}
 	}
+	checkHiding(c, cfg, fail)
 	inside(c.LocalTS, cfg.LocalTS, "local")
 	inside(c.RemoteTS, cfg.RemoteTS, "remote")
 	if c.Dir == esp.In {

@@ -213,6 +213,7 @@ func live(seed uint64, trace bool) *life {
 	}
 	l := &life{pair: newPair(seed, trace, o)}
 	s, a, b := l.Sim, l.a, l.b
+	l.hiding(seed)
 	if roams {
 		for _, c := range []*ike.Conn{l.cfgA.Conns[0], l.cfgB.Conns[0]} {
 			if len(c.RemoteAddrs) > 0 {
