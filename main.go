@@ -129,6 +129,8 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			return s, nil
 		},
 		Resolve:     new(platform.Resolver).Resolve,
+		Sleep:       platform.Sleep,
+		Hurry:       platform.Hurry,
 		MemoryTotal: platform.MemoryTotal,
 	}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // only shown, so it may be missing

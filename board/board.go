@@ -25,6 +25,9 @@ type Profile struct {
 	MemoryMiB  int // soft limit of the Go heap
 }
 
+// Streams is how many CHILD SAs may have IP-TFS, each with a queue of its own.
+func (p Profile) Streams() int { return max(p.ChildSAs/8, 1) }
+
 // The profiles, smallest first. Tiny is for 32 MiB of RAM, Small for the 64 MiB
 // router that postern is made for, Large for gateways with 256 MiB and more.
 var (

@@ -37,6 +37,12 @@ const (
 	cOutSendError                      // the socket refused it
 	cOutLoop                           // a packet of the tunnel itself, routed into the device that the tunnel is for
 	cOutDummy                          // dummy packets (RFC 4303 section 2.6)
+	cOutStream                         // packets with AGGFRAG payloads (RFC 9347)
+	cOutStreamPad                      // … in which there was nothing but padding
+	cOutStreamLate                     // … that did not leave because it was too late for them
+	cOutStreamFull                     // the queue for AGGFRAG payloads was full
+	cOutStreamBig                      // does not fit an AGGFRAG payload, and may not be cut
+	cOutStreamStopped                  // the circuit breaker has stopped the stream, or it is over
 	cAcquire                           // SAs asked for because a packet wanted one
 	cAcquireLost                       // … which the IKE loop was too busy to take
 	cInHeld                            // came before their SA, and were held
@@ -65,6 +71,16 @@ const (
 	cInPolicy                          // within the SA's selectors, but an earlier SPD entry discards or bypasses it
 	cInDummy                           // dummy packets (RFC 4303 section 2.6)
 	cInECN                             // congestion was marked on a packet that cannot carry the mark (RFC 6040)
+	cInAgg                             // AGGFRAG payloads (RFC 9347)
+	cInAggLost                         // … that did not come in time
+	cInAggHeader                       // AGGFRAG payloads that are too short, or of an unknown kind
+	cInAggLate                         // AGGFRAG payloads behind their turn
+	cInAggRoom                         // AGGFRAG payloads before their turn, too long to be held
+	cInAggPart                         // packets of which a part was lost
+	cInAggOffset                       // packets whose parts contradict each other
+	cInAggType                         // neither IP nor padding in an AGGFRAG payload
+	cInAggLength                       // packets in AGGFRAG payloads that lie about their length
+	cInAggTooLong                      // packets too long to be put together
 	cInMoved                           // from another address than the SA's peer has
 	cInDeviceError                     // the TUN device refused it
 	cInNoDevice                        // the device of its child is gone
@@ -121,6 +137,7 @@ var counterNames = [numCounters]string{
 	cOutSendError:  "out_drop_send_error",
 	cOutLoop:       "out_drop_loop",
 	cOutDummy:      "out_dummy",
+	cOutStream:     "out_iptfs",
 	cAcquire:       "acquires",
 	cAcquireLost:   "acquires_lost",
 	cInHeld:        "in_held",
@@ -165,6 +182,21 @@ var counterNames = [numCounters]string{
 	cInFragOverlap:    "in_drop_fragment_overlap",
 	cInFragFirst:      "in_drop_fragment_no_first",
 	cInFragRefused:    "in_drop_fragment_refused",
+	cOutStreamPad:     "out_iptfs_padding",
+	cOutStreamLate:    "out_iptfs_late",
+	cOutStreamFull:    "out_drop_iptfs_full",
+	cOutStreamBig:     "out_drop_iptfs_too_big",
+	cOutStreamStopped: "out_drop_iptfs_stopped",
+	cInAgg:            "in_iptfs",
+	cInAggLost:        "in_iptfs_lost",
+	cInAggHeader:      "in_drop_iptfs_header",
+	cInAggLate:        "in_drop_iptfs_late",
+	cInAggRoom:        "in_drop_iptfs_room",
+	cInAggPart:        "in_drop_iptfs_part",
+	cInAggOffset:      "in_drop_iptfs_offset",
+	cInAggType:        "in_drop_iptfs_type",
+	cInAggLength:      "in_drop_iptfs_length",
+	cInAggTooLong:     "in_drop_iptfs_too_long",
 
 	cIKEDropSPI:         "ike_drop_unknown_spi",
 	cIKEDropMessageID:   "ike_drop_message_id",

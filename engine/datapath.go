@@ -64,6 +64,7 @@ type datapath struct {
 	spd     *spd
 	turns   turns
 	counts  *counters
+	pacer   *pacer
 	pending *pendingQueue
 	held    *holdQueue
 	frags   *fragTable
@@ -97,6 +98,7 @@ type datapath struct {
 	unknownAt atomic.Int64
 	pool      *pool
 	udp       *pool
+	queue     int                  // board.Profile.Queue
 	made      []byte               // where the IKE loop makes packets
 	out       []*outbound          // of each worker
 	in        [numSocks][]*inbound // of each socket that there may be
@@ -159,6 +161,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 	}
 	d.turns.init()
 	d.made = d.pool.take(1)[0]
+	d.queue, d.pacer = p.Queue, newPacer(d, p.Streams(), nTUN)
 	d.pending = newPendingQueue(d.pool.take(p.Queue))
 	d.held = newHoldQueue(d.pool.take(p.Queue))
 	d.frags = newFragTable(p.FlowCache/shareFrags, rand.Uint64())

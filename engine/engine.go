@@ -15,6 +15,7 @@
 //     tables (ikeloop.go, install.go)
 //   - Profile.Workers compute for it what is slow
 //   - one per address family reads what routers say of packets that were too long (toobig.go)
+//   - one sends what IP-TFS has made of packets, at its times (pacer.go)
 //   - one waits for changes of the host's addresses (addresses.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - one accepts control clients, and three at most serve each of them (vici.go)
@@ -118,6 +119,7 @@ func New(o Options) (*Engine, error) {
 	l = newIKELoop(d, o.OS.Network, o.Log, now)
 	m := ike.New(env{l}, ike.Limits{
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
+		AggFrags: o.Profile.Streams(),
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
@@ -128,6 +130,9 @@ func New(o Options) (*Engine, error) {
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown, d.grow = l.unknown, l.grow
 	d.limit = l.limited
+	if o.OS.Sleep != nil {
+		d.pacer.sleep, d.pacer.hurry = o.OS.Sleep, o.OS.Hurry
+	}
 	d.clock = func() time.Duration { return now().Mono }
 	e.d, e.loop = d, l
 	return e, nil
@@ -218,6 +223,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	if watch != nil {
 		readers.Go(func() { e.followAddresses(watch) })
 	}
+	workers.Go(func() { e.d.pacer.run(stopWorkers) })
 	for range max(e.o.Profile.Workers, 1) {
 		workers.Go(func() { e.loop.work(stopWorkers) })
 	}
@@ -549,7 +555,7 @@ func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
 				for _, sa := range proposedSAs(&prop) {
 					// In tunnel mode, whatever the child has: the peer may not agree to another.
 					sa.Remote = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
-					if n := sa.MaxPacket(path); n > 0 {
+					if n := child.Hiding.Longest(&sa, path); n > 0 {
 						mtu = min(mtu, n)
 					}
 				}

@@ -300,7 +300,7 @@ func (tp *testPath) addLoop(t testing.TB, s esp.Suite, encap bool, conn, child, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	osa := &outSA{spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
+	osa := &outSA{suite: s, spi: spi, inbound: spi, out: o, localTS: sel(local), remoteTS: sel(remote), conn: conn, child: child, esn: s.ESN}
 	isa := &inSA{spi: spi, in: i, localTS: sel(remote), remoteTS: sel(local), nets: netPairOf(sel(remote), sel(local)), conn: conn, child: child}
 	isa.is.set(inEncap, encap)
 	if o.Limited() {

@@ -100,6 +100,7 @@ type ikeLoop struct {
 	devices    map[string]*childDevice // by name
 	dummies    dummies
 	mtu        int // of the TUN device
+	unpackers  uint32
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().

@@ -50,6 +50,8 @@ type inbound struct {
 	bufs  [][]byte
 	batch []esp.Datagram
 	found []inPacket
+	room  []byte       // for packets out of AGGFRAG payloads; nil: there was none yet
+	used  int          // of it
 	out   [][][]byte   // per queue of the TUN device, each packet behind innerRoom octets
 	via   *childDevice // whose packets are in apart
 	apart [][]byte
@@ -259,6 +261,10 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		copy(spare, g.Buf[:g.N])
 		g.Buf = spare
 	}
+	if sa.is.has(inAgg) {
+		in.openAgg(sa, g)
+		return
+	}
 	pkt, err := sa.in.OpenPacket(in.ctx, g, innerRoom)
 	if err != nil && !esp.Accepted(err) {
 		in.refused(sa, g, err)
@@ -269,10 +275,18 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		sa.limits.reached(d, sa.spi, false, in.now)
 	}
 	in.checkMoved(sa, g)
-	if err == nil {
-		err = esp.ParseFlow(pkt[innerRoom:], false, &in.flow)
-	}
 	if err != nil {
+		in.unusable(err)
+		return
+	}
+	in.take(sa, pkt, g, spare)
+}
+
+// take does steps 5 to 8 for an IP packet behind innerRoom octets that came through sa, in the
+// datagram g as it arrived.
+func (in *inbound) take(sa *inSA, pkt []byte, g *esp.Datagram, spare []byte) {
+	d := in.d
+	if err := esp.ParseFlow(pkt[innerRoom:], false, &in.flow); err != nil {
 		in.unusable(err)
 		return
 	}
@@ -427,6 +441,7 @@ func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
 func (in *inbound) deliver() {
 	in.deliverApart()
 	n := 0
+	in.used = 0
 	for q := range in.out {
 		if len(in.out[q]) > 0 {
 			n += len(in.out[q])

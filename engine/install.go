@@ -42,7 +42,9 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		if in.Limited() {
 			sa.limits = new(limits)
 		}
+		sa.unpacker = l.newUnpacker(c, sa)
 		sa.is.set(inEncap, c.Encap)
+		sa.is.set(inAgg, sa.unpacker != nil)
 		sa.remote.Store(l.d.sad.remoteAt(c.Remote))
 		l.nestIn(sa, c.Local.Addr())
 		l.judgeIn(sa)
@@ -76,6 +78,9 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 	}
 	sa.path.Store(l.pathOf(c.Proto, c.Local.Addr(), c.Remote, c.Encap))
 	l.fit(sa, sa.path.Load())
+	if err := l.joinStream(c, sa); err != nil {
+		return err
+	}
 	l.judgeOut(sa)
 	old, err := l.d.sad.addOut(sa)
 	if err != nil {
@@ -97,6 +102,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 // use makes an outbound SA the newest of its policy and sends what has waited for it.
 func (l *ikeLoop) use(sa *outSA) {
 	sa.standby = false
+	l.useStream(sa)
 	changed, taken := l.d.spd.bind(sa)
 	if changed {
 		l.rejudge()
@@ -168,6 +174,7 @@ func (l *ikeLoop) retire(in *inSA, out *outSA) {
 	}
 	l.foldOut(out)
 	l.dummies.drop(out)
+	l.leaveStream(out)
 	if !out.standby && l.d.spd.unbind(out) {
 		l.rejudge()
 		l.apply()

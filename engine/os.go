@@ -109,6 +109,11 @@ type OS struct {
 	// good for (0: unknown), trying until ctx ends; its queries pass by the tunnel. nil: names
 	// of peers are refused.
 	Resolve func(ctx context.Context, name string) (list []netip.Addr, ttl time.Duration, err error)
+	// Sleep returns after that time as precisely as the system can, not earlier; nil: time.Sleep.
+	// It may keep a thread.
+	Sleep func(d time.Duration)
+	// Hurry gives the calling thread precedence over others, if the process may; nil: nothing can.
+	Hurry func()
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
 }

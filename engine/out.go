@@ -385,7 +385,11 @@ func (o *outbound) join(n int) {
 		return
 	}
 	if sa.hide != 0 {
-		p.pad(int(sa.hide))
+		if sa.hide == hideStream {
+			o.feed(p)
+			return
+		}
+		p.pad(min(int(sa.hide), int(p.path.most)))
 	}
 	to := p.path.datagram()
 	if err := sa.out.Check(p.buf, p.off, p.n, &to); err != nil {

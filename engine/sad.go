@@ -38,7 +38,8 @@ type inSA struct {
 	export   []byte       // the keys, for the control socket; nil: not kept
 	came     *cameBy      // of a lane that only the peer knows what for; nil: it is none
 	via      *childDevice // where its packets come out; nil: the TUN device of all
-	_        [24]byte     // so that on 64-bit machines the allocator aligns it to a line
+	unpacker *unpacker    // nil: it has no AGGFRAG payloads
+	_        [16]byte     // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // inFlags is what may change of an inbound SA and every packet has to know.
@@ -48,6 +49,7 @@ const (
 	inEncap  = 1 << iota // it comes in UDP
 	inMixed              // as in share, which the loop alone reads
 	inAround             // it has to be in AH (nest.go)
+	inAgg                // AGGFRAG payloads arrive, and nothing else
 )
 
 // has may be called by anyone.
@@ -101,7 +103,7 @@ type outSA struct {
 	out  *esp.Outbound
 	path atomic.Pointer[outerPath]
 	mark [maxQueues + 1]uint16 // of each worker: where the SA is in its batch's turns
-	hide uint16                // length to which packets are padded; 0: none are
+	hide uint16                // length to which packets are padded; 0: none are; hideStream
 
 	mixed atomic.Bool // as in share, which the loop alone reads
 
@@ -132,8 +134,9 @@ type outSA struct {
 	came     *cameBy
 	own      *ownUse // of an SA through which one worker alone sends
 	via      *childDevice
+	stream   *stream
 
-	_ [56]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [48]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in

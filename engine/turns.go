@@ -107,6 +107,14 @@ func (q *turns) serve(batch []turn, now time.Duration) {
 	}
 }
 
+// carried counts what has left through an SA whose packets take no turns.
+func (q *turns) carried(sa *outSA, octets int, now time.Duration) {
+	q.mu.Lock()
+	sa.octets += uint64(octets)
+	sa.lastOut = now
+	q.mu.Unlock()
+}
+
 // usage returns what has left through an SA, and when the last packet did (0: none). The
 // packets are the sequence numbers that were taken: none is wasted while the SA lives.
 func (q *turns) usage(sa *outSA) (u esp.Usage, last time.Duration) {

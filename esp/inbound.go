@@ -78,32 +78,38 @@ func SPIOf(pkt []byte) uint32 {
 // The errors are ErrShort, ErrReplay, ErrAuth, ErrExpired, ErrPadding and ErrWiped. After ErrAuth and
 // ErrPadding the content of pkt is undefined.
 func (in *Inbound) Open(ctx int, pkt []byte) (inner []byte, next uint8, err error) {
+	inner, next, _, err = in.OpenSeq(ctx, pkt)
+	return inner, next, err
+}
+
+// OpenSeq is Open for who needs the packet's sequence number, all 64 bits of it.
+func (in *Inbound) OpenSeq(ctx int, pkt []byte) (inner []byte, next uint8, seq uint64, err error) {
 	c, err := in.keys.get(&in.slots, ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
 
 	front, tail := int(in.shape.front), len(pkt)-int(in.shape.icv)
 	if tail-front < trailerLen {
-		return nil, 0, ErrShort
+		return nil, 0, 0, ErrShort
 	}
 	if (tail-front)&(int(in.shape.block)-1) != 0 {
-		return nil, 0, ErrShort
+		return nil, 0, 0, ErrShort
 	}
 
 	seq, ok := in.admit(binary.BigEndian.Uint32(pkt[4:]))
 	if !ok {
-		return nil, 0, ErrReplay
+		return nil, 0, 0, ErrReplay
 	}
 
 	if !c.do.open(pkt, seq, front, tail) {
-		return nil, 0, ErrAuth
+		return nil, 0, 0, ErrAuth
 	}
 	inner, next, padOK := trim(pkt[front:tail])
 	if err := in.accept(seq, len(inner), padOK); err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
-	return inner, next, nil
+	return inner, next, seq, nil
 }
 
 // admit finds the whole sequence number of a packet that carries its low 32 bits, and

@@ -141,7 +141,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		if !sharedFamily(local, remote) {
 			continue
 		}
-		agg, ok := m.grantAggFrag(cfg, mode)
+		agg, ok := m.grantAggFrag(cfg, mode, req.target)
 		if !ok {
 			if best == 0 {
 				no = &refusal{t: NotifyNoProposalChosen, err: ErrIPTFS}

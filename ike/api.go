@@ -52,6 +52,7 @@ type Limits struct {
 	HalfOpen int // IKE SAs as responder before the peer has authenticated
 	Cookies  int // half-open IKE SAs from which on a COOKIE is demanded
 	ChildSAs int // CHILD SAs over all IKE SAs
+	AggFrags int // CHILD SAs with AGGFRAG payloads among them, those that are replaced aside; 0: as many
 }
 
 // Ports are our own UDP ports; zero fields mean 500 and 4500.

@@ -117,7 +117,7 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 			writeMode(b, sa.init.mode)
 			writeFragments(b, sa.init.child.Fragments)
 			writeResource(b, sa.init.child, sa.init.lane)
-			sa.init.child.Hiding.write(b, sa.init.child.Hiding.offers(sa.init.mode))
+			m.askAggFrag(b, sa.init.child, sa.init.mode, sa.init.target)
 			b.SA(sa.init.offered)
 			b.TS(PayloadTSi, sa.init.childTS[0])
 			b.TS(PayloadTSr, sa.init.childTS[1])

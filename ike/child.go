@@ -136,7 +136,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 		writeMode(b, req.mode)
 		writeFragments(b, t.cfg.Fragments)
 		writeResource(b, t.cfg, lane)
-		t.cfg.Hiding.write(b, t.cfg.Hiding.offers(req.mode))
+		m.askAggFrag(b, t.cfg, req.mode, t.target)
 		b.SA(req.offered)
 		b.Nonce(req.ni)
 		if req.pair != nil {

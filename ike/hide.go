@@ -48,6 +48,22 @@ type Hiding struct {
 	TripTime time.Duration
 }
 
+// aggHeader is the longer header of AGGFRAG payloads (RFC 9347 section 6.1.2).
+const aggHeader = 24
+
+// Longest returns the length of the longest packet that an SA like sa of the child carries in one packet of
+// mtu octets, as esp.SA's MaxPacket does: with AGGFRAG payloads, which the peer may want to have
+// whole packets in.
+func (h *Hiding) Longest(sa *esp.SA, mtu int) int {
+	if h.IPTFS == IPTFSNo || sa.Proto != esp.ESP {
+		return sa.MaxPacket(mtu)
+	}
+	if h.NoFrags && h.Size > 0 {
+		mtu = min(mtu, h.Size)
+	}
+	return max(sa.MaxPacket(mtu)-aggHeader, 0)
+}
+
 // AggFrag is what the peers agreed on about AGGFRAG payloads. The zero value: they are not
 // used.
 type AggFrag struct {
@@ -65,6 +81,12 @@ const (
 // offers tells whether a CHILD SA in that mode asks for AGGFRAG payloads, which no other than
 // tunnel mode has (RFC 9347 section 5.1).
 func (h *Hiding) offers(mode esp.Mode) bool { return h.IPTFS != IPTFSNo && mode == esp.Tunnel }
+
+// askAggFrag adds the notify that asks for AGGFRAG payloads, if cfg does and there is room. target
+// is the CHILD SA that is replaced.
+func (m *Machine) askAggFrag(b *Builder, cfg *Child, mode esp.Mode, target uint32) {
+	cfg.Hiding.write(b, cfg.Hiding.offers(mode) && m.aggRoom(target))
+}
 
 // write adds the notify that asks for AGGFRAG payloads, or grants them, with what we require
 // of the peer.
@@ -95,6 +117,18 @@ func (m *Machine) sentAggFrag() (a AggFrag, known bool) {
 	return AggFrag{true, n.Data[0]&aggNoFrags != 0, n.Data[0]&aggReports != 0}, true
 }
 
+// aggRoom tells whether there may be another CHILD SA with AGGFRAG payloads, for which tables are
+// kept; one in place of another needs none.
+func (m *Machine) aggRoom(target uint32) bool {
+	n := 0
+	for i := range m.children {
+		if c := &m.children[i]; c.agg.On && c.unique != target && (c.state == ChildInstalled || c.state == ChildRekeying) {
+			n++
+		}
+	}
+	return m.aggFrags == 0 || n < m.aggFrags
+}
+
 // takesPadding tells whether the sender of the message takes padded packets.
 func (m *Machine) takesPadding() bool {
 	_, no := m.msg.FindNotify(NotifyESPTFCPaddingNotSupported)
@@ -103,8 +137,8 @@ func (m *Machine) takesPadding() bool {
 
 // grantAggFrag decides, as responder, on AGGFRAG payloads for a CHILD SA of cfg; ok is false if
 // there can be none.
-func (m *Machine) grantAggFrag(cfg *Child, mode esp.Mode) (a AggFrag, ok bool) {
-	if cfg.Hiding.offers(mode) {
+func (m *Machine) grantAggFrag(cfg *Child, mode esp.Mode, target uint32) (a AggFrag, ok bool) {
+	if cfg.Hiding.offers(mode) && m.aggRoom(target) {
 		if a, ok = m.sentAggFrag(); !ok {
 			a = AggFrag{}
 		}

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -281,6 +282,75 @@ func TestHidingFollowsThePeerAndTheMode(t *testing.T) {
 	for _, line := range p.b.told("received") {
 		if strings.Contains(line, "USE_AGGFRAG") {
 			t.Errorf("transport mode was asked for with USE_AGGFRAG: %s", line)
+		}
+	}
+}
+
+// More CHILD SAs with AGGFRAG payloads than there is room for: the next has none, or is refused if it
+// must have them. New keys need no more room.
+func TestRoomForAggFrag(t *testing.T) {
+	for _, limited := range []string{"a", "b"} {
+		for _, ask := range []AskIPTFS{IPTFSYes, IPTFSRequire} {
+			p := newPair(t, func(x, y *Conn) {
+				for i, c := range []*Conn{x, y} {
+					k := *c.Children[0]
+					nets := [2][]TS{{sel("10.3.0.0/24")}, {sel("10.4.0.0/24")}}
+					k.Name, k.LocalTS, k.RemoteTS = "more", nets[i], nets[1-i]
+					c.Children = append(c.Children, &k)
+					for _, k := range c.Children {
+						k.Hiding = Hiding{IPTFS: ask}
+					}
+				}
+			})
+			map[string]*host{"a": p.a, "b": p.b}[limited].m.aggFrags = 1
+			p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link", Child: "net"})
+			p.run()
+			p.done(p.a, 1, nil)
+			p.aggFrag(AggFrag{On: true, PeerReports: true})
+			for i, h := range []*host{p.a, p.b} {
+				p.rekey(h, uint64(10+i))
+				p.aggFrag(AggFrag{On: true, PeerReports: true})
+			}
+			p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 2, Conn: "link", Child: "more"})
+			p.run()
+			p.pass(linger)
+			with, without := 0, 0
+			for _, s := range p.a.sas {
+				if s.AggFrag.On {
+					with++
+				} else {
+					without++
+				}
+			}
+			if want := map[AskIPTFS]int{IPTFSYes: 2, IPTFSRequire: 0}[ask]; with != 2 || without != want {
+				t.Errorf("room for one at %s, %v: %d simplex SAs with AGGFRAG payloads and %d without, want 2 and %d", limited, ask, with, without, want)
+			}
+		}
+	}
+}
+
+// The MTU leaves room for the header of AGGFRAG payloads, because a peer may take whole packets alone.
+func TestLongestPacketWithAggFrag(t *testing.T) {
+	sa := esp.SA{Suite: esp.Suite{Encr: esp.EncrAESGCM16, KeyBits: 128}, Remote: netip.MustParseAddrPort("192.0.2.1:4500"), Encap: true}
+	plain, at1400 := sa.MaxPacket(1500), sa.MaxPacket(1400)
+	ah := esp.SA{Proto: esp.AH, Suite: esp.Suite{Integ: esp.IntegHMACSHA256_128}, Remote: sa.Remote}
+	for _, c := range []struct {
+		h    Hiding
+		sa   *esp.SA
+		want int
+	}{
+		{Hiding{}, &sa, plain},
+		{Hiding{NoFrags: true, Size: 1400}, &sa, plain},
+		{Hiding{IPTFS: IPTFSYes}, &sa, plain - 24},
+		{Hiding{IPTFS: IPTFSYes, Size: 600}, &sa, plain - 24},
+		{Hiding{IPTFS: IPTFSRequire, NoFrags: true}, &sa, plain - 24},
+		{Hiding{IPTFS: IPTFSYes, NoFrags: true, Size: 1400}, &sa, at1400 - 24},
+		{Hiding{IPTFS: IPTFSYes, NoFrags: true, Size: 1600}, &sa, plain - 24},
+		{Hiding{IPTFS: IPTFSYes}, &ah, ah.MaxPacket(1500)},
+		{Hiding{IPTFS: IPTFSYes, NoFrags: true, Size: 60}, &sa, 0},
+	} {
+		if got := c.h.Longest(c.sa, 1500); got != c.want {
+			t.Errorf("%+v: the longest packet has %d octets, want %d", c.h, got, c.want)
 		}
 	}
 }

@@ -35,6 +35,7 @@ type Machine struct {
 	msg       Message       // the datagram at hand
 
 	halfOpenMax int
+	aggFrags    int
 	cookieFrom  int
 	cookies     cookieJar
 	notices     limiter
@@ -54,6 +55,7 @@ func New(env Env, lim Limits) *Machine {
 		sas:         make([]ikeSA, min(max(lim.IKESAs, 2), 1<<slotBits)),
 		children:    make([]childSA, max(lim.ChildSAs, 2)),
 		halfOpenMax: max(lim.HalfOpen, 1),
+		aggFrags:    lim.AggFrags,
 		cookieFrom:  max(lim.Cookies, 0),
 		ports:       Ports{500, 4500},
 		msg:         Message{},

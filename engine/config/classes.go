@@ -51,4 +51,7 @@ func (l *loader) checkLanes(c *child) {
 		l.problem(where(c.t, "dscp_classes"), "take one of the two out: a CHILD SA is for a class or for a worker",
 			"a child has dscp_classes or per_cpu_sas, not both")
 	}
+	if n := c.t.get("iptfs"); n != nil && c.Hiding.IPTFS != ike.IPTFSNo && (c.PerCPU || c.classes != nil) {
+		l.problem(n.at, "take one of the two out", "child %s has several SAs, and iptfs sends all through one", c.Name)
+	}
 }

@@ -59,6 +59,9 @@ const (
 	// UDP_SEGMENT that is up to 64 packets, and two such batches can pass each other
 	// on the way. Twice 64 costs eight octets more per SA.
 	defaultReplayWindow = 128
+
+	// RFC 9347 section 2.4.2.1 leaves it to the user; a minute is no burst.
+	defaultTripTime = time.Minute
 )
 
 // Limits of what is read, so that a wrong file name cannot fill a small memory.
@@ -207,6 +210,15 @@ func (c *Config) Fits(p board.Profile) error {
 		ps = append(ps, Problem{c.File, at.line, at.col,
 			fmt.Sprintf("%d children are more than the board %q has room for (%d)", len(c.marks), p.Name, room), hint})
 	}
+	for i, n, at := 0, 0, c.marks; n <= p.Streams() && i < len(at); i++ {
+		if c.child(i).Hiding.IPTFS == ike.IPTFSNo {
+			continue
+		}
+		if n++; n > p.Streams() {
+			ps = append(ps, Problem{c.File, at[i].child.line, at[i].child.col,
+				fmt.Sprintf("more children have iptfs than the board %q has room for (%d)", p.Name, p.Streams()), "take iptfs out of some, or choose a bigger board in [daemon]"})
+		}
+	}
 	if n := c.entries(); n > p.Policies && len(c.marks) <= p.Policies {
 		at := pos{1, 1}
 		if len(c.table) > 0 {
@@ -220,6 +232,17 @@ func (c *Config) Fits(p board.Profile) error {
 		return nil
 	}
 	return ps.sorted()
+}
+
+// child returns the child that marks[i] is of.
+func (c *Config) child(i int) *ike.Child {
+	for _, conn := range c.IKE.Conns {
+		if i < len(conn.Children) {
+			return conn.Children[i]
+		}
+		i -= len(conn.Children)
+	}
+	return new(ike.Child)
 }
 
 // loader is the state of reading one file.

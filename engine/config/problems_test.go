@@ -245,6 +245,38 @@ dummy = "1s"                       #! dummy hides traffic in ESP; AH hides nothi
 [connections.a.children.f]
 remote_ts = ["10.5.0.0/24"]
 tfc_padding = -1                   #! tfc_padding -1 is out of range; use 0 to 65535
+[connections.a.children.g]
+remote_ts = ["10.6.0.0/24"]
+iptfs = "yes"                      #! iptfs "yes" is not known; write "require", or true or false without quotes
+iptfs_rate = "2T"                  #! iptfs_rate 2T is no rate; write bits per second from 2000 to "40G"
+[connections.a.children.h]
+remote_ts = ["10.7.0.0/24"]
+iptfs_size = 1000                  #! iptfs_size does nothing without iptfs; write iptfs = true or "require" as well
+[connections.a.children.i]
+remote_ts = ["10.8.0.0/24"]
+iptfs = true                       #! iptfs in mode "congestion" sends all the time, and iptfs_rate does not say how much at most; write iptfs_rate = "2M"
+[connections.a.children.j]
+remote_ts = ["10.9.0.0/24"]
+iptfs = "require"
+iptfs_mode = "aggregate"
+iptfs_rate = 1000000               #! iptfs_rate is for packets that leave all the time
+iptfs_trip_loss = 5                #! iptfs in mode "aggregate" does not go on in spite of losses
+[connections.a.children.k]
+remote_ts = ["10.10.0.1"]
+local_ts = ["10.11.0.1"]
+mode = "transport"
+iptfs = true                       #! iptfs is for tunnel mode alone, not "transport"
+iptfs_rate = 1999                  #! iptfs_rate 1999 is no rate
+[connections.a.children.l]
+remote_ts = ["10.12.0.0/24"]
+iptfs = true
+iptfs_rate = "40001M"              #! iptfs_rate 40001M is no rate
+iptfs_size = 200                   #! iptfs_size 200 is out of range; use 256 to 1500
+[connections.a.children.m]
+remote_ts = ["10.13.0.0/24"]
+iptfs = true
+iptfs_rate = "100k"
+inactivity = "1h"                  #! inactivity never comes while iptfs sends all the time
 `},
 		{"volumes", baseSecret + baseConn + baseChild + `
 rekey_bytes = 9999                 #! rekey_bytes "9999" is too little; use 0 for no limit, or 10000 and more
@@ -471,6 +503,15 @@ remote_ts = ["10.3.0.0/24"]
 esp_proposals = ["aes128gcm16-esn"]
 replay_window = 0                  #! take esn out of esp_proposals
 ` + baseSecret},
+		{"hidden twice", baseConn + baseChild + `iptfs = true #! tfc_padding and dummy do nothing where iptfs is in use
+iptfs_rate = "1G"
+tfc_padding = "mtu"
+` + baseSecret},
+		{"whole packets in small ones", baseConn + baseChild + `iptfs = true
+iptfs_rate = "1G"
+iptfs_dont_frag = true
+iptfs_size = 1399 #! iptfs_dont_frag with packets of 1399 octets drops longer ones
+` + baseSecret},
 		{"secret for nobody", baseConn + baseSecret + `
 [secrets.b]
 id = ["c.example", "d.example"]    #! no connection uses secret b; compare its id with those of the connections
@@ -510,6 +551,22 @@ secret = "an example of 24 octets."
 			cfg := mustParse(t, c.text)
 			compare(t, "warning", c.text, cfg.Warnings())
 		})
+	}
+}
+
+func TestBoardWithoutRoomForIPTFS(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("[secrets.x]\nsecret = \"an example of 24 octets.\"\n[connections.c]\nremote_addrs = [\"192.0.2.1\"]\n")
+	for i := range board.Tiny.Streams() + 1 {
+		fmt.Fprintf(&b, "[connections.c.children.d%d]\nremote_ts = [\"10.%d.0.0/24\"]\niptfs = true\niptfs_mode = \"aggregate\"\n", i, i)
+	}
+	cfg := mustParse(t, b.String())
+	if err := cfg.Fits(board.Small); err != nil {
+		t.Errorf("the board small has room for 5 children with iptfs, but: %v", err)
+	}
+	want := `test.toml:21:25: more children have iptfs than the board "tiny" has room for (4); take iptfs out of some, or choose a bigger board in [daemon]`
+	if err := cfg.Fits(board.Tiny); err == nil || err.Error() != want {
+		t.Errorf("Fits says %v, want %s", err, want)
 	}
 }
 

@@ -108,6 +108,11 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 	for _, key := range []string{"reauth_time", "unique", "childless", "children.CHILD.inactivity", "children.CHILD.per_cpu_sas", "children.CHILD.tfc_padding", "children.CHILD.dummy"} {
 		rare["connections.NAME."+key] = true
 	}
+	for _, k := range childSection.keys {
+		if strings.HasPrefix(k.name, "iptfs") {
+			rare[childSection.path+"."+k.name] = true
+		}
+	}
 	for _, v := range (&child{Child: new(ike.Child)}).volumes() {
 		for _, what := range []string{"rekey_", "life_", "rand_"} {
 			rare[childSection.path+"."+what+v.name] = true

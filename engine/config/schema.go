@@ -268,6 +268,24 @@ var childSection = &section{
 			func(s *scope, n *node) { s.padding(n, &s.child.Hiding.Padding) }},
 		{"dummy", aDuration, `while nothing is sent a dummy packet leaves about that often, by chance, against conclusions from silence; at least "10ms"; 0: none; 0`,
 			func(s *scope, n *node) { s.dummies(n, &s.child.Hiding.Dummies) }},
+		{"iptfs", aRequire, `put packets into packets of one size that leave at times which tell nothing (IP-TFS, RFC 9347), if the peer does, too; "require": or not at all; false`,
+			func(s *scope, n *node) { s.iptfs(n, &s.child.Hiding.IPTFS) }},
+		{"iptfs_mode", aText, `"constant": as many as iptfs_rate says, on a path whose bandwidth is ours; "congestion": as many as the path lets pass; "aggregate": when there is something to send, which hides little; "congestion"`,
+			func(s *scope, n *node) {
+				s.word(n, iptfsWords, func(i int) { s.child.Hiding.Mode = ike.IPTFSMode(i) })
+			}},
+		{"iptfs_rate", aRate, `bits per second that leave all the time, with "congestion" at most: 128000, "2M"; IP headers count`,
+			func(s *scope, n *node) { s.rate(n, &s.child.Hiding.Rate) }},
+		// Nothing shorter leaves room for more than headers, and nothing longer for them in a
+		// packet buffer of every board.
+		{"iptfs_size", aNumber, `length of the packets with their IP header, 256 to 1500; 0: what the path takes; 0`,
+			func(s *scope, n *node) { s.zeroOr(n, 256, 1500, &s.child.Hiding.Size) }},
+		{"iptfs_dont_frag", aSwitch, `keep packets whole: neither send nor take parts of one; false`,
+			func(s *scope, n *node) { s.boolean(n, &s.child.Hiding.NoFrags) }},
+		{"iptfs_trip_loss", aNumber, `with "constant": stop for good, and say so, if that many percent of the packets are lost for iptfs_trip_time; 1 to 100, 0: do not; 0`,
+			func(s *scope, n *node) { s.zeroOr(n, 1, 100, &s.child.Hiding.TripLoss) }},
+		{"iptfs_trip_time", aDuration, `how long losses have to last for that; "1m"`,
+			func(s *scope, n *node) { s.duration(n, &s.child.Hiding.TripTime) }},
 		{"start_action", aText, `"start": at once and for ever; "trap": with the first packet; "none": by hand or by the peer; "none"`,
 			func(s *scope, n *node) {
 				s.word(n, startWords, func(i int) { s.child.StartAction = ike.StartAction(i) })
@@ -327,6 +345,7 @@ var (
 	fragmentWords  = []string{"no", "also"}
 	actionWords    = []string{esp.Discard: "discard", esp.Bypass: "bypass", esp.Protect: "protect"}
 	directionWords = []string{esp.BothWays: "both", esp.OnlyIn: "in", esp.OnlyOut: "out"}
+	iptfsWords     = []string{ike.IPTFSCongestion: "congestion", ike.IPTFSConstant: "constant", ike.IPTFSAggregate: "aggregate"}
 	fragWords      = []string{ike.FragmentYes: "yes", ike.FragmentAccept: "accept", ike.FragmentNo: "no"}
 )
 

@@ -140,6 +140,14 @@ var keyTests = map[string]struct {
 	"secrets.NAME.secret": {`"0x000102030405060708090a0b0c0d0e0f"`, []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
 		func(c *Config) any { return c.IKE.Secrets[0].Key }},
 	"secrets.NAME.secret_file": {`"plant.key"`, []byte("what is in plant.key"), func(c *Config) any { return c.IKE.Secrets[0].Key }},
+
+	"connections.NAME.children.CHILD.iptfs":           {`"require"`, ike.IPTFSRequire, func(c *Config) any { return firstChild(c).Hiding.IPTFS }},
+	"connections.NAME.children.CHILD.iptfs_mode":      {`"aggregate"`, ike.IPTFSAggregate, func(c *Config) any { return firstChild(c).Hiding.Mode }},
+	"connections.NAME.children.CHILD.iptfs_rate":      {`"2M"`, uint64(2_000_000), func(c *Config) any { return firstChild(c).Hiding.Rate }},
+	"connections.NAME.children.CHILD.iptfs_size":      {`700`, 700, func(c *Config) any { return firstChild(c).Hiding.Size }},
+	"connections.NAME.children.CHILD.iptfs_dont_frag": {`true`, true, func(c *Config) any { return firstChild(c).Hiding.NoFrags }},
+	"connections.NAME.children.CHILD.iptfs_trip_loss": {`7`, 7, func(c *Config) any { return firstChild(c).Hiding.TripLoss }},
+	"connections.NAME.children.CHILD.iptfs_trip_time": {`"9s"`, 9 * time.Second, func(c *Config) any { return firstChild(c).Hiding.TripTime }},
 }
 
 func firstChild(c *Config) *ike.Child { return c.IKE.Conns[0].Children[0] }
@@ -178,6 +186,17 @@ func TestEveryKeySetsItsField(t *testing.T) {
 	}
 }
 
+// alongside are lines that a key makes no sense without.
+var alongside = map[string][]string{
+	"iptfs":           {`iptfs_rate = "1M"`},
+	"iptfs_mode":      {`iptfs = true`},
+	"iptfs_rate":      {`iptfs = true`},
+	"iptfs_size":      {`iptfs = true`, `iptfs_rate = "1M"`},
+	"iptfs_dont_frag": {`iptfs = true`, `iptfs_rate = "1M"`},
+	"iptfs_trip_loss": {`iptfs = true`, `iptfs_rate = "1M"`, `iptfs_mode = "constant"`},
+	"iptfs_trip_time": {`iptfs = true`, `iptfs_rate = "1M"`},
+}
+
 // documentWith returns a configuration that is right and has the key with that value.
 func documentWith(name, value string) string {
 	sections := []struct {
@@ -200,6 +219,9 @@ func documentWith(name, value string) string {
 		here = here && !strings.Contains(key, ".")
 		if here {
 			fmt.Fprintf(&b, "%s = %s\n", key, value)
+			for _, more := range alongside[key] {
+				fmt.Fprintln(&b, more)
+			}
 		}
 		for k, v := range s.keys {
 			if here && (k == key || key == "secret_file") {
@@ -310,7 +332,7 @@ func TestDefaults(t *testing.T) {
 		{"life_time", child.LifeTime, 66 * time.Minute},
 		{"child rand_time", child.RandTime, 6 * time.Minute},
 		{"replay_window", child.ReplayWindow, 128},
-		{"hiding", child.Hiding, ike.Hiding{}},
+		{"hiding", child.Hiding, ike.Hiding{TripTime: time.Minute}},
 		{"start_action", child.StartAction, ike.StartNone},
 		{"dpd_action", child.DPDAction, ike.ActionClear},
 		{"close_action", child.CloseAction, ike.ActionClear},

@@ -95,6 +95,7 @@ func (s *scope) openChild(n *node) *scope {
 		Name:         n.name,
 		RekeyTime:    defaultChildRekey,
 		ReplayWindow: defaultReplayWindow,
+		Hiding:       ike.Hiding{TripTime: defaultTripTime},
 	}}
 	s.conn.children = append(s.conn.children, c)
 	s.conn.Children = append(s.conn.Children, c.Child)

@@ -3,9 +3,29 @@
 package e2e
 
 import (
+	"maps"
+	"slices"
 	"testing"
 	"time"
 )
+
+// segments takes apart what a sender has handed to the link in one piece for the card to cut: n
+// packets in UDP of one length, behind one header.
+func segments(n map[int]int) map[int]int {
+	const header = 14 + 20 + 8
+	if len(n) == 0 {
+		return n
+	}
+	least := slices.Min(slices.Collect(maps.Keys(n)))
+	out := map[int]int{}
+	for size, k := range n {
+		if parts := (size - header) / (least - header); size > 1514 && (size-header)%parts == 0 {
+			size, k = header+(size-header)/parts, k*parts
+		}
+		out[size] += k
+	}
+	return out
+}
 
 // lengths returns how many ESP packets of each length on the wire left the gateway at a link.
 func (w wire) lengths(link string) map[int]int {
@@ -40,7 +60,7 @@ func TestTFCPadding(t *testing.T) {
 			t.Errorf("%d dummies left while nothing else did, want 5", a.(*postern).counters()["out_dummy"]-first)
 		}
 		got := w.stop()
-		sizes := got.lengths("a0")
+		sizes := segments(got.lengths("a0"))
 		if len(sizes) != 1 {
 			t.Errorf("ESP packets left with these lengths: %v, want one length", sizes)
 		}

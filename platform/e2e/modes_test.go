@@ -109,14 +109,17 @@ func TestModes(t *testing.T) {
 }
 
 // tcpBetween sends a megabyte from one namespace to another, each way.
-func (s *site) tcpBetween(from, at string, to netip.Addr) error {
+func (s *site) tcpBetween(from, at string, to netip.Addr) error { return s.tcpSome(from, at, to, "1M") }
+
+// tcpSome sends that much instead.
+func (s *site) tcpSome(from, at string, to netip.Addr, much string) error {
 	server := startIn(s.t, at, filepath.Join(s.dir, "iperf3-server-"+at), nil, "iperf3", "-s", "-B", to.String())
 	defer server.kill()
 	for _, way := range [][]string{nil, {"-R"}} {
 		var out string
 		var err error
 		if !eventually(10*time.Second, func() bool {
-			out, err = s.run(from, "iperf3", append([]string{"-J", "-c", to.String(), "-n", "1M", "--connect-timeout", "2000"}, way...)...)
+			out, err = s.run(from, "iperf3", append([]string{"-J", "-c", to.String(), "-n", much, "--connect-timeout", "2000"}, way...)...)
 			return err == nil && !strings.Contains(out, `"error":`)
 		}) {
 			return fmt.Errorf("iperf3 %v: %v\n%s", way, err, tail(out, 10))
