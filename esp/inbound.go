@@ -57,6 +57,7 @@ func NewInbound(sa *SA, contexts int) (*Inbound, error) {
 	in.lim = newLimits(sa)
 	in.limited = in.lim != nil
 	in.win.init(sa.ReplayWindow)
+	in.win.resume(sa.Seq)
 	return in, nil
 }
 

@@ -47,6 +47,8 @@ func (k *keyring) init(sa *SA, outbound bool, first *slots, contexts int) error 
 		return fmt.Errorf("esp: SA %08x: %s takes %d octets of encryption key and salt, not %d", sa.SPI, sa.Suite, encr, len(sa.EncrKey))
 	case len(sa.IntegKey) != integ:
 		return fmt.Errorf("esp: SA %08x: %s takes %d octets of integrity key, not %d", sa.SPI, sa.Suite, integ, len(sa.IntegKey))
+	case row.implicit && sa.Cycle:
+		return fmt.Errorf("esp: SA %08x: %s makes its nonces of the 32 bits that are sent, which must not begin anew", sa.SPI, sa.Suite)
 	case row.implicit && (sa.Local.Addr().IsMulticast() || sa.Remote.Addr().IsMulticast()):
 		// Senders that share an SA would use one sequence number twice, which is the IV.
 		return fmt.Errorf("esp: SA %08x: %s cannot be used with multicast (RFC 8750 section 7), use the cipher with an explicit IV", sa.SPI, sa.Suite)
@@ -141,7 +143,7 @@ func (k *keyring) textCipher(sa *SA, kind encrKind, key []byte, outbound bool) (
 	if err != nil {
 		return nil, err
 	}
-	ivGen, err := ivCipher(m)
+	ivGen, err := ivCipher(m, sa.IVSeed)
 	return func() textCipher {
 		return &cbcCipher{mode: cipher.NewCBCEncrypter(block, zero[:]).(cbcMode), ivGen: ivGen}
 	}, err

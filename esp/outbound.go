@@ -22,7 +22,7 @@ type Outbound struct {
 	// once per batch: of many SAs, each line is one that has to be fetched.
 	seq     atomic.Uint64 // the last sequence number that was taken
 	spi     uint32
-	esn     bool
+	esn     bool // the numbers have 64 bits here, whatever of them is sent
 	limited bool // by lim
 	shape   packedShape
 	slots   slots
@@ -36,7 +36,8 @@ type Outbound struct {
 // contexts-1. It copies what it needs of the keys; sa is the caller's to wipe. The
 // errors name what in sa is wrong.
 func NewOutbound(sa *SA, contexts int) (*Outbound, error) {
-	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN}
+	o := &Outbound{spi: sa.SPI, esn: sa.Suite.ESN || sa.Cycle}
+	o.seq.Store(sa.Seq)
 	if err := o.keys.init(sa, true, &o.slots, contexts); err != nil {
 		return nil, err
 	}

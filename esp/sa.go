@@ -131,6 +131,19 @@ type SA struct {
 	RemoteTS []Selector // what may stand on the peer's side
 	Soft     Usage      // from there on Due asks for a successor; zero fields: never
 	Hard     Usage      // nothing passes beyond it: ErrExpired; zero fields: no limit
+
+	// For keys that outlive the SA's ends, as manual ones do; negotiated ones leave them empty.
+
+	// Seq is where the numbers go on. Outbound: the last one that may have been used under the
+	// keys, and the limits in packets are numbers, too. Inbound: the highest that was accepted;
+	// it and what is below it count as seen.
+	Seq uint64
+	// Cycle, outbound: the 32 bits of the number begin anew after the last one (RFC 4303 section
+	// 3.3.3), which only a peer may be sent that does not check for replays.
+	Cycle bool
+	// IVSeed, outbound: octets that are no secret and differ each time that the same keys are used
+	// from number 1 on, so that CBC's IVs do.
+	IVSeed []byte
 }
 
 // Usage is what has passed through an SA, or may pass through one.

@@ -240,3 +240,12 @@ func (s Suite) shape() shape {
 	}
 	return shape{front: espHeaderLen + r.iv, align: r.align, icv: r.icv + i.icv} // one of the two is 0
 }
+
+// CounterMode tells whether the suite fails under keys that protect two packets with one number,
+// as all do that make a nonce of it (RFC 3686 section 3.1, RFC 4106 section 3, RFC 4309 section 4,
+// RFC 4543 section 3.1, RFC 7634 section 2).
+func (s Suite) CounterMode() bool {
+	r, _ := s.Encr.row()
+	i, _ := s.Integ.row()
+	return r.salt != 0 || i.iv != 0
+}

@@ -127,7 +127,7 @@ type cbcMode interface {
 //
 // Its IVs must be unpredictable (RFC 3602 section 3). They are made without a system
 // call per packet as AES(IV key, sequence number), one block. The IV key is
-// MAC(integrity key, ivLabel), cut to 16 octets. Why that is sound: the label begins
+// MAC(integrity key, ivLabel | SA.IVSeed), cut to 16 octets. Why that is sound: the label begins
 // with SPI 0, which is never on the wire (RFC 4303 section 2.1), so no ICV is ever
 // computed over it, and with the MAC as the pseudorandom function that ESP takes it for
 // anyway, the IV key is independent of the encryption key and of every ICV. Under a key that is used
@@ -155,8 +155,9 @@ func (c *cbcCipher) decrypt(iv, text []byte) {
 }
 
 // ivCipher returns the cipher that makes CBC's IVs; cbcCipher says why it is sound.
-func ivCipher(m mac) (cipher.Block, error) {
+func ivCipher(m mac, seed []byte) (cipher.Block, error) {
 	_, _ = m.Write([]byte(ivLabel))
+	_, _ = m.Write(seed)
 	key := m.Sum(nil)
 	defer clear(key)
 	return ctaes.NewCipher(key[:aesBlockLen])

@@ -279,7 +279,7 @@ func TestCBCIVsFollowTheirKeyAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gen, err := ivCipher(m)
+	gen, err := ivCipher(m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
