@@ -85,6 +85,7 @@ type Engine struct {
 	// qcdSecret is ike.Config.QCDSecret, whether it is used or not.
 	qcdSecret []byte
 	tickets   ticketKeys
+	seqs      seqFile
 	running   chan struct{} // closed when the loop takes calls
 	// devReaders are those of the children's devices.
 	devReaders sync.WaitGroup
@@ -127,6 +128,7 @@ func New(o Options) (*Engine, error) {
 	l.mtu = mtu
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
+	l.reserve, l.noteTops = e.reserveNumbers, e.noteTops
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown, d.grow = l.unknown, l.grow
 	d.limit = l.limited
@@ -192,6 +194,8 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	e.loop.drain()
+	e.setManual(e.cfg, false)
+	undo.add("sequence numbers", e.settleAll)
 	e.o.Log.Log(log.Net, log.Info, "ready", log.Str("device", e.loop.device), log.Int("mtu", e.mtu))
 	e.features = e.d.features()
 	e.o.Log.Log(log.Net, log.Info, "data path", e.features.fields()...)
@@ -350,7 +354,7 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 			s.acquire = s.wait
 			s.lanes = e.lanes(c, entry.Classes)
 		} else {
-			s.shunt = entry.Conn != ""
+			s.shunt = entry.Conn != "" && !entry.Manual
 		}
 		spec = append(spec, s)
 	}
@@ -365,6 +369,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	default:
 		return errors.New("the daemon is not running yet")
 	}
+	defer wipeManual(cfg)
 	if err := cfg.Fits(e.o.Profile); err != nil {
 		return err
 	}
@@ -394,6 +399,9 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := e.manualRoom(cfg); err != nil {
+		return err
+	}
 	// First the kernel, so that what a new connection protects never leaves in clear.
 	list := s.plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {
@@ -414,7 +422,9 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	l.drain()
 	l.out.flush()
 	l.keepAlive = cfg.Daemon.KeepAlive
+	anew := cfg.Daemon.ExportKeys && !l.exportKeys // the old ones have no keys to export
 	l.setExport(cfg.Daemon.ExportKeys)
+	e.setManual(cfg, anew)
 	e.tellRestart(cfg, mtu)
 	l.links.configure(cfg, mtu)
 	l.fitAll()
@@ -560,6 +570,11 @@ func tunnelMTU(cfg *config.Config, p board.Profile) (int, error) {
 					}
 				}
 			}
+		}
+	}
+	for _, m := range cfg.Manual {
+		if n := m.Out.MaxPacket(pathMTU); n > 0 {
+			mtu = min(mtu, n)
 		}
 	}
 	return min(max(mtu, minMTU), most), nil

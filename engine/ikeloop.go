@@ -72,6 +72,11 @@ type ikeLoop struct {
 	// rotate looks every hour whether the ticket keys are too old; nil: nobody does.
 	rotate   func()
 	rotateAt time.Duration
+	// manual are the SAs that nobody negotiates. reserve gives one more numbers and tells
+	// whether there is one; noteTops looks after them with each tick. nil: nobody does.
+	manual   []*manualSA
+	reserve  func(spi uint32) bool
+	noteTops func()
 
 	busy     atomic.Int32 // workers that compute
 	jobs     []*ike.Work  // no worker has taken these; at most two per IKE SA
@@ -247,6 +252,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		case <-l.d.ikeq.wake:
 			l.datagrams()
 		case c := <-l.wishes:
+			if c.Kind == ike.CmdLimit && l.reserve != nil && l.reserve(c.SPI) {
+				break
+			}
 			l.m.Command(l.now(), c)
 			l.drain()
 		case t := <-l.links.news:

@@ -155,7 +155,7 @@ func (in *inbound) fetch(n int) {
 	var last *inSA
 	for i := range n {
 		g := &in.batch[i]
-		sa := in.d.sad.at(esp.SPIOf(g.Buf[:g.N]))
+		sa := in.d.sad.peek(esp.SPIOf(g.Buf[:g.N]))
 		if sa != last {
 			esp.Prefetch(unsafe.Pointer(sa), 1)
 		}
@@ -202,6 +202,9 @@ func (in *inbound) demux(i int) {
 // come up.
 func (in *inbound) missing(g *esp.Datagram, spi uint32) *inSA {
 	d := in.d
+	if sa := d.sad.elsewhere(spi); sa != nil {
+		return sa
+	}
 	if in.hold(g, spi) {
 		return nil
 	}

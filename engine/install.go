@@ -59,7 +59,7 @@ func (l *ikeLoop) install(c *ike.ChildSA) error {
 		localTS: c.LocalTS, remoteTS: c.RemoteTS,
 		conn: c.Conn, child: c.Child, ike: c.IKE, id: c.ID,
 		esn: c.Suite.ESN, standby: c.Standby, mode: c.Mode, suite: c.Suite,
-		via: l.deviceOf(c.Interface),
+		via: l.deviceOf(c.Interface), first: c.Seq,
 	}
 	sa.export = l.exported(c)
 	sa.ported, sa.frags = ported(sa.localTS) || ported(sa.remoteTS), c.Fragments
@@ -220,6 +220,9 @@ func (l *ikeLoop) tick(now time.Duration) {
 		l.rotate()
 	}
 	l.ageLinks(now)
+	if l.noteTops != nil {
+		l.noteTops()
+	}
 	for _, s := range l.nat {
 		s.seen = false
 	}
@@ -235,7 +238,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 	l.d.spd.retryLanes()
 	for i := range l.d.sad.slots {
 		o := l.d.sad.slots[i].out
-		if o == nil || o.esn || o.rekeying || o.standby || o.out.Seq() < l.rekeySeq {
+		if o == nil || o.esn || o.ike == 0 || o.rekeying || o.standby || o.out.Seq() < l.rekeySeq {
 			continue
 		}
 		o.rekeying = true

@@ -506,7 +506,11 @@ func (o *outbound) refused(sa *outSA) {
 	}
 	d.counts.inc(cOutSequence)
 	if d.mayNote(noteSequence, o.now) {
-		d.log.Log(log.ESP, log.Error, "CHILD SA has used up its sequence numbers and carries nothing more until it is rekeyed: shorten rekey_time or use esn",
+		what := "CHILD SA has used up its sequence numbers and carries nothing more until it is rekeyed: shorten rekey_time or use esn"
+		if sa.ike == 0 {
+			what = "manual SA has used up its sequence numbers and carries nothing more: give it new keys at both ends, or esn"
+		}
+		d.log.Log(log.ESP, log.Error, what,
 			log.Str("conn", sa.conn), log.Str("child", sa.child), log.Hex32("spi_out", sa.spi))
 	}
 }

@@ -135,8 +135,9 @@ type outSA struct {
 	own      *ownUse // of an SA through which one worker alone sends
 	via      *childDevice
 	stream   *stream
+	first    uint64 // the sequence number after which it began
 
-	_ [48]byte // so that on 64-bit machines the allocator aligns it to a line
+	_ [40]byte // so that on 64-bit machines the allocator aligns it to a line
 }
 
 // limits is when the IKE loop was told that an SA has reached its soft and its hard limit in
@@ -206,10 +207,14 @@ type sad struct {
 	// awaited is, for each slot, the SPI that is reserved and has had no inbound SA yet; 0:
 	// there is none. It is apart, so that two slots fill a cache line.
 	awaited []atomic.Uint32
-	free    []uint32 // a ring: a slot that was given back is used again last
+	free    []uint32 // a ring, of nfree from head on: a slot that was given back is used again last
 	head    int
 	nfree   int
 	random  func([]byte)
+
+	// displaced are the slots of SPIs that somebody chose and whose own slot was taken: a reader
+	// who misses looks there.
+	displaced atomic.Pointer[map[uint32]uint32]
 
 	// The newest of each: the SAs of one peer share them, also in the processor's caches.
 	path   *outerPath
@@ -257,8 +262,8 @@ func (s *sad) lookup(spi uint32) *inSA {
 	return nil
 }
 
-// at returns what lookup looks at, without a look at it.
-func (s *sad) at(spi uint32) *inSA { return s.slots[spi&s.mask].in.Load() }
+// peek returns what lookup looks at first, without a look at it.
+func (s *sad) peek(spi uint32) *inSA { return s.slots[spi&s.mask].in.Load() }
 
 // awaits tells whether spi is reserved and has had no inbound SA yet. Whoever has found no
 // SA and then no reservation has to look for the SA once more.
@@ -280,7 +285,7 @@ func (s *sad) take(rest, n uint32) (uint32, bool) {
 		var b [4]byte
 		s.random(b[:])
 		spi := binary.BigEndian.Uint32(b[:])&^s.mask | i
-		if spi < minSPI || spi == slot.last || spi%n != rest {
+		if spi < minSPI || spi == slot.last || spi%n != rest || s.at(spi) != i {
 			continue
 		}
 		s.head = (s.head + 1) % len(s.free)
@@ -293,7 +298,7 @@ func (s *sad) take(rest, n uint32) (uint32, bool) {
 
 // slot returns the slot that spi reserves, or nil.
 func (s *sad) slot(spi uint32) *sadSlot {
-	if slot := &s.slots[spi&s.mask]; spi != 0 && slot.spi == spi {
+	if slot := &s.slots[s.at(spi)]; spi != 0 && slot.spi == spi {
 		return slot
 	}
 	return nil
@@ -305,11 +310,13 @@ func (s *sad) release(spi uint32) (in *inSA, out *outSA) {
 	if slot == nil {
 		return nil, nil
 	}
-	s.awaited[spi&s.mask].Store(0)
+	i := s.at(spi)
+	s.awaited[i].Store(0)
 	in, out = slot.in.Swap(nil), slot.out
 	slot.out, slot.spent, slot.last, slot.spi = nil, nil, spi, 0
-	s.free[(s.head+s.nfree)%len(s.free)] = spi & s.mask
+	s.free[(s.head+s.nfree)%len(s.free)] = i
 	s.nfree++
+	s.displace(spi, i, false)
 	return in, out
 }
 
@@ -323,7 +330,7 @@ func (s *sad) addIn(sa *inSA) error {
 		return errSlot
 	}
 	slot.in.Store(sa)
-	s.awaited[sa.spi&s.mask].Store(0) // after the SA: see awaits
+	s.awaited[s.at(sa.spi)].Store(0) // after the SA: see awaits
 	return nil
 }
 

@@ -120,7 +120,7 @@ func (q *turns) carried(sa *outSA, octets int, now time.Duration) {
 func (q *turns) usage(sa *outSA) (u esp.Usage, last time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	u, last = esp.Usage{Packets: sa.out.Seq(), Bytes: sa.octets}, sa.lastOut
+	u, last = esp.Usage{Packets: sa.out.Seq() - sa.first, Bytes: sa.octets}, sa.lastOut
 	if sa.own != nil { // its first batch may have taken a turn all the same
 		u.Bytes += sa.own.octets.Load()
 		last = max(last, time.Duration(sa.own.lastOut.Load()))

@@ -15,6 +15,7 @@ import (
 // so that the message can be built elsewhere.
 type saView struct {
 	ike.SAInfo
+	manual   bool // it stands for a manual SA: there is no IKE SA
 	children []childView
 }
 
@@ -64,6 +65,7 @@ func (h viciHandler) listSAs(req *control.Message, stream func(string, *control.
 			}
 			return true
 		})
+		views = l.viewManual(views, s)
 	}); err != nil {
 		return nil, err
 	}
@@ -106,7 +108,11 @@ func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 // message writes an IKE SA without its children, in charon's order.
 func (v *saView) message(m *control.Message, now time.Duration) {
 	m.SetUint(control.KeyUniqueID, uint64(v.Unique))
-	m.Set(control.KeyVersion, "2")
+	version := "2"
+	if v.manual {
+		version = "0" // no IKE at all
+	}
+	m.Set(control.KeyVersion, version)
 	m.Set(control.KeyState, v.State.String())
 	m.Set(control.KeyLocalHost, v.Path.Local.Addr().Unmap().String())
 	m.SetUint(control.KeyLocalPort, uint64(v.Path.Local.Port()))
@@ -146,7 +152,11 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	m.SetInt(control.KeyReqID, int64(c.reqid))
 	m.Set(control.KeyState, c.State.String())
 	m.Set(control.KeyMode, c.Mode.String())
-	m.Set(control.KeyProtocol, "ESP")
+	proto := esp.ESP
+	if c.Suite.Encr == esp.EncrNone && c.Suite.Integ != esp.IntegNone {
+		proto = esp.AH
+	}
+	m.Set(control.KeyProtocol, proto.String())
 	yes(m, control.KeyEncap, c.Encap)
 	yes(m, control.KeyFragments, c.Fragments)
 	m.Set(control.KeySPIIn, fmt.Sprintf("%08x", c.SPIIn))
@@ -261,7 +271,7 @@ func (h viciHandler) listConns(req *control.Message, stream func(string, *contro
 			return nil, err
 		}
 	}
-	return new(control.Message), nil
+	return new(control.Message), h.listManual(only, stream)
 }
 
 // startNames and peerNames are strongSwan's words for the actions.

@@ -61,7 +61,11 @@ func runCheck(sys *System, cmd *Command, args []string) int {
 			sys.errorf("warning: %s", p)
 		}
 		if err == nil {
-			sys.printf("%s: %s, %s: no problems\n", path, count(len(cfg.IKE.Conns), "connection"), count(children(cfg), "child"))
+			more := ""
+			if n := len(cfg.Manual); n > 0 {
+				more = ", " + count(n, "manual SA")
+			}
+			sys.printf("%s: %s, %s%s: no problems\n", path, count(len(cfg.IKE.Conns), "connection"), count(children(cfg), "child"), more)
 			sys.printf("default proposals on this processor: %s\n", sys.Ciphers)
 		}
 	}

@@ -229,6 +229,8 @@ func (a askFile) test(sys *System, f *esp.Flow, in bool) (*decision, int) {
 		d.fate = control.FateBypass
 	case e.Action == esp.Discard:
 		d.fate = control.FateDiscard
+	case e.Manual:
+		d.fate, d.sa = control.FateSA, e.Conn+"/"+e.Child
 	case in || e.Carrier == nil:
 		d.fate = control.FateNoSA
 	case e.Carrier.StartAction == ike.StartTrap || e.Carrier.DPDAction == ike.ActionTrap || e.Carrier.CloseAction == ike.ActionTrap:

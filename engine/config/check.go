@@ -26,6 +26,9 @@ func (l *loader) check(root *node) {
 			l.addDevice(ch)
 		}
 	}
+	for _, m := range l.manuals {
+		l.finishManual(m)
+	}
 	for _, s := range l.secrets {
 		l.cfg.IKE.Secrets = append(l.cfg.IKE.Secrets, s.Secret)
 	}
@@ -41,10 +44,11 @@ func (l *loader) check(root *node) {
 		}
 	}
 	l.checkSecrets()
+	l.checkManuals()
 	l.checkTable()
 	l.checkOrder()
 	l.checkTableOrder()
-	if len(l.conns) == 0 && root.get("connections") == nil {
+	if len(l.conns) == 0 && root.get("connections") == nil && len(l.manuals) == 0 {
 		l.warn(pos{1, 1}, "add a section [connections.NAME]", "there are no connections, so nothing is protected")
 	}
 }

@@ -77,6 +77,7 @@ type Config struct {
 	Daemon Daemon
 	Log    Log
 	IKE    ike.Config
+	Manual []*Manual
 
 	warnings Problems
 	marks    []mark // one per child, in the order of Policies
@@ -205,6 +206,11 @@ func (c *Config) Fits(p board.Profile) error {
 		ps = append(ps, Problem{c.File, at.line, at.col,
 			fmt.Sprintf("%d connections are more than the board %q has room for (%d)", n, p.Name, p.IKESAs), hint})
 	}
+	if n, room := len(c.marks)+len(c.Manual), min(p.Policies, p.ChildSAs); len(c.Manual) > 0 && len(c.marks) <= room && n > room {
+		at := c.Manual[room-len(c.marks)].at
+		ps = append(ps, Problem{c.File, at.line, at.col,
+			fmt.Sprintf("%d children and manual SAs are more than the board %q has room for (%d)", n, p.Name, room), hint})
+	}
 	if room := min(p.Policies, p.ChildSAs); len(c.marks) > room {
 		at := c.marks[room].child
 		ps = append(ps, Problem{c.File, at.line, at.col,
@@ -252,6 +258,7 @@ type loader struct {
 	conns      []*conn
 	secrets    []*secret
 	table      []*tableEntry
+	manuals    []*manual
 	readSecret func(path string) ([]byte, error)
 	order      ike.CipherOrder // of the default proposals
 	headers    *Headers        // of the last child

@@ -10,7 +10,7 @@ import (
 // think: the first that fits a packet decides (RFC 4301 section 4.4.1). Two children that
 // [policies] does not name are the business of checkOrder.
 func (l *loader) checkTableOrder() {
-	if len(l.cfg.table)+len(l.cfg.shunts) == 0 || len(l.problems) > 0 {
+	if len(l.cfg.table)+len(l.cfg.shunts)+len(l.cfg.Manual) == 0 || len(l.problems) > 0 {
 		return // what could not be read may have said something else
 	}
 	list := l.cfg.SPD(nil)

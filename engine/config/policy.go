@@ -23,13 +23,15 @@ type Entry struct {
 	// Device is the child's own TUN device: the entry is for what is routed into that, and
 	// for nothing else. "": for everything.
 	Device string
+	// Manual: Child is a manual SA, which has no Carrier.
+	Manual bool
 
 	at pos
 }
 
 // SPD returns the entries in which the first match decides (RFC 4301 section 4.4.1): those of
-// [policies], then children with mode "pass", then the other children that no entry of
-// [policies] names, then those with mode "drop". Source is what Policies wants.
+// [policies], then children with mode "pass", then the other children and the manual SAs that no
+// entry of [policies] names, then children with mode "drop". Source is what Policies wants.
 func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry {
 	type key struct{ conn, child string }
 	children := map[key]Entry{}
@@ -45,6 +47,10 @@ func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry
 			i++
 		}
 	}
+	for _, e := range c.manualEntries() {
+		children[key{e.Conn, e.Child}] = e
+		behind = append(behind, e)
+	}
 	var out []Entry
 	placed := map[key]bool{}
 	for i := range c.table {
@@ -55,7 +61,7 @@ func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry
 			e = Entry{Policy: esp.Policy{LocalTS: anyAddress(), RemoteTS: anyAddress()}}
 		}
 		placed[k] = ok
-		if ok && (t.local != nil || t.remote != nil) {
+		if ok && !e.Manual && (t.local != nil || t.remote != nil) {
 			e.Dynamic = false // checkCarrier has seen to it that the other side is known
 			e.LocalTS, e.RemoteTS = resolve(e.Carrier.LocalTS, nil), resolve(e.Carrier.RemoteTS, nil)
 		}
@@ -97,7 +103,7 @@ func (c *Config) entries() int {
 			placed[[2]string{t.conn, t.child}] = true
 		}
 	}
-	return len(c.table) + len(c.shunts) + len(c.marks) - len(placed)
+	return len(c.table) + len(c.shunts) + len(c.marks) + len(c.Manual) - len(placed)
 }
 
 // Decide returns the index of the first entry that a flow matches, or -1. in says that the

@@ -71,6 +71,7 @@ type scope struct {
 	secret *secret
 	peer   *peer
 	policy *tableEntry
+	manual *manual
 }
 
 var rootSection = &section{
@@ -79,6 +80,7 @@ var rootSection = &section{
 		{name: "log", sec: logSection},
 		{name: "connections", named: true, sec: connSection, open: (*scope).openConn},
 		{name: "policies", named: true, sec: policySection, open: (*scope).openPolicy},
+		{name: "manual", named: true, sec: manualSection, open: (*scope).openManual},
 		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},
 	},
 }
@@ -317,6 +319,45 @@ var policySection = &section{
 			func(s *scope, n *node) { s.fixedSelectors(n, &s.policy.remote) }},
 		{"child", aText, `whose SAs protect it: "connection/child"; any SA that fits, and without one it is dropped`,
 			func(s *scope, n *node) { s.childName(n) }},
+	},
+}
+
+var manualSection = &section{
+	path: "manual.NAME",
+	doc:  "a pair of SAs with keys that nobody negotiates; the peer has the same with in and out exchanged",
+	keys: []key{
+		{"local_addrs", aList, `our address: one`,
+			func(s *scope, n *node) { s.oneAddress(n, &s.manual.local) }},
+		{"remote_addrs", aList, `the peer's address: one`,
+			func(s *scope, n *node) { s.oneAddress(n, &s.manual.remote) }},
+		{"local_ts", aList, `what is behind us, written as for a child, groups of multicast that it hears among it; "dynamic", our address`,
+			func(s *scope, n *node) { s.selectors(n, &s.manual.localTS) }},
+		{"remote_ts", aList, `what is behind the peer, groups that it hears among it; "dynamic", the peer's address`,
+			func(s *scope, n *node) { s.selectors(n, &s.manual.remoteTS) }},
+		{"mode", aText, `"tunnel", "transport" or "beet"; "tunnel"`,
+			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.manual.mode = childMode(i) }) }},
+		{"esp_proposals", aList, `the algorithms of ESP: one suite, such as "aes256-sha256"`,
+			func(s *scope, n *node) { s.oneSuite(n, ike.ProtoESP) }},
+		{"ah_proposals", aList, `the algorithm of AH, such as "sha256"; instead of esp_proposals`,
+			func(s *scope, n *node) { s.oneSuite(n, ike.ProtoAH) }},
+		{"spi_in", aNumber, `the number of the SA on which the peer sends, 0x100 to 0xffffffff`,
+			func(s *scope, n *node) { s.spi(n, &s.manual.In.SPI) }},
+		{"spi_out", aNumber, `the number of the SA on which we send`,
+			func(s *scope, n *node) { s.spi(n, &s.manual.Out.SPI) }},
+		{"encr_key_in", aText, `the key of the cipher, with the salt behind it where it has one, on which the peer sends: "0x…"`,
+			(*scope).manualKey},
+		{"encr_key_out", aText, `the same, on which we send`, (*scope).manualKey},
+		{"integ_key_in", aText, `the key of the integrity algorithm, where there is one, on which the peer sends: "0x…"`,
+			(*scope).manualKey},
+		{"integ_key_out", aText, `the same, on which we send`, (*scope).manualKey},
+		{"key_file", aText, `or the file that holds these keys, with mode 600: a line "encr_key_in = 0x…" for each; relative to the configuration`,
+			(*scope).keyFile},
+		{"encap", aSwitch, `ESP in UDP, from natt_port to port 4500; false`,
+			func(s *scope, n *node) { s.boolean(n, &s.manual.encap) }},
+		{"replay_window", aNumber, `how many packets late one may come, 64 to 4096; 0: replays are not noticed; 128 with keep_sequence, else 0`,
+			func(s *scope, n *node) { s.zeroOr(n, 64, 4096, &s.manual.window) }},
+		{"keep_sequence", aSwitch, `the sequence numbers go on after a restart, by numbers reserved in state_dir; without it counter modes (GCM, CCM, CTR, GMAC, ChaCha20) are refused, and with it a state_dir that is put back from a copy, or keys that another device uses, give away what they protect; false`,
+			func(s *scope, n *node) { s.boolean(n, &s.manual.Keep) }},
 	},
 }
 

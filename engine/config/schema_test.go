@@ -135,6 +135,23 @@ var keyTests = map[string]struct {
 	"policies.NAME.local_ts":                        {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]", func(c *Config) any { return c.SPD(nil)[0].LocalTS[0].String() }},
 	"policies.NAME.remote_ts":                       {`["10.3.0.0-10.3.0.4", "fd00::/8"]`, 2, func(c *Config) any { return len(c.SPD(nil)[0].RemoteTS) }},
 	"policies.NAME.child":                           {`"NAME/CHILD"`, "CHILD", func(c *Config) any { return c.SPD(nil)[0].Carrier.Name }},
+	"manual.NAME.local_addrs":                       {`["192.0.2.7"]`, "192.0.2.7:0", func(c *Config) any { return c.Manual[0].Out.Local.String() }},
+	"manual.NAME.remote_addrs":                      {`["192.0.2.8"]`, "192.0.2.8:0", func(c *Config) any { return c.Manual[0].In.Remote.String() }},
+	"manual.NAME.local_ts":                          {`["dynamic[gre]", "224.0.0.5"]`, "192.0.2.1/32[gre]", func(c *Config) any { return c.Manual[0].In.LocalTS[0].String() }},
+	"manual.NAME.remote_ts":                         {`["10.0.0.0/8", "224.0.0.0/4"]`, 2, func(c *Config) any { return len(c.SPD(nil)[2].RemoteTS) }},
+	"manual.NAME.mode":                              {`"beet"`, esp.BEET, func(c *Config) any { return c.Manual[0].Out.Mode }},
+	"manual.NAME.esp_proposals":                     {`["null-sha1"]`, "NULL/HMAC_SHA1_96", func(c *Config) any { return c.Manual[0].In.Suite.String() }},
+	"manual.NAME.ah_proposals":                      {`["sha1"]`, esp.AH, func(c *Config) any { return c.Manual[0].In.Proto }},
+	"manual.NAME.spi_in":                            {`4294967295`, uint32(1<<32 - 1), func(c *Config) any { return c.Manual[0].In.SPI }},
+	"manual.NAME.spi_out":                           {`0xabc`, uint32(0xabc), func(c *Config) any { return c.Manual[0].Out.SPI }},
+	"manual.NAME.encr_key_in":                       {`"0xff112233445566778899aabbccddeeff"`, uint8(0xff), func(c *Config) any { return c.Manual[0].In.EncrKey[0] }},
+	"manual.NAME.encr_key_out":                      {`"0xfe112233445566778899aabbccddeeff"`, uint8(0xfe), func(c *Config) any { return c.Manual[0].Out.EncrKey[0] }},
+	"manual.NAME.integ_key_in":                      {`"0xfd02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfd), func(c *Config) any { return c.Manual[0].In.IntegKey[0] }},
+	"manual.NAME.integ_key_out":                     {`"0xfc02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfc), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
+	"manual.NAME.key_file":                          {`"m.keys"`, uint8(0x21), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
+	"manual.NAME.encap":                             {`true`, uint16(4500), func(c *Config) any { return c.Manual[0].Out.Remote.Port() }},
+	"manual.NAME.replay_window":                     {`256`, 256, func(c *Config) any { return c.Manual[0].In.ReplayWindow }},
+	"manual.NAME.keep_sequence":                     {`true`, "128 false", func(c *Config) any { return fmt.Sprint(c.Manual[0].In.ReplayWindow, c.Manual[0].Out.Cycle) }},
 	"secrets.NAME.id": {`["a.example", "b@c.example"]`, []ike.ID{{Type: ike.IDFQDN, Data: "a.example"}, {Type: ike.IDRFC822, Data: "b@c.example"}},
 		func(c *Config) any { return c.IKE.Secrets[0].IDs }},
 	"secrets.NAME.secret": {`"0x000102030405060708090a0b0c0d0e0f"`, []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
@@ -148,6 +165,24 @@ var keyTests = map[string]struct {
 	"connections.NAME.children.CHILD.iptfs_dont_frag": {`true`, true, func(c *Config) any { return firstChild(c).Hiding.NoFrags }},
 	"connections.NAME.children.CHILD.iptfs_trip_loss": {`7`, 7, func(c *Config) any { return firstChild(c).Hiding.TripLoss }},
 	"connections.NAME.children.CHILD.iptfs_trip_time": {`"9s"`, 9 * time.Second, func(c *Config) any { return firstChild(c).Hiding.TripTime }},
+}
+
+// manualKeys are those of "null-sha1", and manualKeyFile has them in a file.
+const (
+	manualKeyIn   = "0x0102030405060708090a0b0c0d0e0f1011121314"
+	manualKeyOut  = "0x2102030405060708090a0b0c0d0e0f1011121314"
+	manualKeyFile = "# the keys\n\n integ_key_in=" + manualKeyIn + "\r\ninteg_key_out = " + manualKeyOut
+)
+
+// manualParts is a manual SA to which the key of that name can be added.
+func manualParts(name string) map[string]string {
+	m := map[string]string{"local_addrs": `["192.0.2.1"]`, "remote_addrs": `["192.0.2.2"]`, "spi_in": "0x100", "spi_out": "0x101",
+		"esp_proposals": `["null-sha1"]`, "integ_key_in": `"` + manualKeyIn + `"`, "integ_key_out": `"` + manualKeyOut + `"`}
+	if strings.HasPrefix(name, "manual.NAME.encr_key_") {
+		m["esp_proposals"] = `["aes128-sha1"]`
+		m["encr_key_in"], m["encr_key_out"] = `"0x00112233445566778899aabbccddeeff"`, `"0x10112233445566778899aabbccddeeff"`
+	}
+	return m
 }
 
 func firstChild(c *Config) *ike.Child { return c.IKE.Conns[0].Children[0] }
@@ -170,7 +205,12 @@ func TestEveryKeySetsItsField(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				text := documentWith(name, kt.text)
-				files := func(path string) ([]byte, error) { return []byte("what is in " + path), nil }
+				files := func(path string) ([]byte, error) {
+					if path == "m.keys" {
+						return []byte(manualKeyFile), nil
+					}
+					return []byte("what is in " + path), nil
+				}
 				c, err := newLoader("test.toml", files).load([]byte(text))
 				if err != nil {
 					t.Fatalf("%s = %s was refused: %v\nin\n%s", name, kt.text, err, text)
@@ -210,10 +250,14 @@ func documentWith(name, value string) string {
 		{"connections.NAME.remote", nil},
 		{"connections.NAME.children.CHILD", map[string]string{"remote_ts": `["10.2.0.0/24"]`}},
 		{"policies.NAME", map[string]string{"action": `"protect"`}},
+		{"manual.NAME", manualParts(name)},
 		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
 	}
 	var b strings.Builder
 	for _, s := range sections {
+		if s.path == "manual.NAME" && !strings.HasPrefix(name, s.path) {
+			continue // the tests of [policies] would have it without packets
+		}
 		fmt.Fprintf(&b, "[%s]\n", s.path)
 		key, here := strings.CutPrefix(name, s.path+".")
 		here = here && !strings.Contains(key, ".")
@@ -224,7 +268,7 @@ func documentWith(name, value string) string {
 			}
 		}
 		for k, v := range s.keys {
-			if here && (k == key || key == "secret_file") {
+			if here && (k == key || key == "secret_file" || key == "ah_proposals" && k == "esp_proposals" || key == "key_file" && strings.Contains(k, "_key_")) {
 				continue
 			}
 			fmt.Fprintf(&b, "%s = %s\n", k, v)

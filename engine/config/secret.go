@@ -32,12 +32,25 @@ func (s *scope) openSecret(n *node) *scope {
 
 // inlineSecret reads a key that stands in the configuration.
 func (s *scope) inlineSecret(n *node) {
-	if s.exposed {
-		s.problem(n.at, "chmod 600 the file, or put the key into a file of its own and name that in secret_file",
-			"the group or others can read or change this file, and it holds a secret")
-	}
+	s.exposedKey(n)
 	s.key(n, []byte(n.text))
 	n.text = ""
+}
+
+// exposedKey notes that the configuration holds a key and is open to others.
+func (s *scope) exposedKey(n *node) {
+	if s.exposed {
+		s.problem(n.at, "chmod 600 the file, or put the key into a file of its own and name that in "+keyFileOf(n),
+			"the group or others can read or change this file, and it holds a secret")
+	}
+}
+
+// keyFileOf is the key that names the file in which the key n may stand as well.
+func keyFileOf(n *node) string {
+	if n.name == "secret" {
+		return "secret_file"
+	}
+	return "key_file"
 }
 
 // fileSecret reads a key that has a file of its own. Its path stays out of the
@@ -49,19 +62,24 @@ func (s *scope) fileSecret(n *node) {
 	}
 	data, err := s.readSecret(path)
 	if err != nil {
-		hint := "name a file with the key in it"
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			hint = "a relative name starts in the folder of the configuration"
-		case errors.Is(err, errExposed):
-			hint = "chmod 600 the file"
-		case errors.Is(err, fs.ErrPermission):
-			hint = "run as root, or give the file to the user that postern runs as"
-		}
-		s.problem(n.at, hint, "cannot read the file that secret_file names: %v", reason(err))
+		s.unreadableKey(n, err)
 		return
 	}
 	s.key(n, data)
+}
+
+// unreadableKey notes that the file that n names cannot be used.
+func (s *scope) unreadableKey(n *node, err error) {
+	hint := "name a file with the key in it"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "a relative name starts in the folder of the configuration"
+	case errors.Is(err, errExposed):
+		hint = "chmod 600 the file"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "run as root, or give the file to the user that postern runs as"
+	}
+	s.problem(n.at, hint, "cannot read the file that %s names: %v", n.name, reason(err))
 }
 
 // key decodes what stands in a secret: "0x" and hexadecimal, "0s" and base64, or a text.

@@ -201,6 +201,10 @@ func (l *loader) checkEntry(e *tableEntry) {
 			l.problem(n.key, "take it out", "policy %s protects nothing, so no child belongs to it", e.name)
 			return
 		}
+		if e.conn == ManualConn && l.findManual(e.child) != nil {
+			l.checkEntryFamily(e)
+			return
+		}
 		if e.target = l.findChild(e.conn, e.child); e.target == nil {
 			l.problem(n.at, "write \"connection/child\", of a child with an SA", "there is no child %s in a connection %s", shown(e.child), shown(e.conn))
 			e.t.bad = true
@@ -219,6 +223,10 @@ func (l *loader) checkEntry(e *tableEntry) {
 		}
 		l.checkCarrier(e)
 	}
+	l.checkEntryFamily(e)
+}
+
+func (l *loader) checkEntryFamily(e *tableEntry) {
 	local, remote := e.local, e.remote
 	l.checkJoint(where(e.t, "remote_ts"), "policy "+e.name, local, remote)
 	if local != nil && remote != nil && !sameFamily(local, remote) {
@@ -277,6 +285,9 @@ func (l *loader) findChild(conn, child string) *child {
 // placeName tells where an entry stands, for people.
 func (e *Entry) placeName() string {
 	what := "child " + e.Child + " of connection " + e.Conn
+	if e.Manual {
+		what = "manual SA " + e.Child
+	}
 	if e.Name != "" {
 		what = "policy " + e.Name
 	}
