@@ -47,7 +47,7 @@ demo:
 	@$(OUT)/postern-demo demo
 
 # All checks, from lint to the end-to-end tests against strongSwan. Installs what is missing.
-test: deps lint check budget race fuzz cross emulate icount size e2e
+test: deps lint check budget race fuzz cross emulate icount size e2e vm
 	@echo "make test: all checks passed"
 
 # Debian's packages; nothing happens where all of them are there.
@@ -56,7 +56,7 @@ deps:
 
 # Unit tests, vectors, the simulation, and the privileged tests of single parts.
 check: deps
-	@.ci/gotest $$($(GO) list ./... | grep -v /e2e)
+	@.ci/gotest $$($(GO) list ./... | grep -v -e /e2e -e platform/vm)
 	@.ci/gotest -tags demo .
 
 race: deps
@@ -124,6 +124,11 @@ e2e: deps
 .PHONY: leak
 leak: deps
 	@POSTERN_E2E=require .ci/gotest -count=1 -run '^Test(Leak|NothingLeaks|ClearText|KilledDaemon)' ./platform/e2e
+# Against Linux's own IPsec, in a virtual machine that boots Debian's kernel (qemu without
+# acceleration); some minutes. The kernel is kept below ~/.cache or in POSTERN_VM_CACHE.
+.PHONY: vm
+vm: deps
+	@POSTERN_E2E=require $(GO) test -v -count=1 -timeout 20m ./platform/vm
 
 clean:
 	rm -rf $(OUT)

@@ -1,0 +1,329 @@
+//go:build linux
+
+package vm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// kernelPackage is Debian's smallest kernel that has what is needed.
+const kernelPackage = "linux-image-cloud-amd64"
+
+// bootPatience bounds a boot with all that it tries. A machine that nothing else uses needs a
+// fifth of it.
+const bootPatience = 10 * time.Minute
+
+// The plan, as package guest reads it.
+type (
+	plan struct {
+		Modules []string
+		Phases  []phase
+	}
+	phase struct {
+		Name  string
+		Setup []step
+		Files map[string][]byte
+		Args  []string
+		Cases []vmCase
+	}
+	step   struct{ NS, Batch string }
+	vmCase struct{ Name, X, P, SA string }
+)
+
+// lacks skips the test for the reason given, or fails it where everything is required.
+func lacks(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if reason := fmt.Sprintf(format, args...); os.Getenv("CI") == "true" || os.Getenv("POSTERN_E2E") == "require" {
+		t.Fatalf("%s, and CI=true or POSTERN_E2E=require says that every test has to run", reason)
+	} else {
+		t.Skip("skipped: " + reason)
+	}
+}
+
+// command runs a program to its end.
+func command(t *testing.T, dir string, env []string, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// kernel returns the image and the folder of the modules of Debian's kernel. The package is
+// unpacked once, below the user's cache directory, or POSTERN_VM_CACHE.
+func kernel(t *testing.T) (image, modules string) {
+	t.Helper()
+	cache := os.Getenv("POSTERN_VM_CACHE")
+	if cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			lacks(t, "there is nowhere to keep a kernel: %v; name a folder in POSTERN_VM_CACHE", err)
+		}
+		cache = filepath.Join(dir, "postern-vm")
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		lacks(t, "there is nowhere to keep a kernel: %v", err)
+	}
+	lock, err := os.Create(filepath.Join(cache, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(cache, kernelPackage)
+	find := func() bool {
+		images, _ := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+		trees, _ := filepath.Glob(filepath.Join(root, "lib", "modules", "*", "kernel"))
+		if len(images) != 1 || len(trees) != 1 {
+			return false
+		}
+		image, modules = images[0], filepath.Dir(trees[0])
+		return true
+	}
+	if find() {
+		return image, modules
+	}
+	next := root + ".new"
+	if err := os.RemoveAll(next); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(next, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	depends := regexp.MustCompile(`Depends: (linux-image-\S+)`)
+	fetch := func() (string, bool) {
+		out, err := exec.Command("apt-cache", "depends", kernelPackage).CombinedOutput()
+		m := depends.FindSubmatch(out)
+		if err != nil || m == nil {
+			return fmt.Sprintf("apt-cache depends: %v %s", err, out), false
+		}
+		cmd := exec.Command("apt-get", "download", "-q", string(m[1]))
+		cmd.Dir = next
+		out, err = cmd.CombinedOutput()
+		return fmt.Sprintf("apt-get download: %v %s", err, out), err == nil
+	}
+	why, ok := fetch()
+	if !ok {
+		_ = exec.Command("apt-get", "-q", "update").Run() // root alone may
+		why, ok = fetch()
+	}
+	if !ok {
+		lacks(t, "Debian's kernel cannot be had: %s", why)
+	}
+	debs, _ := filepath.Glob(filepath.Join(next, "*.deb"))
+	command(t, next, nil, "dpkg-deb", "-x", debs[0], ".")
+	_ = os.Remove(debs[0])
+	_ = os.RemoveAll(root)
+	if err := os.Rename(next, root); err != nil {
+		t.Fatal(err)
+	}
+	if !find() {
+		t.Fatalf("%s holds no kernel", root)
+	}
+	return image, modules
+}
+
+// moduleOrder returns the files of modules and of all that they depend on, each after what it
+// needs. Names that the kernel does not have as modules are taken to be built in.
+func moduleOrder(t *testing.T, dir string, names []string) (files []string) {
+	t.Helper()
+	paths := map[string]string{}
+	plain := func(name string) string { return strings.ReplaceAll(name, "-", "_") }
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(filepath.Base(path), ".ko"); ok && err == nil && !d.IsDir() {
+			paths[plain(name)] = path
+		}
+		return err
+	})
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("there are no modules in %s: %v", dir, err)
+	}
+	done := map[string]bool{}
+	var add func(name string)
+	add = func(name string) {
+		path := paths[plain(name)]
+		if path == "" || done[path] {
+			return
+		}
+		done[path] = true
+		f, err := elf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		info, err := f.Section(".modinfo").Data()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range bytes.Split(info, []byte{0}) {
+			if list, ok := bytes.CutPrefix(word, []byte("depends=")); ok && len(list) > 0 {
+				for _, d := range strings.Split(string(list), ",") {
+					add(d)
+				}
+			}
+		}
+		files = append(files, path)
+	}
+	for _, name := range names {
+		add(name)
+	}
+	return files
+}
+
+// initramfs is a cpio archive in the form "newc".
+type initramfs struct {
+	bytes.Buffer
+	made map[string]bool
+}
+
+// add adds a file, and the folders above it.
+func (a *initramfs) add(name string, mode uint32, data []byte) {
+	name = strings.TrimPrefix(name, "/")
+	if a.made[name] {
+		return
+	}
+	if dir := filepath.Dir(name); dir != "." {
+		a.add(dir, syscall.S_IFDIR|0o755, nil)
+	}
+	if a.made == nil {
+		a.made = map[string]bool{}
+	}
+	a.made[name] = true
+	a.entry(name, mode, data)
+}
+
+func (a *initramfs) entry(name string, mode uint32, data []byte) {
+	fmt.Fprintf(a, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", len(a.made), mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+	a.WriteString(name + "\x00")
+	a.pad()
+	a.Write(data)
+	a.pad()
+}
+
+func (a *initramfs) pad() {
+	for a.Len()%4 != 0 {
+		a.WriteByte(0)
+	}
+}
+
+func (a *initramfs) file(t *testing.T, name, from string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.add(name, syscall.S_IFREG|0o755, data)
+}
+
+// program adds a program of the host with the libraries that it is linked to.
+func (a *initramfs) program(t *testing.T, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		lacks(t, "%s is not installed", name)
+	}
+	a.file(t, "bin/"+name, path)
+	for _, m := range regexp.MustCompile(`(?m)(?:=> )?(/\S+) \(0x`).FindAllStringSubmatch(command(t, "", nil, "ldd", path), -1) {
+		a.file(t, m[1], m[1])
+	}
+}
+
+// boot runs the plan in a machine of its own and returns what passed and what failed, by name, and
+// all that its console said.
+func boot(t *testing.T, p plan, modules []string) (passed []string, failed map[string]string, console string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("skipped: -short leaves out the virtual machine")
+	}
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		lacks(t, "qemu-system-x86_64 is not installed; apt-get install qemu-system-x86")
+	}
+	image, tree := kernel(t)
+	dir := t.TempDir()
+	env := []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64"}
+	command(t, "../..", env, "go", "build", "-trimpath", "-o", dir+"/postern", ".")
+	command(t, "../..", env, "go", "build", "-trimpath", "-o", dir+"/guest", "./platform/vm/guest")
+	var root initramfs
+	root.file(t, "init", dir+"/guest")
+	root.file(t, "postern", dir+"/postern")
+	root.program(t, "ip")
+	// The kernel opens it for the first process before anything is mounted.
+	root.add("dev", syscall.S_IFDIR|0o755, nil)
+	for _, m := range moduleOrder(t, tree, modules) {
+		name := "/modules/" + filepath.Base(m)
+		root.file(t, name, m)
+		p.Modules = append(p.Modules, name)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.add("plan.json", syscall.S_IFREG|0o600, text)
+	root.made["TRAILER!!!"] = true
+	root.entry("TRAILER!!!", 0, nil)
+	initrd := filepath.Join(dir, "initrd")
+	if err := os.WriteFile(initrd, root.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, qemu, "-M", "q35", "-cpu", "max", "-accel", "tcg", "-m", "512", "-smp", "1",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 quiet rdinit=/init")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	failed = map[string]string{}
+	ended := false
+	var all strings.Builder
+	lines := bufio.NewScanner(out)
+	lines.Buffer(make([]byte, 1<<20), 1<<20)
+	for lines.Scan() {
+		line := strings.TrimRight(lines.Text(), "\r")
+		all.WriteString(line + "\n")
+		mark, rest, _ := strings.Cut(line, "\t")
+		switch {
+		case mark == "@@pass":
+			passed = append(passed, rest)
+		case mark == "@@fail":
+			name, why, _ := strings.Cut(rest, "\t")
+			failed[name] = why
+		case strings.HasPrefix(line, "@@error"):
+			failed["the machine"] = line
+		case line == "@@end":
+			ended = true
+		}
+	}
+	_ = cmd.Wait()
+	if console = all.String(); !ended {
+		t.Fatalf("the machine did not come to its end; its console:\n%s", console[max(0, len(console)-8000):])
+	}
+	return passed, failed, console
+}
