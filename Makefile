@@ -6,7 +6,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # What no packet passes through is compiled without inlining: a twentieth of the binary on MIPS.
 COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/bench \
-	postern/engine/log postern/ike github.com/pelletier/go-toml/v2/... fmt
+	postern/engine/log postern/ike postern/esp/aggfrag github.com/pelletier/go-toml/v2/... fmt
 
 BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)' $(foreach p,$(COLD),-gcflags=$(p)=-l)
 OUT      := build
@@ -124,6 +124,7 @@ e2e: deps
 .PHONY: leak
 leak: deps
 	@POSTERN_E2E=require .ci/gotest -count=1 -run '^Test(Leak|NothingLeaks|ClearText|KilledDaemon)' ./platform/e2e
+
 # Against Linux's own IPsec, in a virtual machine that boots Debian's kernel (qemu without
 # acceleration); some minutes. The kernel is kept below ~/.cache or in POSTERN_VM_CACHE.
 .PHONY: vm
