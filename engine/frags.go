@@ -318,7 +318,7 @@ func (o *outbound) follow(p *outPacket, pol *policy, sa *outSA) (_ *policy, _ *o
 	return nil, nil, false
 }
 
-const refusedText = "its CHILD SA is for some ports and not agreed to be for later fragments; write fragments = \"also\" at both ends, or select all ports"
+const refusedText = "its CHILD SA is for some ports and not agreed to be for later fragments; write non_first_fragments = \"also\" at both ends, or select all ports"
 
 // tcpLeast is what of TCP a first fragment must have: its flags are in it (RFC 3128).
 const tcpLeast = 16

@@ -245,7 +245,7 @@ func (l *loader) checkMode(c *child) {
 		return
 	}
 	if c.Fragments {
-		l.problem(where(c.t, "fragments"), `take it out, or write mode = "tunnel"`, "mode %q carries no fragments", modeWords[c.mode])
+		l.problem(where(c.t, "non_first_fragments"), `take it out, or write mode = "tunnel"`, "mode %q carries no fragments", modeWords[c.mode])
 	}
 	for _, side := range []struct {
 		name string

@@ -114,7 +114,7 @@ func TestShadowsOfTypesAndOpaquePortsAreSeen(t *testing.T) {
 remote_addrs = ["198.51.100.7"]
 [connections.a.children.c]
 mode = "transport"
-fragments = "also"
+non_first_fragments = "also"
 [connections.a.children.d]
 local_ts = ["dynamic[udp]"]
 remote_ts = ["10.2.0.0/24[tcp]"]

@@ -230,7 +230,7 @@ var childSection = &section{
 			func(s *scope, n *node) { s.selectors(n, &s.child.RemoteTS) }},
 		{"mode", aText, `"tunnel"; "transport", between the two hosts themselves; "beet", the same with other addresses inside, one on each side; or, without an SA and a peer, "pass": in clear, before all children that protect, "drop": not at all, behind them; "tunnel"`,
 			func(s *scope, n *node) { s.word(n, modeWords, func(i int) { s.child.mode = childMode(i) }) }},
-		{"fragments", aText, `with ports in local_ts or remote_ts, whether fragments that show none pass where the first one of their packet did: "no", or "also" if the peer agrees; "no"`,
+		{"non_first_fragments", aText, `with ports in local_ts or remote_ts, whether fragments that show none pass where the first one of their packet did: "no", or "also" if the peer agrees; "no"`,
 			func(s *scope, n *node) { s.word(n, fragmentWords, func(i int) { s.child.Fragments = i > 0 }) }},
 		{"interface", aText, `a TUN device of its own, such as "ipsec0": what the system's routes lead into it is protected, within local_ts and remote_ts, and nothing else; the device of [daemon], into which policies lead`,
 			func(s *scope, n *node) { s.interfaceName(n, &s.child.Interface) }},

@@ -182,7 +182,7 @@ func (d *postern) toml(c spec) string {
 				fmt.Fprintf(&b, "mode = %q\n", ch.mode)
 			}
 			if ch.fragments != "" {
-				fmt.Fprintf(&b, "fragments = %q\n", ch.fragments)
+				fmt.Fprintf(&b, "non_first_fragments = %q\n", ch.fragments)
 			}
 			if ch.rekeyTime > 0 {
 				fmt.Fprintf(&b, "rekey_time = \"%ds\"\nlife_time = \"%ds\"\nrand_time = 0\n", int(ch.rekeyTime.Seconds()), 4*int(ch.rekeyTime.Seconds()))
