@@ -2,6 +2,7 @@ package esp
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 )
 
@@ -72,7 +73,7 @@ func FuzzParseFlow(f *testing.F) {
 			t.Fatalf("out %v, in %v", err, errIn)
 		}
 		if err != nil {
-			if err != ErrMalformed {
+			if !errors.Is(err, ErrMalformed) {
 				t.Fatalf("%v, want %v", err, ErrMalformed)
 			}
 			return
