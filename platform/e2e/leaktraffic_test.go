@@ -64,6 +64,7 @@ var leakClasses = []leakClass{
 	{name: "ports", a: "10.1.13.5", b: "10.2.13.5", proto: 6, aPort: 4000, bPort: 5005},
 	{name: "ports, others", fate: discarded, a: "10.1.13.5", b: "10.2.13.5", proto: 6, aPort: 4000, bPort: 6000},
 	{name: "ports, another protocol", fate: passes, a: "10.1.13.5", b: "10.2.13.5", proto: 17, aPort: 4000, bPort: 5005},
+	{name: "ports, fragments", a: "10.1.20.5", b: "10.2.20.5", proto: 17, aPort: 4000, bPort: 5005, frags: 2},
 	{name: "ICMP type", a: "10.1.14.5", b: "10.2.14.5", proto: 1, aPort: 8 << 8},
 	{name: "ICMP type, another one", fate: discarded, a: "10.1.14.5", b: "10.2.14.5", proto: 1, aPort: 13 << 8},
 	{name: "IPv6", a: "fd01:0:0:1::5", b: "fd02:0:0:1::5", proto: 17, aPort: 1, bPort: 2},
@@ -89,6 +90,7 @@ func leakSpecs() (a, b spec) {
 			{name: "range", localTS: []string{own + "11.10-" + own + "11.29"}, remoteTS: []string{other + "11.10-" + other + "11.29"}, start: "start"},
 			{name: "proto", localTS: []string{own + "12.0/24[udp]"}, remoteTS: []string{other + "12.0/24[udp]"}, start: "start"},
 			{name: "ports", start: "start"},
+			{name: "pieces", fragments: "also", start: "start"},
 			{name: "icmp", localTS: []string{own + "14.0/24[icmp/8]"}, remoteTS: []string{other + "14.0/24[icmp/8]"}, start: "start"},
 			{name: "six", start: "start"},
 			{name: "trap", localTS: []string{own + "15.0/24"}, remoteTS: []string{other + "15.0/24"}, start: "trap"},
@@ -98,6 +100,7 @@ func leakSpecs() (a, b spec) {
 	}
 	a.conns[0].children, b.conns[0].children = sides("10.1.", "10.2."), sides("10.2.", "10.1.")
 	open, narrow := []string{"10.1.13.0/24[tcp]"}, []string{"10.2.13.0/24[tcp/5000-5010]"}
+	pieces := [2][]string{{"10.1.20.0/24[udp/4000]"}, {"10.2.20.0/24[udp/5000-5010]"}}
 	six := [2][]string{{"fd01:0:0:1::/64"}, {"fd02:0:0:1::/64"}}
 	for i, n := range []*spec{&a, &b} {
 		for j := range n.conns[0].children {
@@ -109,6 +112,8 @@ func leakSpecs() (a, b spec) {
 				if ch.localTS, ch.remoteTS = []string{"dynamic"}, []string{"10.2.19.0/24"}; i == 1 {
 					ch.localTS, ch.remoteTS = ch.remoteTS, ch.localTS
 				}
+			case "pieces":
+				ch.localTS, ch.remoteTS = pieces[i], pieces[1-i]
 			case "six":
 				ch.localTS, ch.remoteTS = six[i], six[1-i]
 			}
