@@ -204,20 +204,24 @@ func kolmogorov(d float64, n, m int) float64 {
 
 // notToldApart fails the test if the tunnel's idle and busy stretches differ in the sizes or times of
 // their packets. It prints the p-value.
-func notToldApart(t *testing.T, what string, idle, busy []stretch) {
+//
+// It returns false if they are told apart by their times, which one honest run of a thousand is as well:
+// the caller measures once more, and for the last time it is an error.
+func notToldApart(t *testing.T, what string, idle, busy []stretch, last bool) bool {
 	t.Helper()
 	v, err := tellApart(idle, busy)
 	if err != nil {
 		t.Errorf("%s: no verdict: %v", what, err)
-		return
+		return true
 	}
-	t.Logf("%s: p = %.4f that idle and busy do not differ; %v", what, v.p, v)
+	t.Logf("p-value: %s: p = %.4f that idle and busy do not differ; %v", what, v.p, v)
 	if !v.equalSizes() {
 		t.Errorf("%s: packets of %v octets; all should have the same size", what, v.sizes)
 	}
-	if v.p < apart {
+	if v.p < apart && last {
 		t.Errorf("%s: idle and busy are told apart by their times, p = %.4f is below %v: %v", what, v.p, apart, v)
 	}
+	return v.p >= apart
 }
 
 // apart is the p below which two kinds of stretches are told apart: for one run of a thousand that
@@ -368,7 +372,7 @@ func TestBeatsAreOneGatewaysESP(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(2, 9))
 	p := pace{spacing: time.Millisecond, jitter: 100 * time.Microsecond}
-	notToldApart(t, "the same twice", p.stretches(r, minStretches, 3*window+1), p.stretches(r, minStretches, 3*window+1))
+	notToldApart(t, "the same twice", p.stretches(r, minStretches, 3*window+1), p.stretches(r, minStretches, 3*window+1), true)
 }
 
 func TestJudgeSeesOneSizeThatDiffers(t *testing.T) {
