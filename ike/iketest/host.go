@@ -310,7 +310,8 @@ func (h *Host) quiet() bool {
 	if !h.up {
 		return true
 	}
-	quiet := true
+	// An outbound SA on standby is used when the peer is known to have it, or after a time.
+	quiet := !slices.ContainsFunc(h.outs, func(o *outSA) bool { return o.standby })
 	h.M.List(func(sa *ike.SAInfo) bool {
 		if sa.State != ike.StateEstablished || len(sa.Tasks) > 0 {
 			quiet = false
