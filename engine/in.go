@@ -269,20 +269,29 @@ func (in *inbound) esp(sa *inSA, g *esp.Datagram, spare []byte) {
 		return
 	}
 	pkt, err := sa.in.OpenPacket(in.ctx, g, innerRoom)
-	if err != nil && !esp.Accepted(err) {
-		in.refused(sa, g, err)
+	if !in.authentic(sa, g, err) {
 		return
 	}
-	sa.lastIn.Store(int64(in.now))
-	if sa.in.Due() {
-		sa.limits.reached(d, sa.spi, false, in.now)
-	}
-	in.checkMoved(sa, g)
 	if err != nil {
 		in.unusable(err)
 		return
 	}
 	in.take(sa, pkt, g, spare)
+}
+
+// authentic tells whether a packet is, by what opening it has come to, and notes that and from where it
+// came; one that is not is counted.
+func (in *inbound) authentic(sa *inSA, g *esp.Datagram, err error) bool {
+	if err != nil && !esp.Accepted(err) {
+		in.refused(sa, g, err)
+		return false
+	}
+	sa.lastIn.Store(int64(in.now))
+	if sa.in.Due() {
+		sa.limits.reached(in.d, sa.spi, false, in.now)
+	}
+	in.checkMoved(sa, g)
+	return true
 }
 
 // take does steps 5 to 8 for an IP packet behind innerRoom octets that came through sa, in the

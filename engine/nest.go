@@ -120,7 +120,7 @@ func (o *outbound) mayNest(p *outPacket) bool {
 	if t.n > 0 && p.n+nestMost <= t.room {
 		return true
 	}
-	o.refused(t.sa)
+	o.d.refused(t.sa, o.now)
 	return false
 }
 

@@ -450,7 +450,7 @@ func (o *outbound) tellDue() {
 func (o *outbound) seal(p *outPacket) (done bool) {
 	t := &o.turns[p.turn]
 	if t.n == 0 || p.n > t.room {
-		o.refused(t.sa)
+		o.d.refused(t.sa, o.now)
 		return true
 	}
 	if p.nest >= 0 && !o.mayNest(p) {
@@ -497,15 +497,14 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 
 // refused counts a packet for which its SA had no sequence number, or which goes beyond its
 // hard limit.
-func (o *outbound) refused(sa *outSA) {
-	d := o.d
+func (d *datapath) refused(sa *outSA, now time.Duration) {
 	if errors.Is(sa.out.Refusal(), esp.ErrExpired) {
 		d.counts.inc(cOutLimit)
-		sa.limits.reached(d, sa.inbound, true, o.now)
+		sa.limits.reached(d, sa.inbound, true, now)
 		return
 	}
 	d.counts.inc(cOutSequence)
-	if d.mayNote(noteSequence, o.now) {
+	if d.mayNote(noteSequence, now) {
 		what := "CHILD SA has used up its sequence numbers and carries nothing more until it is rekeyed: shorten rekey_time or use esn"
 		if sa.ike == 0 {
 			what = "manual SA has used up its sequence numbers and carries nothing more: give it new keys at both ends, or esn"

@@ -282,7 +282,7 @@ func (s *stream) seal(sa *outSA, n int, at time.Duration, bufs [][]byte, batch [
 		}
 		first, granted := sa.out.Reserve(1, s.size)
 		if granted == 0 {
-			(&outbound{d: d, now: at}).refused(sa)
+			d.refused(sa, at)
 			break
 		}
 		var h aggfrag.Header

@@ -45,15 +45,9 @@ func (in *inbound) openAgg(sa *inSA, g *esp.Datagram) {
 		return
 	}
 	payload, next, seq, err := sa.in.OpenSeq(in.ctx, g.Buf[:g.N])
-	if err != nil && !esp.Accepted(err) {
-		in.refused(sa, g, err)
+	if !in.authentic(sa, g, err) {
 		return
 	}
-	sa.lastIn.Store(int64(in.now))
-	if sa.in.Due() {
-		sa.limits.reached(d, sa.spi, false, in.now)
-	}
-	in.checkMoved(sa, g)
 	switch {
 	case err != nil:
 	case next == esp.ProtoNoNext:

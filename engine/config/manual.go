@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -144,13 +143,8 @@ func (s *scope) setKey(n *node, name string, text []byte, where string) {
 
 // keyFile reads the file that holds the keys: a line "name = 0x…" for each.
 func (s *scope) keyFile(n *node) {
-	path := n.text
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(s.cfg.File), path)
-	}
-	data, err := s.readSecret(path)
-	if err != nil {
-		s.unreadableKey(n, err)
+	data, ok := s.secretFile(n)
+	if !ok {
 		return
 	}
 	defer clear(data)

@@ -56,6 +56,13 @@ func keyFileOf(n *node) string {
 // fileSecret reads a key that has a file of its own. Its path stays out of the
 // problems, because it happens that somebody writes the key itself there.
 func (s *scope) fileSecret(n *node) {
+	if data, ok := s.secretFile(n); ok {
+		s.key(n, data)
+	}
+}
+
+// secretFile reads the file that n names, from the place of the configuration.
+func (s *scope) secretFile(n *node) (data []byte, ok bool) {
 	path := n.text
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(s.cfg.File), path)
@@ -63,9 +70,8 @@ func (s *scope) fileSecret(n *node) {
 	data, err := s.readSecret(path)
 	if err != nil {
 		s.unreadableKey(n, err)
-		return
 	}
-	s.key(n, data)
+	return data, err == nil
 }
 
 // unreadableKey notes that the file that n names cannot be used.
