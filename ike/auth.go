@@ -101,7 +101,7 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 	c := sa.conn
 	sa.req = request{task: task{kind: taskAuth}}
 	idBody := sa.localID.appendBody(nil)
-	auth := sa.authData(secret.Key, sa.init.request, sa.nr, sa.keys.pi, idBody)
+	auth := sa.authData(secret.Key, sa.octets(true, idBody), true)
 	m.sendRequest(sa, ExchangeAuth, func(b *Builder) {
 		b.ID(PayloadIDi, sa.localID)
 		if c.Unique != UniqueNever && !m.knows(sa, c.RemoteID) {
@@ -186,7 +186,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		no = m.parseCreate(sa, &req, true)
 	}
 	secret := findSecret(m.secrets, sa.localID, sa.peerID)
-	mine := sa.authData(secret.Key, sa.init.response, sa.ni, sa.keys.pr, sa.localID.appendBody(nil))
+	mine := sa.authData(secret.Key, sa.octets(false, sa.localID.appendBody(nil)), false)
 	sa.takeToken(m.sentToken())
 	_, asked := m.msg.FindNotify(NotifyTicketRequest)
 	if m.redirectAuth(sa, p, mine) {
@@ -279,7 +279,7 @@ func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
 			err = ErrNoSecret
 			continue
 		}
-		want := pskAuth(sa.suite.PRF, secret.Key, sa.init.request, sa.nr, sa.keys.pi, idi.Body)
+		want := pskAuth(sa.suite.PRF, secret.Key, sa.octets(true, idi.Body))
 		sa.init.tried = c.Name
 		if !constantEqual(want, data) {
 			return &AuthError{peer}
@@ -373,7 +373,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 			err = ErrAuthMethod
 		case secret == nil:
 			err = ErrNoSecret
-		case !constantEqual(sa.authData(secret.Key, sa.init.response, sa.ni, sa.keys.pr, idr.Body), data):
+		case !constantEqual(sa.authData(secret.Key, sa.octets(false, idr.Body), false), data):
 			err = &AuthError{peer}
 		case sa.resume.on && !peer.Equal(sa.resume.with.remote):
 			err = &IdentityError{peer, sa.resume.with.remote}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"postern/esp"
 )
@@ -138,17 +139,22 @@ func childKeymat(prf PRFID, skd, shared, ni, nr []byte, n int) []byte {
 	return mat
 }
 
-// pskAuth returns the AUTH data of a shared key (RFC 7296 section 2.15):
+// signedOctets returns what an AUTH payload is about (RFC 7296 section 2.15), whatever proves it:
 //
-//	AUTH = prf( prf(Shared Secret, "Key Pad for IKEv2"), <SignedOctets>)
-//	SignedOctets = RealMessage | Nonce | prf(SK_p, IDPayload without its generic header)
+//	RealMessage | Nonce | prf(SK_p, IDPayload without its generic header)
 //
 // realMessage and skp are the signer's, nonce is the other side's, idBody is the body of
 // the signer's ID payload, its type and reserved octets included.
-func pskAuth(prf PRFID, psk, realMessage, nonce, skp, idBody []byte) []byte {
-	maced := prf.sum(skp, idBody)
+func signedOctets(prf PRFID, realMessage, nonce, skp, idBody []byte) []byte {
+	return slices.Concat(realMessage, nonce, prf.sum(skp, idBody))
+}
+
+// pskAuth returns the AUTH data of a shared key (RFC 7296 section 2.15):
+//
+//	AUTH = prf( prf(Shared Secret, "Key Pad for IKEv2"), <SignedOctets>)
+func pskAuth(prf PRFID, psk, octets []byte) []byte {
 	key := prf.sum(psk, []byte(keyPad))
-	auth := prf.sum(key, realMessage, nonce, maced)
+	auth := prf.sum(key, octets)
 	clear(key)
 	return auth
 }

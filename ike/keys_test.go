@@ -134,10 +134,10 @@ func TestSharedKeyAuthentication(t *testing.T) {
 		return h.Sum(nil)
 	}
 	want := mac(mac(psk, []byte("Key Pad for IKEv2")), msg, nonce, mac(skp, id))
-	if got := pskAuth(PRFHMACSHA256, psk, msg, nonce, skp, id); !bytes.Equal(got, want) {
+	if got := pskAuth(PRFHMACSHA256, psk, signedOctets(PRFHMACSHA256, msg, nonce, skp, id)); !bytes.Equal(got, want) {
 		t.Errorf("AUTH is %x, RFC 7296 section 2.15 gives %x", got, want)
 	}
-	if bytes.Equal(want, pskAuth(PRFHMACSHA256, psk, msg, nonce, skp, append([]byte{3}, id[1:]...))) {
+	if bytes.Equal(want, pskAuth(PRFHMACSHA256, psk, signedOctets(PRFHMACSHA256, msg, nonce, skp, append([]byte{3}, id[1:]...)))) {
 		t.Error("the type of the identity does not enter AUTH, so identities could be exchanged")
 	}
 }

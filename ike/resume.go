@@ -37,11 +37,24 @@ func resumeSeed(prf PRFID, skd, ni, nr []byte) []byte {
 
 // authData returns the data of an AUTH payload: that of the pre-shared key, or, in a resumed
 // session, AUTH = prf(SK_px, <message octets>) (section 4.3.3). The octets are the same.
-func (sa *ikeSA) authData(psk, realMessage, nonce, skp, idBody []byte) []byte {
+func (sa *ikeSA) authData(psk, octets []byte, initiators bool) []byte {
 	if !sa.resume.on {
-		return pskAuth(sa.suite.PRF, psk, realMessage, nonce, skp, idBody)
+		return pskAuth(sa.suite.PRF, psk, octets)
 	}
-	return sa.suite.PRF.sum(skp, realMessage, nonce, sa.suite.PRF.sum(skp, idBody))
+	skp := sa.keys.pr
+	if initiators {
+		skp = sa.keys.pi
+	}
+	return sa.suite.PRF.sum(skp, octets)
+}
+
+// octets returns what the AUTH payload of the initiator or of the responder is about, whose ID
+// payload has that body.
+func (sa *ikeSA) octets(initiators bool, idBody []byte) []byte {
+	if initiators {
+		return signedOctets(sa.suite.PRF, sa.init.request, sa.nr, sa.keys.pi, idBody)
+	}
+	return signedOctets(sa.suite.PRF, sa.init.response, sa.ni, sa.keys.pr, idBody)
 }
 
 // resumeStart sends the ticket of the connection's last session instead of IKE_SA_INIT, if
@@ -174,7 +187,7 @@ func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error 
 	if err != nil {
 		return err
 	}
-	if want := sa.authData(nil, sa.init.request, sa.nr, sa.keys.pi, idi.Body); !constantEqual(want, data) {
+	if want := sa.authData(nil, sa.octets(true, idi.Body), true); !constantEqual(want, data) {
 		return &AuthError{s.client}
 	}
 	if !peer.Equal(s.client) || idr != nil && !asked.Equal(s.gateway) {
