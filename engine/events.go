@@ -45,6 +45,7 @@ var eventLines = [...]eventLine{
 	ike.EvMoved:        {log.Info, "the peer has moved to another address, the tunnels follow", false},
 	ike.EvRoamed:       {log.Info, "moved to another path, the tunnels stay up", false},
 	ike.EvStranded:     {log.Warn, "no address, route or link leads to the peer: the tunnels are kept until one does; look at cable, modem and DHCP", false},
+	ike.EvTrust:        {log.Warn, "a certificate of the peer's", true},
 	ike.EvResolved:     {log.Info, "the peer's name resolves to", false},
 }
 

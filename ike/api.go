@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"postern/esp"
+	"postern/ike/pki"
 )
 
 // Time is one reading of both clocks. Mono is the time since an arbitrary start and
@@ -73,6 +74,11 @@ type Config struct {
 	// QCDSecret makes the tokens of quick crash detection (RFC 6290): 32 random octets that
 	// survive a restart. Without it neither tokens are given out nor taken.
 	QCDSecret []byte
+	// Trust is whom we believe that a certificate is true; nil: nobody, beside what a round names.
+	Trust *pki.Trust
+	// Floor is a time that has surely passed: a wall clock before it is wrong, and what is said
+	// about such clocks in package pki holds.
+	Floor time.Time
 }
 
 // StartAction says when a CHILD SA is negotiated.
@@ -104,11 +110,18 @@ type Conn struct {
 	RemoteAddrs []netip.Prefix // the peer's; empty, without names: any, which only a responder can use
 	RemoteNames []PeerName     // names whose addresses count like RemoteAddrs
 	RemotePort  uint16         // 0: 500, or 4500 where NAT traversal asks for it
-	LocalID     ID             // zero: our address
-	RemoteID    ID             // zero: any identity with a secret
-	Proposals   []Proposal     // IKE, in order of preference
-	Encap       bool           // force UDP encapsulation even without a NAT
-	MOBIKE      bool           // let the SAs move to other addresses (RFC 4555)
+	// LocalID and RemoteID are the identities of the first round of authentication. Ours, if
+	// zero, is the name of our certificate, or else our address; the peer's, if zero, is any
+	// that proves itself; it may be a pattern (see ID.Admits).
+	LocalID    ID
+	RemoteID   ID
+	LocalAuth  []Auth     // how we prove who we are, at most MaxRounds times; empty: once, by a pre-shared key
+	RemoteAuth []Auth     // how the peer has to; empty as before
+	SendCert   SendCert   // when to send our certificates
+	NoCertReq  bool       // ask for no certificates
+	Proposals  []Proposal // IKE, in order of preference
+	Encap      bool       // force UDP encapsulation even without a NAT
+	MOBIKE     bool       // let the SAs move to other addresses (RFC 4555)
 
 	// DPDDelay is after what time a peer is asked whether it lives that has sent nothing
 	// authentic since a packet was sent to it; 0: never. A dead peer is so found at the latest
@@ -245,6 +258,7 @@ const (
 	OutMoveSA                    // from now on send what the pair of Inbound protects along Path
 	OutWork                      // run Work and hand its result to Done
 	OutEvent                     // Event happened
+	OutFetch                     // get Fetches from the network and hand them to Fetched with FetchID
 	OutResolve                   // look up the addresses of Name and hand them to Resolved
 )
 
@@ -262,6 +276,9 @@ type Output struct {
 	Event Event
 	Encap bool // OutMoveSA: ESP goes in UDP
 	Name  string
+
+	FetchID uint64
+	Fetches []pki.Fetch
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.
@@ -317,6 +334,7 @@ const (
 	EvMoved                         // the peer's address changed; Path is the new one
 	EvRoamed                        // we have moved to another path, which is Path
 	EvStranded                      // no way leads to the peer (Count 1), or one does again (0)
+	EvTrust                         // what is noteworthy about a certificate that was looked at: Text
 	EvResolved                      // a peer's name resolves again, or differently: Text
 )
 
@@ -354,6 +372,8 @@ type SAInfo struct {
 	ReauthAt          time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+	LocalAuth         []Proof  // how we have proved who we are, round by round
+	RemoteAuth        []Proof  // and the peer
 	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)
 }
 

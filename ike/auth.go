@@ -1,13 +1,31 @@
 package ike
 
 import (
+	"bytes"
+	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"postern/esp"
+	"postern/ike/pki"
 )
 
-// IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA.
+// IKE_AUTH (RFC 7296 section 1.2): who is there, and the first CHILD SA. Each side has one round
+// of authentication or several (RFC 4739, rounds.go); the n-th exchange carries the n-th round of
+// both, or of the one that has as many. The first request asks for the CHILD SA, and the last
+// response answers that.
+//
+//	initiator                                 responder
+//	authSend
+//	authTurn -> prove ... proven
+//	authTransmit            ---- IDi ---->    authRequest -> judge ... judged
+//	                                          authReply -> prove ... proven
+//	authResponse            <--- IDr -----    authRespond, in the last exchange authFinish
+//	 -> judge ... judged -> authTurn, in the last exchange authDone
+//
+// prove and judge go on at once with shared keys, and after a Work with signatures; the message
+// at hand is kept meanwhile.
 
 // halfOpenLife is how long a peer may take between its first message and IKE_AUTH.
 const halfOpenLife = 30 * time.Second
@@ -18,14 +36,6 @@ func idOfAddr(a netip.Addr) ID {
 		return ID{IDIPv4, string(a.AsSlice())}
 	}
 	return ID{IDIPv6, string(a.AsSlice())}
-}
-
-// ownID returns who we are on a connection: what is configured, else our address.
-func (c *Conn) ownID(p Path) ID {
-	if c.LocalID == (ID{}) {
-		return idOfAddr(p.Local.Addr())
-	}
-	return c.LocalID
 }
 
 // findSecret returns the secret that fits the pair of identities best, or nil.
@@ -46,9 +56,8 @@ func (m *Machine) authSend(sa *ikeSA) {
 	if sa.resume.on {
 		sa.localID = sa.resume.with.local
 	}
-	secret := findSecret(m.secrets, sa.localID, c.RemoteID)
-	if secret == nil {
-		m.destroy(sa, ErrNoSecret)
+	if a := &sa.init.auth; len(c.localRounds()) > 1 && !a.many && !sa.resume.on {
+		m.destroy(sa, ErrOneRound)
 		return
 	}
 	if c.Childless == ChildlessForce && !sa.init.bare {
@@ -74,7 +83,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 		return
 	}
 	if bare {
-		m.authTransmit(sa, secret)
+		m.authTurn(sa)
 		return
 	}
 	if old != nil {
@@ -93,24 +102,74 @@ func (m *Machine) authSend(sa *ikeSA) {
 	}
 	sa.init.mode = m.offerMode(sa, w.cfg.Mode, &sa.init.childTS)
 	sa.init.offered = numbered(withoutDH(w.cfg.Proposals), be32(spi))
-	m.authTransmit(sa, secret)
+	m.authTurn(sa)
 }
 
-// authTransmit sends the IKE_AUTH request with the CHILD SA of sa.init, if there is one.
-func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
-	c := sa.conn
+// authTurn sends the next IKE_AUTH request: with our next round, or, if there is none, empty for
+// the next one of the peer's.
+func (m *Machine) authTurn(sa *ikeSA) {
+	c, a := sa.conn, &sa.init.auth
+	if rounds := c.localRounds(); a.ours < len(rounds) {
+		id := c.ownRoundID(a.ours, sa.localID)
+		m.prove(sa, laneOurs, &rounds[a.ours], id, c.exactRemote(), m.authOctets(sa, id)...)
+		return
+	}
+	m.authTransmit(sa, proof{})
+}
+
+// authOctets returns what our AUTH payload is about, first, and what other proofs of the same
+// identity are that go with it.
+func (m *Machine) authOctets(sa *ikeSA, id ID) [][]byte {
+	return [][]byte{sa.octets(sa.initiator, id.appendBody(nil))}
+}
+
+// proven goes on with the proof of a round of ours.
+func (m *Machine) proven(sa *ikeSA, p proof, err error) {
+	switch {
+	case sa.initiator && err != nil:
+		m.destroy(sa, err)
+	case sa.initiator:
+		m.authTransmit(sa, p)
+	case err != nil:
+		m.authRefuse(sa, err)
+	default:
+		m.authRespond(sa, p)
+	}
+}
+
+// authTransmit sends an IKE_AUTH request: the first one with the CHILD SA of sa.init, if there is
+// one, and with what both sides should know of each other.
+func (m *Machine) authTransmit(sa *ikeSA, p proof) {
+	c, a := sa.conn, &sa.init.auth
 	sa.req = request{task: task{kind: taskAuth}}
-	idBody := sa.localID.appendBody(nil)
-	auth := sa.authData(secret.Key, sa.octets(true, idBody), true)
 	m.sendRequest(sa, ExchangeAuth, func(b *Builder) {
-		b.ID(PayloadIDi, sa.localID)
-		if c.Unique != UniqueNever && !m.knows(sa, c.RemoteID) {
-			b.Notify(NotifyInitialContact, ProtoNone, nil, nil)
+		first := !a.begun
+		if p.data != nil {
+			b.ID(PayloadIDi, c.ownRoundID(a.ours, sa.localID))
+			writeCerts(b, c, &c.localRounds()[a.ours], a)
 		}
-		if c.RemoteID != (ID{}) {
-			b.ID(PayloadIDr, c.RemoteID)
+		if first {
+			if c.Unique != UniqueNever && !m.knows(sa, c.exactRemote()) {
+				b.Notify(NotifyInitialContact, ProtoNone, nil, nil)
+			}
+			m.certRequests(b, c)
+			if id := c.exactRemote(); id != (ID{}) {
+				b.ID(PayloadIDr, id)
+			}
 		}
-		b.Auth(AuthPSK, auth)
+		if p.data != nil {
+			b.Auth(p.method, p.data[0])
+		}
+		if p.data != nil && !sa.resume.on && a.ours+1 < len(c.localRounds()) {
+			b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil)
+		}
+		if !first {
+			return
+		}
+		if c.rounds() && !sa.resume.on {
+			b.Notify(NotifyMultipleAuthSupported, ProtoNone, nil, nil)
+		}
+		methodsNotify(b, c)
 		m.qcdNotify(b, sa)
 		m.askTicket(b, sa)
 		if sa.init.child != nil {
@@ -125,6 +184,10 @@ func (m *Machine) authTransmit(sa *ikeSA, secret *Secret) {
 		announceWindow(b)
 		m.mobikeOffer(b, sa)
 	})
+	a.begun = true
+	if p.data != nil {
+		a.proved(c, sa.localID, p)
+	}
 }
 
 // knows tells whether there is another IKE SA with the peer, in which case we must not
@@ -140,27 +203,350 @@ func (m *Machine) knows(sa *ikeSA, peer ID) bool {
 	return false
 }
 
-// authRequest handles the peer's IKE_AUTH request.
-func (m *Machine) authRequest(sa *ikeSA, p Path) {
-	idi, idr, auth := m.msg.Find(PayloadIDi), m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
-	check := m.authenticate
-	if sa.resume.on {
-		check = m.authenticateResumed
+// authState is what the exchanges of IKE_AUTH leave for each other.
+type authState struct {
+	hashes  []pki.Hash      // the peer's SIGNATURE_HASH_ALGORITHMS; nil: it has sent none
+	methods []pki.Announced // its SUPPORTED_AUTH_METHODS; nil: it has sent none
+	many    bool            // it takes part in several rounds
+
+	askedCert, askedKey, askedOCSP bool // it asks for certificates, raw public keys, OCSP responses
+
+	begun        bool // the first request is sent, or has come
+	ours, theirs int  // rounds that are over
+	eager        bool // see overrun
+	counted      bool // overrun has looked at it
+
+	path  Path   // of the first request, or of the response at hand
+	first *held  // as responder: the first request
+	held  *held  // as initiator: the response at hand, while a job is out
+	claim *claim // what is being verified
+
+	ourProofs, theirProofs []Proof
+	until                  time.Duration // when the peer's certificates end; 0: no limit
+}
+
+// proved notes a round of ours.
+func (a *authState) proved(c *Conn, first ID, p proof) {
+	kind := AuthKindPubkey
+	if p.method == AuthPSK {
+		kind = AuthKindPSK
 	}
-	err := check(sa, idi, idr, auth)
-	if err != nil {
-		// The peer learns nothing but that it failed (section 2.21.2).
-		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
+	r := Proof{Kind: kind, ID: c.ownRoundID(a.ours, first), Scheme: p.scheme}
+	if certs := c.localRounds()[a.ours].Certs; kind == AuthKindPubkey && len(certs) > 0 {
+		r.Cert = certs[0].Subject()
+	}
+	a.ourProofs = append(a.ourProofs, r)
+	a.ours++
+}
+
+// authRounds returns how many rounds each side has: a resumed session has one.
+func (sa *ikeSA) authRounds() (local, remote int) {
+	if sa.resume.on {
+		return 1, 1
+	}
+	return len(sa.conn.localRounds()), len(sa.conn.remoteRounds())
+}
+
+// held is a message that waits for a job.
+type held struct {
+	header   Header
+	payloads []Payload
+}
+
+// hold keeps a copy of the message at hand.
+func (m *Machine) hold() *held {
+	n := 0
+	for i := range m.msg.Payloads {
+		n += len(m.msg.Payloads[i].Body)
+	}
+	h := &held{header: m.msg.Header, payloads: slices.Clone(m.msg.Payloads)}
+	buf := make([]byte, 0, n)
+	for i := range h.payloads {
+		at := len(buf)
+		buf = append(buf, h.payloads[i].Body...)
+		h.payloads[i].Body = buf[at:len(buf):len(buf)]
+	}
+	return h
+}
+
+// recall makes a message that was kept the one at hand.
+func (m *Machine) recall(h *held) {
+	m.msg.Header, m.msg.raw = h.header, nil
+	m.msg.Payloads = append(m.msg.store[:0], h.payloads...)
+}
+
+// authRefuse answers a request with the only thing that a peer learns whose authentication failed
+// (section 2.21.2), and forgets it.
+func (m *Machine) authRefuse(sa *ikeSA, err error) {
+	m.refuse(sa, sa.path, ExchangeAuth, &refusal{t: NotifyAuthenticationFailed, err: err})
+	m.destroy(sa, err)
+}
+
+// authRequest handles an IKE_AUTH request of the peer's.
+func (m *Machine) authRequest(sa *ikeSA, p Path) {
+	a := &sa.init.auth
+	idi, idr, auth := m.msg.Find(PayloadIDi), m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
+	due := !a.begun
+	if a.begun {
+		_, remote := sa.authRounds()
+		due = a.theirs < remote
+	}
+	if due != (idi != nil) || a.begun && m.msg.Find(PayloadSA) != nil {
+		err := ErrRounds
+		if !a.begun {
+			err = &RuleError{Exchange: ExchangeAuth, Payload: PayloadIDi, Min: 1, Max: 1}
+		}
+		m.refuse(sa, p, ExchangeAuth, &refusal{t: NotifyInvalidSyntax, err: err})
 		m.destroy(sa, err)
 		return
 	}
-	eager, tooMany := m.overrun(sa)
-	if tooMany {
-		m.refuse(sa, p, ExchangeAuth, busy(ErrTooOften))
-		m.destroy(sa, ErrTooOften)
+	m.learnAuth(sa)
+	first := !a.begun
+	if first {
+		a.begun, a.path, a.first = true, p, m.hold()
+	}
+	switch {
+	case !due:
+		m.authReply(sa)
+		return
+	case sa.resume.on:
+		if err := m.authenticateResumed(sa, idi, idr, auth); err != nil {
+			m.authRefuse(sa, err)
+			return
+		}
+		m.authTheirs(sa, Proof{ID: sa.peerID})
 		return
 	}
-	if m.mobikeAgree(sa, p) {
+	peer, asked, method, data, err := parseClaim(idi, idr, auth)
+	c := &claim{peer: peer, method: method, data: bytes.Clone(data), octets: sa.octets(true, idi.Body)}
+	_, c.more = m.msg.FindNotify(NotifyAnotherAuthFollows)
+	if err == nil && first {
+		err = m.candidates(sa, c, asked)
+	} else if err == nil {
+		err = m.nextRound(sa, c)
+	}
+	if err == nil {
+		c.evidence, err = m.takeCerts()
+	}
+	if err != nil {
+		m.authRefuse(sa, err)
+		return
+	}
+	sa.init.tried = c.cands[0].conn.Name
+	a.claim = c
+	if k := &c.cands[0]; k.round.Kind == AuthKindPSK {
+		m.judged(sa, &judgement{proof: Proof{ID: peer}}, m.judgeMAC(sa, c, findSecret(m.secrets, k.local, peer)))
+		return
+	}
+	m.judge(sa, lanePeers, c)
+}
+
+// parseClaim reads who an initiator says that it is, whom it asks for (nobody, if idr is nil),
+// and the proof.
+func parseClaim(idi, idr, auth *Payload) (peer, asked ID, method AuthMethod, proof []byte, err error) {
+	if idi == nil {
+		return peer, asked, 0, nil, ErrNoIdentity
+	}
+	if peer, err = ParseID(idi.Body); err == nil && idr != nil {
+		asked, err = ParseID(idr.Body)
+	}
+	if err != nil {
+		return peer, asked, 0, nil, err
+	}
+	if auth == nil {
+		return peer, asked, 0, nil, ErrNoAuth
+	}
+	method, proof, err = ParseAuth(auth.Body)
+	return peer, asked, method, proof, err
+}
+
+// judgeMAC checks a claim that was made with a shared key.
+func (m *Machine) judgeMAC(sa *ikeSA, c *claim, secret *Secret) error {
+	switch {
+	case c.method != AuthPSK:
+		return ErrAuthMethod
+	case secret == nil:
+		return ErrNoSecret
+	case !constantEqual(pskAuth(sa.suite.PRF, secret.Key, c.octets), c.data):
+		return &AuthError{c.peer}
+	}
+	return nil
+}
+
+// candidates finds the connections that the peer's identity and addresses, whom it asks for, and
+// how it authenticates fit. With a shared key the first one is the one.
+func (m *Machine) candidates(sa *ikeSA, c *claim, asked ID) error {
+	var err error = &IdentityError{c.peer, asked}
+	for _, s := range m.conns {
+		conn := s.conn
+		if !m.matches(conn, sa.path) || !conn.RemoteID.Admits(c.peer) {
+			continue
+		}
+		local := conn.ownID(sa.path)
+		if asked != (ID{}) && !asked.Equal(local) {
+			if !conn.hasName(asked) {
+				continue
+			}
+			local = asked
+		}
+		if _, ok := chooseProposal(conn.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
+			err = ErrNoProposal
+			continue
+		}
+		rounds := conn.remoteRounds()
+		shared := rounds[0].Kind == AuthKindPSK
+		switch {
+		case shared != (c.method == AuthPSK):
+			err = ErrAuthMethod
+			continue
+		case (len(rounds) > 1) != c.more:
+			err = ErrRounds
+			continue
+		case len(conn.localRounds()) > 1 && !sa.init.auth.many:
+			err = ErrOneRound
+			continue
+		case shared && findSecret(m.secrets, local, c.peer) == nil:
+			err = ErrNoSecret
+			continue
+		}
+		if shared && len(c.cands) > 0 || len(c.cands) >= maxCandidates {
+			continue
+		}
+		c.cands = append(c.cands, candidate{conn, rounds[0], local})
+	}
+	if len(c.cands) > 0 {
+		return nil
+	}
+	return err
+}
+
+// hasName tells whether a connection without an identity of ours has a certificate of that name.
+func (c *Conn) hasName(id ID) bool {
+	certs := c.localRounds()[0].Certs
+	return c.LocalID == ID{} && len(certs) > 0 && certs[0].Confirms(uint8(id.Type), []byte(id.Data)) == nil
+}
+
+// nextRound finds the round that the peer's second or a later claim is about.
+func (m *Machine) nextRound(sa *ikeSA, c *claim) error {
+	i := sa.init.auth.theirs
+	rounds := sa.conn.remoteRounds()
+	switch want := sa.conn.peerRoundID(i); {
+	case !want.Admits(c.peer):
+		return &IdentityError{c.peer, want}
+	case (rounds[i].Kind == AuthKindPSK) != (c.method == AuthPSK):
+		return ErrAuthMethod
+	case c.more != (i+1 < len(rounds)):
+		return ErrRounds
+	}
+	c.cands = []candidate{{sa.conn, rounds[i], sa.localID}}
+	return nil
+}
+
+// judged goes on with the verdict about a round of the peer's.
+func (m *Machine) judged(sa *ikeSA, v *judgement, err error) {
+	a := &sa.init.auth
+	c := a.claim
+	a.claim = nil
+	if sa.initiator {
+		if a.held != nil {
+			m.recall(a.held)
+			a.held = nil
+		}
+		m.authJudged(sa, v, err)
+		return
+	}
+	if err == nil && sa.conn == nil {
+		k := &c.cands[v.which]
+		if m.stateOf(k.conn) == nil {
+			err = ErrTerminated // it is configured no more
+		} else {
+			sa.conn, sa.localID, sa.peerID = k.conn, k.local, c.peer
+		}
+	}
+	if err != nil {
+		m.authRefuse(sa, err)
+		return
+	}
+	a.limit(m, v)
+	m.authTheirs(sa, v.proof)
+}
+
+// authTheirs counts a round of the peer's, as responder, and answers it.
+func (m *Machine) authTheirs(sa *ikeSA, p Proof) {
+	a := &sa.init.auth
+	a.theirs++
+	a.theirProofs = append(a.theirProofs, p)
+	if _, remote := sa.authRounds(); a.theirs == remote {
+		var tooMany bool
+		if a.eager, tooMany = m.overrun(sa); tooMany {
+			m.refuse(sa, sa.path, ExchangeAuth, busy(ErrTooOften))
+			m.destroy(sa, ErrTooOften)
+			return
+		}
+	}
+	m.authReply(sa)
+}
+
+// authReply makes our next round as responder, if there is one.
+func (m *Machine) authReply(sa *ikeSA) {
+	a := &sa.init.auth
+	if local, _ := sa.authRounds(); a.ours < local {
+		id := sa.conn.ownRoundID(a.ours, sa.localID)
+		m.prove(sa, lanePeers, &sa.conn.localRounds()[a.ours], id, sa.peerID, m.authOctets(sa, id)...)
+		return
+	}
+	m.authRespond(sa, proof{})
+}
+
+// authRespond answers an IKE_AUTH request with the proof of our round, if there is one.
+func (m *Machine) authRespond(sa *ikeSA, mine proof) {
+	a := &sa.init.auth
+	ours := a.ours
+	if mine.data != nil {
+		ours++
+	}
+	if local, remote := sa.authRounds(); ours == local && a.theirs == remote {
+		from := a.path
+		m.recall(a.first)
+		m.authFinish(sa, from, mine)
+		return
+	}
+	m.respond(sa, sa.path, ExchangeAuth, m.proofWriter(sa, mine))
+	if mine.data != nil {
+		a.proved(sa.conn, sa.localID, mine)
+	}
+}
+
+// proofWriter returns what writes a round of ours, as responder, into a message; nothing if there
+// is none.
+func (m *Machine) proofWriter(sa *ikeSA, p proof) func(*Builder) {
+	c, a := sa.conn, sa.init.auth
+	id := sa.localID
+	if p.data != nil {
+		id = c.ownRoundID(a.ours, id)
+	}
+	local, _ := sa.authRounds()
+	resumed := sa.resume.on
+	return func(b *Builder) {
+		if p.data == nil {
+			return
+		}
+		b.ID(PayloadIDr, id)
+		if !resumed {
+			writeCerts(b, c, &c.localRounds()[a.ours], &a)
+		}
+		b.Auth(p.method, p.data[0])
+		if a.ours+1 < local {
+			b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil)
+		}
+	}
+}
+
+// authFinish ends IKE_AUTH as responder: both sides have authenticated, and the first request,
+// which came from that path and is at hand, is answered.
+func (m *Machine) authFinish(sa *ikeSA, from Path, mine proof) {
+	p := sa.path
+	if m.mobikeAgree(sa, from) {
 		no := &refusal{t: NotifyUnexpectedNATDetected, err: &NotifyError{NotifyUnexpectedNATDetected, ""}}
 		m.refuse(sa, p, ExchangeAuth, no)
 		m.destroy(sa, no.err)
@@ -185,13 +571,16 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
 		no = m.parseCreate(sa, &req, true)
 	}
-	secret := findSecret(m.secrets, sa.localID, sa.peerID)
-	mine := sa.authData(secret.Key, sa.octets(false, sa.localID.appendBody(nil)), false)
 	sa.takeToken(m.sentToken())
 	_, asked := m.msg.FindNotify(NotifyTicketRequest)
-	if m.redirectAuth(sa, p, mine) {
+	write := m.proofWriter(sa, mine)
+	if mine.data != nil {
+		sa.init.auth.proved(sa.conn, sa.localID, mine)
+	}
+	if m.redirectAuth(sa, p, write) {
 		return
 	}
+	eager := sa.init.auth.eager
 	m.establish(sa)
 	var c *childSA
 	if !childless && no == nil {
@@ -201,8 +590,7 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 		m.event(Event{Kind: EvRefused, Conn: sa.connName(), IKE: sa.unique, Path: p, Text: no.t.String(), Err: no.err})
 	}
 	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
-		b.ID(PayloadIDr, sa.localID)
-		b.Auth(AuthPSK, mine)
+		write(b)
 		m.qcdNotify(b, sa)
 		if asked {
 			m.ticketNotify(b, sa)
@@ -234,62 +622,6 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	}
 }
 
-// parseClaim reads who an initiator says that it is, whom it asks for (nobody, if idr is nil),
-// and the proof.
-func parseClaim(idi, idr, auth *Payload) (peer, asked ID, proof []byte, err error) {
-	if idi == nil {
-		return peer, asked, nil, ErrNoIdentity
-	}
-	if peer, err = ParseID(idi.Body); err == nil && idr != nil {
-		asked, err = ParseID(idr.Body)
-	}
-	if err != nil {
-		return peer, asked, nil, err
-	}
-	if auth == nil {
-		return peer, asked, nil, ErrNoAuth
-	}
-	method, proof, err := ParseAuth(auth.Body)
-	if err == nil && method != AuthPSK {
-		err = ErrAuthMethod
-	}
-	return peer, asked, proof, err
-}
-
-// authenticate finds the connection that the peer's identity and addresses fit, and
-// checks its AUTH payload. sa.conn is set only if all is well.
-func (m *Machine) authenticate(sa *ikeSA, idi, idr, auth *Payload) error {
-	peer, asked, data, err := parseClaim(idi, idr, auth)
-	if err != nil {
-		return err
-	}
-	err = &IdentityError{peer, asked}
-	for _, s := range m.conns {
-		c := s.conn
-		local := c.ownID(sa.path)
-		if !m.matches(c, sa.path) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(peer) || idr != nil && !asked.Equal(local) {
-			continue
-		}
-		if _, ok := chooseProposal(c.Proposals, []Proposal{sa.suite.proposal()}, sa.suite.DH, false); !ok {
-			err = ErrNoProposal
-			continue
-		}
-		secret := findSecret(m.secrets, local, peer)
-		if secret == nil {
-			err = ErrNoSecret
-			continue
-		}
-		want := pskAuth(sa.suite.PRF, secret.Key, sa.octets(true, idi.Body))
-		sa.init.tried = c.Name
-		if !constantEqual(want, data) {
-			return &AuthError{peer}
-		}
-		sa.conn, sa.localID, sa.peerID = c, local, peer
-		return nil
-	}
-	return err
-}
-
 // establish makes an authenticated IKE SA ready for use.
 func (m *Machine) establish(sa *ikeSA) {
 	sa.state = StateEstablished
@@ -298,6 +630,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.mobike.first = sa.path.Remote.Addr()
 	m.noteLocal(sa)
 	sa.origin = origin{ours: sa.initiator, spiI: sa.spiI, at: m.now.Mono, began: sa.unique, done: m.nextIKE, dialled: sa.dialled}
+	sa.proofs, sa.origin.until = [2][]Proof{sa.init.auth.ourProofs, sa.init.auth.theirProofs}, sa.init.auth.until
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
@@ -323,6 +656,7 @@ func (m *Machine) establish(sa *ikeSA) {
 func (m *Machine) armLife(sa *ikeSA) {
 	m.armRekey(sa)
 	m.armReauth(sa)
+	m.armCert(sa)
 	if c := sa.conn; c.DPDDelay > 0 {
 		m.arm(sa, tLiveness, c.DPDDelay)
 	}
@@ -339,56 +673,156 @@ func (m *Machine) armRekey(sa *ikeSA) {
 	}
 }
 
-// authResponse handles the response to our IKE_AUTH request.
+// authResponse handles the response to an IKE_AUTH request of ours.
 func (m *Machine) authResponse(sa *ikeSA, p Path) {
+	a := &sa.init.auth
 	idr, auth := m.msg.Find(PayloadIDr), m.msg.Find(PayloadAuth)
 	refused := m.notifyError()
-	if idr == nil || auth == nil {
+	a.path = p
+	_, remote := sa.authRounds()
+	due := a.theirs < remote
+	if due && auth == nil || !due && refusesIKE(refused) {
 		if refused == nil {
 			refused = ErrNoAuth
 		}
 		m.destroy(sa, refused)
 		return
 	}
-	if sa.closeErr != nil { // given up meanwhile; who the peer is does not matter
-		m.answered(sa)
-		m.releaseSPI(sa.init.spiIn)
-		sa.init.wipe()
-		sa.state = StateEstablished
-		m.closeIKE(sa, sa.closeErr, nil)
+	if sa.closeErr != nil {
+		m.authGivenUp(sa)
+		return
+	}
+	if !due {
+		if auth != nil {
+			m.authFailed(sa, ErrRounds)
+			return
+		}
+		m.authGoOn(sa)
 		return
 	}
 	peer, err := ParseID(idr.Body)
-	if err == nil && sa.conn.RemoteID != (ID{}) && !peer.Equal(sa.conn.RemoteID) {
-		err = &IdentityError{peer, sa.conn.RemoteID}
+	if want := sa.conn.peerRoundID(a.theirs); err == nil && !want.Admits(peer) {
+		err = &IdentityError{peer, want}
+	}
+	c := &claim{peer: peer, octets: sa.octets(false, idr.Body)}
+	if err == nil {
+		c.method, c.data, err = ParseAuth(auth.Body)
+		c.data = bytes.Clone(c.data)
 	}
 	if err == nil {
-		var method AuthMethod
-		var data []byte
-		method, data, err = ParseAuth(auth.Body)
-		secret := findSecret(m.secrets, sa.localID, sa.conn.RemoteID)
-		switch {
-		case err != nil:
-		case method != AuthPSK:
-			err = ErrAuthMethod
-		case secret == nil:
-			err = ErrNoSecret
-		case !constantEqual(sa.authData(secret.Key, sa.octets(false, idr.Body), false), data):
-			err = &AuthError{peer}
-		case sa.resume.on && !peer.Equal(sa.resume.with.remote):
-			err = &IdentityError{peer, sa.resume.with.remote}
-		}
+		c.evidence, err = m.takeCerts()
 	}
-	m.answered(sa)
 	if err != nil {
-		// The peer believes in this SA; tell it once that we do not (section 2.21.2).
-		m.send(sa.path, m.sealed(sa, sa.header(ExchangeInformational, sa.sendID, false), func(b *Builder) {
-			b.Notify(NotifyAuthenticationFailed, ProtoNone, nil, nil)
-		}))
-		m.destroy(sa, err)
+		m.authFailed(sa, err)
 		return
 	}
-	sa.peerID = peer
+	_, c.more = m.msg.FindNotify(NotifyAnotherAuthFollows)
+	a.claim = c
+	j := &judgement{proof: Proof{ID: peer}}
+	round := sa.conn.remoteRounds()[a.theirs]
+	switch {
+	case sa.resume.on && c.method != AuthPSK:
+		m.judged(sa, j, ErrAuthMethod)
+	case sa.resume.on && !constantEqual(sa.authData(nil, c.octets, false), c.data):
+		m.judged(sa, j, &AuthError{peer})
+	case sa.resume.on && !peer.Equal(sa.resume.with.remote):
+		m.judged(sa, j, &IdentityError{peer, sa.resume.with.remote})
+	case sa.resume.on:
+		m.judged(sa, j, nil)
+	case round.Kind == AuthKindPSK:
+		with := sa.conn.exactRemote()
+		if a.theirs > 0 {
+			with = peer
+		}
+		m.judged(sa, j, m.judgeMAC(sa, c, findSecret(m.secrets, sa.localID, with)))
+	case c.method == AuthPSK:
+		m.judged(sa, j, ErrAuthMethod)
+	default:
+		c.cands = []candidate{{sa.conn, round, sa.localID}}
+		a.held = m.hold()
+		m.judge(sa, laneOurs, c)
+	}
+}
+
+// refusesIKE tells whether an error in a response without AUTH ends the IKE SA, and is not about
+// the CHILD SA alone (section 1.2).
+func refusesIKE(err error) bool {
+	n, ok := errors.AsType[*NotifyError](err)
+	if !ok {
+		return false
+	}
+	switch n.Type {
+	case NotifyNoProposalChosen, NotifyTSUnacceptable, NotifySinglePairRequired, NotifyInternalAddressFailure, NotifyFailedCPRequired,
+		NotifyNoAdditionalSAs:
+		return false
+	}
+	return true
+}
+
+// authGivenUp ends an attempt that was given up while the response was on its way: if the peer
+// has the IKE SA now it is deleted, whoever the peer is.
+func (m *Machine) authGivenUp(sa *ikeSA) {
+	a := &sa.init.auth
+	_, more := m.msg.FindNotify(NotifyAnotherAuthFollows)
+	if local, remote := sa.authRounds(); a.ours < local || more || a.theirs+1 < remote {
+		m.destroy(sa, sa.closeErr)
+		return
+	}
+	m.answered(sa)
+	m.releaseSPI(sa.init.spiIn)
+	sa.init.wipe()
+	sa.state = StateEstablished
+	m.closeIKE(sa, sa.closeErr, nil)
+}
+
+// authFailed ends an attempt because of what the peer has answered. The peer believes in this
+// SA; it is told once that we do not (section 2.21.2).
+func (m *Machine) authFailed(sa *ikeSA, err error) {
+	m.answered(sa)
+	m.send(sa.path, m.sealed(sa, sa.header(ExchangeInformational, sa.sendID, false), func(b *Builder) {
+		b.Notify(NotifyAuthenticationFailed, ProtoNone, nil, nil)
+	}))
+	m.destroy(sa, err)
+}
+
+// authJudged goes on, as initiator, with the verdict about the response at hand.
+func (m *Machine) authJudged(sa *ikeSA, v *judgement, err error) {
+	if sa.closeErr != nil {
+		m.authGivenUp(sa)
+		return
+	}
+	a := &sa.init.auth
+	_, remote := sa.authRounds()
+	if _, more := m.msg.FindNotify(NotifyAnotherAuthFollows); err == nil && more != (a.theirs+1 < remote) {
+		err = ErrRounds
+	}
+	if err != nil {
+		m.authFailed(sa, err)
+		return
+	}
+	a.limit(m, v)
+	if a.theirs++; a.theirs == 1 {
+		sa.peerID = v.proof.ID
+	}
+	a.theirProofs = append(a.theirProofs, v.proof)
+	m.authGoOn(sa)
+}
+
+// authGoOn goes on with the next exchange of IKE_AUTH, or ends it.
+func (m *Machine) authGoOn(sa *ikeSA) {
+	a := &sa.init.auth
+	refused, p := m.notifyError(), a.path
+	m.answered(sa)
+	if local, remote := sa.authRounds(); a.ours < local || a.theirs < remote {
+		m.authTurn(sa)
+		return
+	}
+	m.authDone(sa, p, refused)
+}
+
+// authDone ends IKE_AUTH as initiator with the last response, which is at hand; refused is what
+// it says against the CHILD SA.
+func (m *Machine) authDone(sa *ikeSA, p Path, refused error) {
 	if m.authRedirected(sa, p) {
 		return
 	}

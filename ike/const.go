@@ -108,7 +108,12 @@ type AuthMethod uint8
 
 // The methods.
 const (
-	AuthPSK AuthMethod = 2
+	AuthRSA       AuthMethod = 1
+	AuthPSK       AuthMethod = 2
+	AuthECDSA256  AuthMethod = 9  // RFC 4754
+	AuthECDSA384  AuthMethod = 10 // RFC 4754
+	AuthECDSA521  AuthMethod = 11 // RFC 4754
+	AuthSignature AuthMethod = 14 // RFC 7427
 )
 
 // IDType is an identification type (RFC 7296 section 3.5).

@@ -3,7 +3,7 @@
 // no socket, reads no clock, starts no goroutine and writes no log, so that a test can
 // run two machines against each other in virtual time.
 //
-//	         Datagram  Command  Timeout  Done  Resolved
+//	         Datagram  Command  Timeout  Done  Fetched, Resolved
 //	                \      |       |      |     /
 //	cursor, message   +------v--------v-----+      msgid: message IDs, retransmission,
 //	payload, rules -->|       Machine       |<---- response cache
@@ -11,8 +11,9 @@
 //	proposal, ts, id  +----------+----------+      task: what we want to do next
 //	                             |
 //	  init  resume  auth  child  rekey  info  mobike        one file per exchange
+//	               rounds  prove  certs                     who is there
 //	                             |
-//	                          Next() -> Send, AddSA, DelSA, UseSA, MoveSA, Work, Resolve, Event
+//	                          Next() -> Send, AddSA, DelSA, UseSA, MoveSA, Work, Fetch, Resolve, Event
 //
 // Both roles of an exchange stand in one file. The tables of IKE SAs and CHILD SAs are
 // of fixed size; an IKE SPI of ours carries its slot in the low bits, so that finding

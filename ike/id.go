@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"postern/ike/pki"
 )
 
 // maxIDLen bounds the data of an identity: domain names and mail addresses end at 254
@@ -92,10 +94,11 @@ var idPrefixes = [...]struct {
 //	keyid:text, fqdn:, dns:, email:, rfc822:, userfqdn:, ipv4:, ipv6:, asn1dn:, asn1gn:
 //	                             the type, then the data as text; after "#" in hexadecimal
 //	{13}:text                    the type's number
+//	C=CH, O=plant, CN=pump 1     a distinguished name; in a pattern a value may be *
 //	%any, %any4, %any6, *, 0.0.0.0, :: or nothing
 //	                             the zero ID: any identity
 //
-// Another text with a colon is a key ID. Distinguished names are taken as asn1dn:# only.
+// Another text with a colon is a key ID.
 func ParseIDString(s string) (ID, error) {
 	switch s {
 	case "", "%any", "%any4", "%any6", "*", "0.0.0.0", "::", "0::0":
@@ -135,7 +138,7 @@ func parseIDString(s string) (ID, error) {
 	case at:
 		return ID{IDFQDN, rest}, nil
 	case strings.Contains(s, "="):
-		return ID{}, fmt.Errorf("distinguished names are not supported as text; write asn1dn:# and the DER encoding in hexadecimal, or keyid: for a key ID with an equals sign")
+		return dnID(s)
 	case strings.Contains(s, "@"):
 		return ID{IDRFC822, s}, nil
 	}
@@ -163,10 +166,21 @@ func typedID(t IDType, data string) (ID, error) {
 			return id, nil
 		}
 		return ID{}, fmt.Errorf("%s is not an address of that type", strconv.Quote(data))
-	case IDDERDN, idDERGN:
+	case IDDERDN:
+		return dnID(data)
+	case idDERGN:
 		return ID{}, fmt.Errorf("write # and the DER encoding in hexadecimal")
 	}
 	return ID{t, data}, nil
+}
+
+// dnID makes an identity of a distinguished name in strongSwan's notation.
+func dnID(s string) (ID, error) {
+	der, _, err := pki.ParseDN(s)
+	if err != nil {
+		return ID{}, fmt.Errorf("%w; a key ID with an equals sign needs keyid: before it", err)
+	}
+	return ID{IDDERDN, string(der)}, nil
 }
 
 // addrID makes an identity of an address in its textual form.
@@ -184,10 +198,15 @@ func addrID(s string) (ID, bool) {
 }
 
 // Equal tells whether two identities are the same. The letters of names and mail
-// addresses count the same in both cases, as they do in the DNS (RFC 4945 section 3.1).
+// addresses count the same in both cases, as they do in the DNS (RFC 4945 section 3.1), and
+// distinguished names as RFC 5280 section 7.1 compares them.
 func (id ID) Equal(o ID) bool {
 	if id.Type == IDFQDN || id.Type == IDRFC822 {
 		return id.Type == o.Type && strings.EqualFold(id.Data, o.Data)
+	}
+	if id.Type == IDDERDN && o.Type == IDDERDN && id.Data != o.Data {
+		// Both ways: an asterisk stands for itself here.
+		return pki.MatchDN([]byte(id.Data), []byte(o.Data)) && pki.MatchDN([]byte(o.Data), []byte(id.Data))
 	}
 	return id == o
 }
@@ -204,6 +223,11 @@ func (id ID) String() string {
 		a, _ := netip.AddrFromSlice([]byte(id.Data))
 		if !a.IsUnspecified() {
 			return a.String()
+		}
+	case id.Type == IDDERDN:
+		text := pki.FormatDN([]byte(id.Data))
+		if back, _, err := pki.ParseDN(text); err == nil && string(back) == id.Data && printable(text) {
+			return text
 		}
 	case id.Type == IDKeyID && !printable(id.Data):
 		return "@" + hexed

@@ -205,6 +205,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 		fragmentNotify(b)
 	}
 	m.redirectNotify(b, sa)
+	m.authInit(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
 	m.transmit(sa, ex, sa.init.request)
@@ -355,6 +356,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	sa.init.offered = []Proposal{chosen}
 	sa.frag.on = m.agreed(fragment)
 	sa.redirect.able = m.redirectAble()
+	m.learnAuth(sa)
 	m.natDetect(sa, p, 0)
 	m.arm(sa, tConnect, halfOpenLife)
 	m.startWork(sa, lanePeers, jobInitResponse, group, nil, ke)
@@ -412,6 +414,7 @@ func (m *Machine) initReply(sa *ikeSA, b *Builder, seed []byte) {
 	if sa.init.bare {
 		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
 	}
+	m.authInit(b, sa)
 	sa.init.response = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.response)
 	sa.reply = reply{valid: true, data: sa.init.response}
@@ -500,6 +503,7 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	sa.init.response = append([]byte(nil), b...)
 	sa.timers[tRetransmit] = never
 	sa.frag.on = m.agreed(sa.conn.announces())
+	m.learnAuth(sa)
 	m.natDetect(sa, p, sa.spiR)
 	m.startWork(sa, laneOurs, jobInitShared, group, sa.init.pair, pub)
 }

@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"postern/esp"
+	"postern/ike/pki"
 )
 
 // Machine speaks IKEv2 for one host. Call one method at a time, from one goroutine;
-// after each of Configure, Datagram, Command, Timeout, Done and Resolved, take the outputs with
+// after each of Configure, Datagram, Command, Timeout, Done, Fetched and Resolved, take the outputs with
 // Next until it returns false, then wait for the next input or for Deadline.
 type Machine struct {
 	// Trace, if it is set and returns true, makes the machine tell about each message with
@@ -29,6 +30,8 @@ type Machine struct {
 	conns    []*connState
 	names    []*peerName
 	secrets  []Secret
+	trust    *pki.Trust
+	floor    time.Time
 	encap    bool // for every connection
 
 	lateUntil time.Duration // until then exchanges may end for children that have gone
@@ -77,6 +80,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	m.configureQCD(cfg.QCDSecret)
 	oldSecrets := m.secrets
 	m.secrets = cfg.Secrets
+	m.trust, m.floor = cfg.Trust, cfg.Floor
 	m.configureConns(cfg.Conns, oldSecrets)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
@@ -91,7 +95,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 
 // sameKey tells whether a connection authenticates with the same key as before.
 func sameKey(old, now []Secret, c *Conn) bool {
-	a, b := findSecret(old, c.LocalID, c.RemoteID), findSecret(now, c.LocalID, c.RemoteID)
+	a, b := findSecret(old, c.LocalID, c.exactRemote()), findSecret(now, c.LocalID, c.exactRemote())
 	if a == nil || b == nil {
 		return a == b
 	}

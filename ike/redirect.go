@@ -196,8 +196,8 @@ func (m *Machine) redirectInit(p Path, h *Header, ni []byte) bool {
 }
 
 // redirectAuth answers an authentic IKE_AUTH request with a redirect in the place of a
-// CHILD SA, if the connection says so. auth is our AUTH data.
-func (m *Machine) redirectAuth(sa *ikeSA, p Path, auth []byte) bool {
+// CHILD SA, if the connection says so. prove writes how we authenticate.
+func (m *Machine) redirectAuth(sa *ikeSA, p Path, prove func(*Builder)) bool {
 	g := sa.conn.RedirectTo
 	if g == (Gateway{}) || g.Addr == p.Local.Addr() || !sa.redirect.able {
 		return false
@@ -206,8 +206,7 @@ func (m *Machine) redirectAuth(sa *ikeSA, p Path, auth []byte) bool {
 	m.redirectedSA(sa)
 	m.arm(sa, tExpire, redirectedMax)
 	m.respond(sa, p, ExchangeAuth, func(b *Builder) {
-		b.ID(PayloadIDr, sa.localID)
-		b.Auth(AuthPSK, auth)
+		prove(b)
 		b.Notify(NotifyRedirect, ProtoNone, nil, g.body(nil))
 	})
 	return true

@@ -45,6 +45,7 @@ func (c *Conn) clone() *Conn {
 func (c *Conn) essence() Conn {
 	e := *c
 	e.LocalAddrs, e.RemoteAddrs, e.RemoteNames, e.Children = nil, nil, nil, nil
+	e.LocalAuth, e.RemoteAuth, e.SendCert, e.NoCertReq = nil, nil, 0, false
 	e.DPDDelay, e.KeyingTries = 0, 0
 	e.RekeyTime, e.ReauthTime, e.OverTime, e.RandTime = 0, 0, 0, 0
 	e.Unique, e.Childless = 0, 0
@@ -65,7 +66,8 @@ func (c *Child) essence() Child {
 
 // keeps tells whether the IKE SAs of s can go on under the configuration c.
 func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
-	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || !sameKey(old, now, c) {
+	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || !sameKey(old, now, c) ||
+		!sameRounds(s.conn.LocalAuth, c.LocalAuth) || !sameRounds(s.conn.RemoteAuth, c.RemoteAuth) {
 		return false
 	}
 	if slices.Equal(s.conn.LocalAddrs, c.LocalAddrs) && slices.Equal(s.conn.RemoteAddrs, c.RemoteAddrs) &&

@@ -183,7 +183,10 @@ func (m *Machine) resumeFailed(sa *ikeSA, err error) {
 // what they were a moment ago.
 func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error {
 	s := sa.resume.session
-	peer, asked, data, err := parseClaim(idi, idr, auth)
+	peer, asked, method, data, err := parseClaim(idi, idr, auth)
+	if err == nil && method != AuthPSK {
+		err = ErrAuthMethod
+	}
 	if err != nil {
 		return err
 	}

@@ -48,13 +48,15 @@ var shapes = [5][2][]shape{
 		{
 			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP,
 				must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify},
-			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP, anyNotify}, // childless
+			{must(PayloadIDi), anyCert, anyCertReq, maybe(PayloadIDr), must(PayloadAuth), maybeCP, anyNotify}, // childless, or a later round
+			{anyNotify}, // for a later round of the responder's (RFC 4739 section 2.5)
 		},
 		{
 			{must(PayloadIDr), anyCert, must(PayloadAuth), maybeCP,
 				must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify},
-			{must(PayloadIDr), anyCert, must(PayloadAuth), maybeCP, anyNotify}, // childless, or no CHILD SA
-			notifiesOnly,
+			{must(PayloadIDr), anyCert, must(PayloadAuth), maybeCP, anyNotify},        // childless, or no CHILD SA, or not the last round
+			{maybeCP, must(PayloadSA), must(PayloadTSi), must(PayloadTSr), anyNotify}, // after the responder's last round
+			{anyNotify},
 		},
 	},
 	{ // CREATE_CHILD_SA

@@ -62,6 +62,7 @@ type ikeSA struct {
 	qcd       qcdSA
 	resume    resumeSA
 	redirect  redirectSA
+	proofs    [2][]Proof // how we have proved who we are, and the peer
 	mobike    mobike
 	closeErr  error // why it is being closed
 }
@@ -77,6 +78,8 @@ type origin struct {
 	began, done uint32
 
 	dialled netip.Addr // the peer's address that we called; zero if it called
+
+	until time.Duration // when the certificates end that the peer was authenticated by; 0: it does not end
 }
 
 // initState is what IKE_SA_INIT leaves for IKE_AUTH.
@@ -94,9 +97,10 @@ type initState struct {
 	spiIn    uint32
 	childTS  [2][]esp.Selector // offered: local, remote
 	mode     esp.Mode          // asked for
-	bare     bool              // the peer supports an IKE SA without a CHILD SA, and so do we
-	target   uint32            // the CHILD SA whose place child takes, when reauthenticating
-	lane     uint8             // of that CHILD SA
+	auth     authState
+	bare     bool   // the peer supports an IKE SA without a CHILD SA, and so do we
+	target   uint32 // the CHILD SA whose place child takes, when reauthenticating
+	lane     uint8  // of that CHILD SA
 }
 
 // childSA is one slot of the CHILD SA table: a pair of ESP SAs.
@@ -416,6 +420,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
 			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
+			LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
 		}
 		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
 		for _, t := range sa.tasks {

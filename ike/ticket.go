@@ -51,8 +51,8 @@ const (
 	// has just booted counts from 1970 or from its firmware's making.
 	clockSet = 1_700_000_000
 
-	// pskMarkLen is the length of the mark that tells whether the pre-shared key is still
-	// the same.
+	// pskMarkLen is the length of the mark that tells whether the pre-shared key, or what takes
+	// its place, is still the same.
 	pskMarkLen = 16
 )
 
@@ -120,13 +120,60 @@ func (m *Machine) SetTicketKeys(keys []TicketKey) {
 	}
 }
 
-// pskMark returns the mark of a pre-shared key under a ticket key.
-func (k *sealKey) pskMark(psk []byte) (mark [pskMarkLen]byte) {
+// authMark returns the mark, under a ticket key, of what the two sides prove who they are with:
+// secrets, our keys, and whom a certificate of the peer's may come from. ok is false if a secret
+// is missing.
+func (m *Machine) authMark(k *sealKey, c *Conn, local, remote ID) (mark [pskMarkLen]byte, ok bool) {
 	mac := hmac.New(sha256.New, k.Key[:])
-	mac.Write([]byte("pre-shared key"))
-	mac.Write(psk)
+	part := func(what string, b []byte) {
+		mac.Write([]byte(what))
+		mac.Write(be32(uint32(len(b))))
+		mac.Write(b)
+	}
+	secret := func(local, remote ID) bool {
+		s := findSecret(m.secrets, local, remote)
+		if s != nil {
+			part("pre-shared key", s.Key)
+		}
+		return s != nil
+	}
+	for i, a := range c.localRounds() {
+		switch {
+		case a.Kind == AuthKindPSK && !secret(c.ownRoundID(i, local), remote), a.Kind == AuthKindPubkey && a.Key == nil:
+			return mark, false
+		case a.Kind == AuthKindPubkey:
+			part("our key", a.Key.Public().SPKI())
+		}
+	}
+	for i, a := range c.remoteRounds() {
+		if a.Kind == AuthKindPSK {
+			id := remote
+			if i > 0 {
+				id = a.ID
+			}
+			if !secret(local, id) {
+				return mark, false
+			}
+			continue
+		}
+		part("revocation", []byte{byte(a.Revocation)})
+		for _, key := range a.Keys {
+			part("key", key.SPKI())
+		}
+		for _, x := range a.Pinned {
+			part("certificate", x.Raw())
+		}
+		for _, x := range a.Anchors {
+			part("CA", x.Raw())
+		}
+		if len(a.Keys)+len(a.Pinned)+len(a.Anchors) == 0 {
+			for _, id := range m.trust.KeyIDs() {
+				part("CA", id[:])
+			}
+		}
+	}
 	copy(mark[:], mac.Sum(nil))
-	return mark
+	return mark, true
 }
 
 // seal returns the ticket of a session. s.nonce must be fresh.
@@ -201,23 +248,23 @@ func (m *Machine) revoke(nonce [ticketNonceLen]byte) {
 // ticketNotify answers TICKET_REQUEST with a ticket for sa, or with a refusal.
 func (m *Machine) ticketNotify(b *Builder, sa *ikeSA) {
 	now := m.now.Wall.Unix()
-	secret := findSecret(m.secrets, sa.localID, sa.peerID)
-	if len(m.tickets.keys) == 0 || !sa.conn.Resumption || secret == nil || now < clockSet {
+	if len(m.tickets.keys) == 0 || !sa.conn.Resumption || now < clockSet {
 		b.Notify(NotifyTicketNack, ProtoNone, nil, nil)
 		return
 	}
 	life := ticketLife
-	if sa.expireAt != 0 {
+	if sa.expireAt != 0 { // no later than the peer's certificate, too
 		life = min(life, sa.expireAt-m.now.Mono)
 	}
 	k := &m.tickets.keys[0]
+	mark, ok := m.authMark(k, sa.conn, sa.localID, sa.peerID)
 	s := sessionState{
 		issued: now, expires: now + int64(life/time.Second), spiI: sa.spiI, spiR: sa.spiR, suite: sa.suite,
-		pskMark: k.pskMark(secret.Key), conn: sa.conn.Name, client: sa.peerID, gateway: sa.localID, skd: sa.keys.d,
+		pskMark: mark, conn: sa.conn.Name, client: sa.peerID, gateway: sa.localID, skd: sa.keys.d,
 	}
 	m.env.Random(s.nonce[:])
 	sealed := k.seal(&s)
-	if len(sealed) > maxTicket || life < time.Second {
+	if !ok || len(sealed) > maxTicket || life < time.Second {
 		b.Notify(NotifyTicketNack, ProtoNone, nil, nil)
 		return
 	}
@@ -250,12 +297,10 @@ func (m *Machine) redeem(p Path, t []byte) (*sessionState, *Conn, error) {
 			continue
 		}
 		_, proposed := chooseProposal(c.Proposals, []Proposal{s.suite.proposal()}, s.suite.DH, false)
-		secret := findSecret(m.secrets, s.gateway, s.client)
-		if !c.Resumption || !m.matches(c, p) || !c.ownID(p).Equal(s.gateway) || c.RemoteID != (ID{}) && !c.RemoteID.Equal(s.client) ||
-			!proposed || secret == nil {
+		if !c.Resumption || !m.matches(c, p) || !c.ownID(p).Equal(s.gateway) && !c.hasName(s.gateway) || !c.RemoteID.Admits(s.client) || !proposed {
 			break
 		}
-		if mark := k.pskMark(secret.Key); !constantEqual(mark[:], s.pskMark[:]) {
+		if mark, ok := m.authMark(k, c, s.gateway, s.client); !ok || !constantEqual(mark[:], s.pskMark[:]) {
 			break
 		}
 		return s, c, nil

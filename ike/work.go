@@ -9,6 +9,7 @@ type Work struct {
 	seed  []byte
 	pair  *keyPair
 	peer  []byte
+	auth  *authWork // a signature, instead of all that
 }
 
 // Result is what a Work came to. It holds secrets.
@@ -16,12 +17,16 @@ type Result struct {
 	id     uint64
 	pair   *keyPair
 	shared []byte
+	auth   *authResult
 	err    error
 }
 
-// Run makes a key pair unless there is one, and computes the shared secret if the
+// Run makes or verifies a signature, or makes a key pair unless there is one, and computes the shared secret if the
 // peer's public value is known. It touches nothing but the Work.
 func (w *Work) Run() Result {
+	if w.auth != nil {
+		return Result{id: w.id, auth: w.auth.run()}
+	}
 	r := Result{id: w.id, pair: w.pair}
 	if r.pair == nil {
 		r.pair, r.err = newKeyPair(w.group, w.seed)
@@ -47,6 +52,9 @@ const (
 	jobReqPair          // initiator: our key pair for CREATE_CHILD_SA
 	jobReqShared        // initiator: g^ir of CREATE_CHILD_SA
 	jobRespond          // responder: key pair and g^ir of CREATE_CHILD_SA
+	jobSign             // our signature for IKE_AUTH
+	jobJudge            // the peer's signature and certificates
+	jobFetch            // not a Work: what tells whether these certificates were revoked
 )
 
 // The two jobs that the requests at hand of an IKE SA can have out at once: one for our
@@ -105,6 +113,8 @@ func (m *Machine) Done(now Time, r Result) {
 		m.createKeyed(sa, r)
 	case jobRespond:
 		m.createRespond(sa, r)
+	case jobSign, jobJudge:
+		m.worked(sa, j, r.auth)
 	}
 	clear(r.shared)
 	m.finish()

@@ -10,6 +10,7 @@ import (
 
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // Host is one machine with its surroundings: sockets, SAD, clock and randomness.
@@ -191,6 +192,8 @@ func (h *Host) step(call func(ike.Time)) {
 			h.event(&o.Event)
 		case ike.OutResolve:
 			h.lookup(o.Name)
+		case ike.OutFetch:
+			h.fetch(o.FetchID, o.Fetches)
 		default:
 			h.sim.Fail("%s: output of the unknown kind %d", h.Name, o.Kind)
 		}
@@ -300,6 +303,21 @@ func (h *Host) lookup(name string) {
 			err = errNoDNS
 		}
 		h.step(func(now ike.Time) { h.M.Resolved(now, name, addrs, 0, err) })
+	})
+}
+
+// fetch answers what the machine wants from the network after some time: nothing is to be had.
+func (h *Host) fetch(id uint64, list []pki.Fetch) {
+	epoch := h.epoch
+	h.sim.After(h.sim.between(2*time.Second), func() {
+		if h.epoch != epoch || !h.up {
+			return
+		}
+		got := make([]pki.Fetched, len(list))
+		for i := range list {
+			got[i] = pki.Fetched{Fetch: list[i], Err: ike.ErrFetch}
+		}
+		h.step(func(now ike.Time) { h.M.Fetched(now, id, got) })
 	})
 }
 
