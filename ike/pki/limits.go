@@ -11,7 +11,7 @@ const (
 	MaxCRLOctets  = 16 << 20   // octets of a CRL that are looked at
 	MaxOCSPOctets = 64 << 10   // octets of an OCSP response that are looked at
 	maxFileOctets = 4 << 20    // octets of a file of certificates or keys
-	maxChecks     = 24         // signatures checked in search of a chain
+	maxChecks     = 16         // signatures checked in search of a chain
 	maxDepth      = 10         // certificates in a chain, with the anchor
 	maxNames      = 4096       // comparisons of a name with a name constraint
 	minRSABits    = 2048       // shorter RSA keys are refused everywhere
