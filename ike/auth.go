@@ -214,7 +214,6 @@ type authState struct {
 	begun        bool // the first request is sent, or has come
 	ours, theirs int  // rounds that are over
 	eager        bool // see overrun
-	counted      bool // overrun has looked at it
 
 	path  Path   // of the first request, or of the response at hand
 	first *held  // as responder: the first request
@@ -222,7 +221,8 @@ type authState struct {
 	claim *claim // what is being verified
 
 	ourProofs, theirProofs []Proof
-	until                  time.Duration // when the peer's certificates end; 0: no limit
+	anchors                [][keyIDLen]byte // CAs of Config.Trust that the peer's certificates lead to
+	until                  time.Duration    // when the peer's certificates end; 0: no limit
 }
 
 // proved notes a round of ours.
@@ -630,6 +630,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.mobike.first = sa.path.Remote.Addr()
 	m.noteLocal(sa)
 	sa.origin = origin{ours: sa.initiator, spiI: sa.spiI, at: m.now.Mono, began: sa.unique, done: m.nextIKE, dialled: sa.dialled}
+	sa.anchors = sa.init.auth.anchors
 	sa.proofs, sa.origin.until = [2][]Proof{sa.init.auth.ourProofs, sa.init.auth.theirProofs}, sa.init.auth.until
 	sa.timers[tConnect] = never
 	m.armLife(sa)

@@ -15,6 +15,9 @@ import (
 // octets, distinguished names seldom pass 300, and every IKE SA keeps two of them.
 const maxIDLen = 512
 
+// MaxID is the most octets that the data of an identity can have.
+const MaxID = maxIDLen
+
 // Identification types that only the codec knows.
 const (
 	idDERGN IDType = 10

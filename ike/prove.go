@@ -173,7 +173,7 @@ type judgement struct {
 	used     []int // of what was fetched
 	notes    []string
 	proof    Proof
-	anchor   [keyIDLen]byte
+	anchor   [keyIDLen]byte // the CA of Config.Trust that it rests on; zero: none of these
 	notAfter time.Time
 }
 
@@ -218,6 +218,9 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		j.proof.Scheme, err = w.byKey(a)
 		return j, err
 	}
+	if len(a.Pinned)+len(a.Anchors)+len(w.trust.KeyIDs()) == 0 {
+		return j, ErrNoTrust
+	}
 	certs := w.certs
 	if len(certs) == 0 {
 		if len(a.Pinned) == 0 {
@@ -231,9 +234,6 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		if len(certs) == 0 {
 			return j, ErrNoCert
 		}
-	}
-	if len(a.Pinned)+len(a.Anchors)+len(w.trust.KeyIDs()) == 0 {
-		return j, ErrNoTrust
 	}
 	leaf, err := pki.ParseCert(certs[0])
 	if err != nil {
@@ -260,7 +260,7 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		}
 	}
 	j.need, j.used, j.notes, j.notAfter, j.proof.Cert = v.Need, v.Used, v.Notes, v.NotAfter, v.Leaf.Subject()
-	if n := len(v.Chain); n > 0 {
+	if n := len(v.Chain); n > 0 && len(a.Pinned)+len(a.Anchors) == 0 {
 		if key, err := v.Chain[n-1].Public(); err == nil {
 			j.anchor = key.KeyID()
 		}

@@ -207,6 +207,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
 	nsa.redirect, nsa.frag = sa.redirect, sa.frag.inherit()
 	nsa.localID, nsa.peerID, nsa.force, nsa.proofs = sa.localID, sa.peerID, sa.force, sa.proofs
+	nsa.anchors = sa.anchors
 	m.mobikeInherit(sa, nsa)
 	nsa.reauth.at, nsa.reauth.asked, nsa.reauth.tries = sa.reauth.at, sa.reauth.asked, sa.reauth.tries
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced

@@ -70,6 +70,11 @@ func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
 		!sameRounds(s.conn.LocalAuth, c.LocalAuth) || !sameRounds(s.conn.RemoteAuth, c.RemoteAuth) {
 		return false
 	}
+	for i := range m.sas {
+		if sa := &m.sas[i]; sa.state != StateFree && sa.conn == s.conn && !m.trusts(sa) {
+			return false
+		}
+	}
 	if slices.Equal(s.conn.LocalAddrs, c.LocalAddrs) && slices.Equal(s.conn.RemoteAddrs, c.RemoteAddrs) &&
 		slices.Equal(s.conn.RemoteNames, c.RemoteNames) {
 		return true

@@ -58,7 +58,7 @@ type Scheme struct {
 }
 
 // MaxRounds bounds the rounds of one side.
-const MaxRounds = 4
+const MaxRounds = 3
 
 // SendCert says when our certificates are sent.
 type SendCert uint8
@@ -188,6 +188,15 @@ func sameRounds(a, b []Auth) bool {
 	})
 }
 
+// trusts tells whether the CAs that an IKE SA rests on are still trusted.
+func (m *Machine) trusts(sa *ikeSA) bool {
+	if len(sa.anchors) == 0 {
+		return true
+	}
+	ids := m.trust.KeyIDs()
+	return !slices.ContainsFunc(sa.anchors, func(id [keyIDLen]byte) bool { return !slices.Contains(ids, id) })
+}
+
 func sameCerts(a, b []*pki.Cert) bool {
 	return slices.EqualFunc(a, b, func(x, y *pki.Cert) bool { return bytes.Equal(x.Raw(), y.Raw()) })
 }
@@ -200,9 +209,12 @@ const (
 	maxCertLife = 50 * 365 * 24 * time.Hour
 )
 
-// limit ends an authentication no later than the certificates of a verdict, if the wall clock can
-// be believed.
+// limit notes what an authentication rests on, and ends it no later than the certificates of a
+// verdict, if the wall clock can be believed.
 func (a *authState) limit(m *Machine, v *judgement) {
+	if v.anchor != ([keyIDLen]byte{}) {
+		a.anchors = append(a.anchors, v.anchor)
+	}
 	if v.notAfter.IsZero() || m.now.Wall.Before(m.floor) {
 		return
 	}

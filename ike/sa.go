@@ -62,7 +62,8 @@ type ikeSA struct {
 	qcd       qcdSA
 	resume    resumeSA
 	redirect  redirectSA
-	proofs    [2][]Proof // how we have proved who we are, and the peer
+	proofs    [2][]Proof       // how we have proved who we are, and the peer
+	anchors   [][keyIDLen]byte // CAs of Config.Trust that the latter rests on
 	mobike    mobike
 	closeErr  error // why it is being closed
 }
