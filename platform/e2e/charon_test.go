@@ -75,11 +75,12 @@ func startCharon(s *site, side byte, c spec) *charon {
 func (d *charon) load(c spec) {
 	d.t.Helper()
 	d.write("swanctl.conf", swanctlConf(c))
+	charonCredentials(d.t, d.dir, c)
 	var out string
 	var err error
 	// The socket is there a moment before charon listens on it (ECONNREFUSED is the exit status).
 	eventually(5*time.Second, func() bool {
-		out, err = command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
+		out, err = command("env", "SWANCTL_DIR="+d.dir, "swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
 		return exitCode(err) != int(syscall.ECONNREFUSED)
 	})
 	if err != nil {
@@ -99,10 +100,14 @@ func (d *charon) write(name, text string) {
 // does addresses and routes.
 func (d *charon) strongswanConf(c spec) string {
 	var b strings.Builder
+	certs := ""
+	if c.usesCerts() {
+		certs = "pem pkcs1 pkcs8 pubkey x509 constraints revocation curl "
+	}
 	fmt.Fprintf(&b, `charon {
   load_modular = no
   delete_rekeyed_delay = 1
-  load = random nonce openssl gcm ccm ctr cmac xcbc aes sha1 sha2 hmac kdf chapoly curve25519 gmp kernel-libipsec kernel-netlink socket-default vici updown
+  load = random nonce openssl gcm ccm ctr cmac xcbc aes sha1 sha2 hmac kdf chapoly curve25519 gmp %skernel-libipsec kernel-netlink socket-default vici updown
   plugins { vici { socket = unix://%s/vici } }
   filelog { log { path = %s/log
                   time_format = %%H:%%M:%%S
@@ -112,7 +117,7 @@ func (d *charon) strongswanConf(c spec) string {
                   enc = 1 } }
   syslog { daemon { default = -1 }
            auth { default = -1 } }
-`, d.dir, d.dir)
+`, certs, d.dir, d.dir)
 	if c.cookieThreshold > 0 {
 		fmt.Fprintf(&b, "  cookie_threshold = %d\n  block_threshold = 0\n", c.cookieThreshold)
 	}
@@ -166,7 +171,12 @@ func swanctlConf(c spec) string {
 		if n.keyingTries > 0 {
 			fmt.Fprintf(&b, "    keyingtries = %d\n", n.keyingTries)
 		}
-		fmt.Fprintf(&b, "    local { auth = psk\n id = %q }\n    remote { auth = psk\n id = %q }\n    children {\n", n.localID, n.remoteID)
+		if len(n.localAuth)+len(n.remoteAuth) > 0 {
+			b.WriteString(charonRounds(n))
+		} else {
+			fmt.Fprintf(&b, "    local { auth = psk\n id = %q }\n    remote { auth = psk\n id = %q }\n", n.localID, n.remoteID)
+		}
+		b.WriteString("    children {\n")
 		for _, ch := range n.children {
 			fmt.Fprintf(&b, "      %s {\n        local_ts = %s\n        remote_ts = %s\n        esp_proposals = %s\n        start_action = %s\n",
 				ch.name, strings.Join(ch.localTS, ","), strings.Join(ch.remoteTS, ","), ch.esp, ch.start)
@@ -186,7 +196,9 @@ func swanctlConf(c spec) string {
 			b.WriteString("      }\n")
 		}
 		b.WriteString("    }\n  }\n")
-		fmt.Fprintf(&secrets, "  ike-%d { id-1 = %q\n id-2 = %q\n secret = %q }\n", i, n.localID, n.remoteID, n.psk)
+		if n.usesSecret() {
+			fmt.Fprintf(&secrets, "  ike-%d { id-1 = %q\n id-2 = %q\n secret = %q }\n", i, n.localID, n.remoteID, n.psk)
+		}
 	}
 	return b.String() + "}\nsecrets {\n" + secrets.String() + "}\n"
 }

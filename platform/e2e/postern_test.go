@@ -41,6 +41,7 @@ func newPostern(s *site, side byte, c spec) *postern {
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
+	posternCredentials(s.t, d.dir, c)
 	d.write(d.toml(c))
 	return d
 }
@@ -163,7 +164,11 @@ func (d *postern) toml(c spec) string {
 		if c.retryBase > 0 {
 			fmt.Fprintf(&b, "retransmit_base = %g\n", c.retryBase)
 		}
-		fmt.Fprintf(&b, "[connections.%[1]s.local]\nid = %[2]q\n[connections.%[1]s.remote]\nid = %[3]q\n", n.name, n.localID, n.remoteID)
+		if len(n.localAuth)+len(n.remoteAuth) > 0 {
+			b.WriteString(posternRounds(n))
+		} else {
+			fmt.Fprintf(&b, "[connections.%[1]s.local]\nid = %[2]q\n[connections.%[1]s.remote]\nid = %[3]q\n", n.name, n.localID, n.remoteID)
+		}
 		for _, ch := range n.children {
 			fmt.Fprintf(&b, "[connections.%s.children.%s]\nlocal_ts = %s\nremote_ts = %s\nstart_action = %q\n",
 				n.name, ch.name, list(ch.localTS...), list(ch.remoteTS...), ch.start)
@@ -204,9 +209,11 @@ func (d *postern) toml(c spec) string {
 				fmt.Fprintf(&b, "close_action = %q\n", ch.closeAction)
 			}
 		}
-		fmt.Fprintf(&secrets, "\n[secrets.s%d]\nid = %s\nsecret = %q\n", i, list(n.localID, n.remoteID), n.psk)
+		if n.usesSecret() {
+			fmt.Fprintf(&secrets, "\n[secrets.s%d]\nid = %s\nsecret = %q\n", i, list(n.localID, n.remoteID), n.psk)
+		}
 	}
-	return b.String() + secrets.String()
+	return b.String() + secrets.String() + posternAuthorities(c)
 }
 
 func (d *postern) kind() string    { return "postern" }

@@ -23,6 +23,7 @@ type spec struct {
 	retryTimeout    time.Duration // before the first retransmission; 0: default
 	retryTries      int           // retransmissions; 0: default
 	retryBase       float64       // between retransmissions; 0: default
+	certs           credentials
 }
 
 // conn is a connection with its secret. Names and notation are those of swanctl.conf.
@@ -44,6 +45,8 @@ type conn struct {
 	overTime      time.Duration // of charon: how long before the end that AUTH_LIFETIME tells it reauthenticates
 	keyingTries   int           // 0: default
 	fragmentSize  int           // of IKE messages; 0: default. charon has one for all connections
+	localAuth     []round       // how each side proves itself; both empty: with the secret
+	remoteAuth    []round
 	children      []child
 }
 
