@@ -22,6 +22,14 @@ func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, erro
 	return nil, unsupported("resolve", name)
 }
 
+// Dialer connects over TCP past the tunnel; it exists on Linux only.
+type Dialer struct{}
+
+// Dial returns an error that wraps [ErrUnsupported].
+func (d *Dialer) Dial(ctx context.Context, to netip.AddrPort) (*os.File, error) {
+	return nil, unsupported("connect", to.String())
+}
+
 // TUN is a TUN device; it exists on Linux only.
 type TUN struct{}
 
