@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -127,6 +128,20 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 				return nil, err
 			}
 			return s, nil
+		},
+		OpenFiles: func(dir string, count int, octets int64) (engine.Files, error) {
+			f, err := platform.OpenFiles(dir, count, octets)
+			if err != nil {
+				return nil, err
+			}
+			return f, nil
+		},
+		Dial: func(ctx context.Context, to netip.AddrPort) (engine.Stream, error) {
+			f, err := new(platform.Dialer).Dial(ctx, to)
+			if err != nil {
+				return nil, err
+			}
+			return f, nil
 		},
 		Resolve:     new(platform.Resolver).Resolve,
 		Sleep:       platform.Sleep,

@@ -28,6 +28,22 @@ type Profile struct {
 // Streams is how many CHILD SAs may have IP-TFS, each with a queue of its own.
 func (p Profile) Streams() int { return max(p.ChildSAs/8, 1) }
 
+// FetchOctets is how large a file may be that is fetched, a revocation list most of all, and how
+// much of such files is kept in memory. It takes several times its size to read one, and a list
+// has some 40 octets for each certificate.
+func (p Profile) FetchOctets() int {
+	switch {
+	case p.MemoryMiB < 8:
+		return 256 << 10
+	case p.MemoryMiB < 32:
+		return 512 << 10
+	}
+	return 4 << 20
+}
+
+// Fetches is how many fetches may wait for their turn, and how many of such files are kept.
+func (p Profile) Fetches() int { return min(max(p.HalfOpen, 8), 64) }
+
 // The profiles, smallest first. Tiny is for 32 MiB of RAM, Small for the 64 MiB
 // router that postern is made for, Large for gateways with 256 MiB and more.
 var (

@@ -99,6 +99,8 @@ const (
 	cIKERefused                        // requests that were answered with an error
 	cIKERefusedOften                   // … because the peer asks too often; also among the former
 	cIKERedirectRefused                // redirects that were not followed: loops, forged ones
+	cFetched                           // files fetched that tell of revoked certificates
+	cFetchFailed                       // … that could not be fetched
 	cReadErrors                        // reads from sockets that failed
 	cOutPathMTU                        // must not be fragmented, and is longer than its path carries
 	cOutAnswers                        // … of which their senders were told
@@ -208,6 +210,8 @@ var counterNames = [numCounters]string{
 	cIKERefused:         "ike_refused",
 	cIKERefusedOften:    "ike_refused_too_often",
 	cIKERedirectRefused: "ike_redirects_refused",
+	cFetched:            "fetched",
+	cFetchFailed:        "fetch_failed",
 	cReadErrors:         "read_errors",
 
 	cOutPathMTU:    "out_drop_path_mtu",

@@ -18,6 +18,8 @@
 //   - one sends what IP-TFS has made of packets, at its times (pacer.go)
 //   - one waits for changes of the host's addresses (addresses.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
+//   - two at most fetch what tells of revoked certificates, and one puts it on the disk, only
+//     while they do (fetching.go)
 //   - one accepts control clients, and three at most serve each of them (vici.go)
 package engine
 
@@ -124,6 +126,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
+	l.fetches = l.newFetches(o.OS, o.Profile)
 	l.links.of, l.links.set = o.OS.LinkMTU, o.OS.SetMTU
 	l.mtu = mtu
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
@@ -176,6 +179,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 
 	watch := e.watchAddresses(&undo)
 	e.openState(&undo)
+	e.openFiles()
 
 	// The kernel must know what to protect before the first connection starts, or the
 	// first packets would leave in clear.
@@ -190,6 +194,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
 	}
 	e.rotateTicketKeys(e.cfg)
+	e.loop.fetches.SetTrust(e.cfg.IKE.Trust)
 	if err := e.loop.m.Configure(e.loop.now(), e.ikeConfig(e.cfg)); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -413,6 +418,7 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 		return err
 	}
 	e.rotateTicketKeys(cfg)
+	l.fetches.SetTrust(cfg.IKE.Trust)
 	s.set(spec)
 	e.followDevices(cfg, devices)
 	l.rejudge()

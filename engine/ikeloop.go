@@ -8,9 +8,12 @@ import (
 	"syscall"
 	"time"
 
+	"postern/board"
+	"postern/engine/fetch"
 	"postern/engine/log"
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // machine is the part of *ike.Machine that the loop uses. Tests script it.
@@ -21,6 +24,7 @@ type machine interface {
 	Timeout(now ike.Time)
 	Done(now ike.Time, r ike.Result)
 	Resolved(now ike.Time, name string, addrs []netip.Addr, ttl time.Duration, err error)
+	Fetched(now ike.Time, id uint64, got []pki.Fetched)
 	Next() (ike.Output, bool)
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
@@ -93,6 +97,7 @@ type ikeLoop struct {
 	nextTick time.Duration
 	nat      map[uint32]*natState
 	lookups  lookups
+	fetches  *fetch.Queue
 	noWay    []ike.Path   // along which the system could not send, to be told to the machine
 	pacer    addressPacer // of readdress
 	roamer   addressPacer // of what the machine is told
@@ -136,6 +141,7 @@ func newIKELoop(d *datapath, net Network, lg *log.Logger, now func() ike.Time) *
 		dummies:   newDummies(d.made),
 		mtu:       minMTU,
 	}
+	l.fetches = l.newFetches(OS{}, board.Profile{})
 	return l
 }
 
@@ -220,6 +226,7 @@ func (l *ikeLoop) work(stop <-chan struct{}) {
 func (l *ikeLoop) run(stop <-chan struct{}) {
 	defer close(l.stopped)
 	defer l.lookups.cancel()
+	defer l.fetches.Close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var end <-chan time.Time
@@ -271,6 +278,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 		case a := <-l.lookups.answers:
 			l.lookups.answered()
 			l.m.Resolved(l.now(), a.name, a.addrs, a.ttl, a.err)
+			l.drain()
+		case e := <-l.fetches.Events():
+			l.fetches.Handle(e)
 			l.drain()
 		case feed <- job:
 			l.jobs[0] = nil
@@ -342,8 +352,10 @@ func (l *ikeLoop) forget(tag uint64) { delete(l.waiters, tag) }
 
 // drain does what the machine says, in its order.
 func (l *ikeLoop) drain() {
-	for again := true; again; again = l.tellNoWay() {
+	for again := true; again; {
 		l.drainOnce()
+		again = l.tellNoWay()
+		again = l.tellFetched() || again
 	}
 }
 
@@ -366,6 +378,10 @@ func (l *ikeLoop) drainOnce() {
 			l.event(&o.Event)
 		case ike.OutResolve:
 			l.lookups.ask(o.Name)
+		case ike.OutFetch:
+			l.fetches.Ask(o.FetchID, o.Fetches)
+		case ike.OutKeep:
+			l.fetches.Keep(o.Kept)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"postern/engine/log"
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // scriptedMachine answers every input with the outputs that the test has put there.
@@ -54,6 +55,11 @@ func (m *scriptedMachine) Timeout(now ike.Time)               { m.input("timeout
 func (m *scriptedMachine) Done(now ike.Time, r ike.Result)    { m.input("done") }
 func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, ttl time.Duration, err error) {
 	m.input("resolved %s %v %v", name, addrs, err)
+}
+func (m *scriptedMachine) Fetched(now ike.Time, id uint64, got []pki.Fetched) {
+	for i := range got {
+		m.input("fetched %d %s %q %v", id, got[i].URL, got[i].Body, got[i].Err)
+	}
 }
 func (m *scriptedMachine) Next() (ike.Output, bool) {
 	if len(m.next) == 0 {

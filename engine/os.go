@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"net/netip"
 	"time"
 
@@ -73,6 +74,21 @@ type State interface {
 	Close() error
 }
 
+// Files keeps files over a restart that can be had again, within bounds of its own. The error
+// of Load wraps fs.ErrNotExist where nothing is kept under the name. Several goroutines may use
+// it at once.
+type Files interface {
+	Load(name string) ([]byte, error)
+	Store(name string, b []byte) error
+}
+
+// Stream is a connection over TCP. After SetDeadline its calls end at that time with an error that
+// wraps os.ErrDeadlineExceeded.
+type Stream interface {
+	io.ReadWriteCloser
+	SetDeadline(t time.Time) error
+}
+
 // OS is what the engine needs of the operating system; main fills it from package
 // platform, tests from fakes. Errors name the operation and its object, and say what
 // to do.
@@ -103,12 +119,18 @@ type OS struct {
 	WatchAddresses func() (AddressWatch, error)
 	// OpenState opens the directory for what survives a restart; nil if nothing can.
 	OpenState func(dir string) (State, error)
+	// OpenFiles opens the directory for so many public files with so many octets together, that
+	// survive a restart; nil if nothing can.
+	OpenFiles func(dir string, count int, octets int64) (Files, error)
 	// Addresses lists the host's addresses; nil if the system cannot tell.
 	Addresses func() ([]netip.Addr, error)
 	// Resolve returns the addresses of a name of the DNS, as it is now, and how long they are
 	// good for (0: unknown), trying until ctx ends; its queries pass by the tunnel. nil: names
 	// of peers are refused.
 	Resolve func(ctx context.Context, name string) (list []netip.Addr, ttl time.Duration, err error)
+	// Dial connects to a server over TCP, until ctx ends; the packets pass by the tunnel. nil:
+	// nothing can be fetched.
+	Dial func(ctx context.Context, to netip.AddrPort) (Stream, error)
 	// Sleep returns after that time as precisely as the system can, not earlier; nil: time.Sleep.
 	// It may keep a thread.
 	Sleep func(d time.Duration)

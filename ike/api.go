@@ -259,6 +259,7 @@ const (
 	OutWork                      // run Work and hand its result to Done
 	OutEvent                     // Event happened
 	OutFetch                     // get Fetches from the network and hand them to Fetched with FetchID
+	OutKeep                      // Kept, of what was handed to Fetched, is authentic: it may serve others, too
 	OutResolve                   // look up the addresses of Name and hand them to Resolved
 )
 
@@ -279,6 +280,7 @@ type Output struct {
 
 	FetchID uint64
 	Fetches []pki.Fetch
+	Kept    []pki.Fetched
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.

@@ -380,6 +380,7 @@ func (m *Machine) judgedAs(sa *ikeSA, lane int, r *authResult) {
 	for _, n := range r.verdict.notes {
 		m.event(Event{Kind: EvTrust, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: n})
 	}
+	m.keep(sa.init.auth.claim.got, r.verdict.used)
 	if c := sa.init.auth.claim; r.err == nil && len(r.verdict.need) > 0 {
 		if c.asked < pki.MaxRounds {
 			c.cands = c.cands[r.verdict.which:]

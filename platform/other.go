@@ -175,3 +175,17 @@ func MemoryTotal() uint64 { return 0 }
 
 // MIPSRelease2 returns false.
 func MIPSRelease2() bool { return false }
+
+// Files is a directory that survives a restart; it exists on Linux only.
+type Files struct{}
+
+// OpenFiles returns an error that wraps [ErrUnsupported].
+func OpenFiles(dir string, count int, octets int64) (*Files, error) {
+	return nil, unsupported("open", dir)
+}
+
+// Load returns an error that wraps [ErrUnsupported].
+func (d *Files) Load(name string) ([]byte, error) { return nil, unsupported("load", name) }
+
+// Store returns an error that wraps [ErrUnsupported].
+func (d *Files) Store(name string, b []byte) error { return unsupported("store", name) }

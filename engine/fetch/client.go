@@ -24,8 +24,6 @@ type Client struct {
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, time.Duration, error)
 	// Dial connects to a server, at the latest when ctx ends. Its errors name no address.
 	Dial func(ctx context.Context, to netip.AddrPort) (Conn, error)
-	// MaxBody is how many octets are taken of a file.
-	MaxBody int
 }
 
 // Request is what to fetch. Without Post it is a GET.
@@ -33,6 +31,7 @@ type Request struct {
 	URL  string
 	Post []byte
 	Type string // media type of Post
+	Max  int    // octets of the answer that are taken
 }
 
 // Error is a fetch that failed.
@@ -90,7 +89,7 @@ func (c *Client) once(ctx context.Context, t *target, r *Request, hop int) (*res
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if _, err = conn.Write(r.encode(t)); err == nil {
 		var out *response
-		if out, err = readResponse(conn, c.MaxBody); err == nil {
+		if out, err = readResponse(conn, r.Max); err == nil {
 			return out, nil
 		}
 	}

@@ -20,7 +20,6 @@ type servers map[string]func(request string) string
 // client returns one that knows the servers, and names after "name=address address".
 func (s servers) client(names ...string) *Client {
 	return &Client{
-		MaxBody: testBody,
 		Resolve: func(_ context.Context, name string) ([]netip.Addr, time.Duration, error) {
 			for _, n := range names {
 				if n, list, _ := strings.Cut(n, "="); n == name {
@@ -80,6 +79,7 @@ func (c *Client) do(t *testing.T, patience time.Duration, r *Request) (string, e
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	r.Max = testBody
 	b, err := c.Do(ctx, r)
 	return string(b), err
 }

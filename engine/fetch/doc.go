@@ -14,6 +14,8 @@
 //	3 one request leaves, "Connection: close" in it
 //	4 status line, header, and the body by its framing (response.go)
 //	5 a redirection starts again at 1, three times at most
+//
+// A [Queue] fetches so for the verdicts of package pki: few at once, each file once, with a cache.
 package fetch
 
 import "errors"

@@ -194,6 +194,7 @@ func (h *Host) step(call func(ike.Time)) {
 			h.lookup(o.Name)
 		case ike.OutFetch:
 			h.fetch(o.FetchID, o.Fetches)
+		case ike.OutKeep:
 		default:
 			h.sim.Fail("%s: output of the unknown kind %d", h.Name, o.Kind)
 		}
