@@ -33,6 +33,7 @@ func (l *loader) check(root *node) {
 		l.cfg.IKE.Secrets = append(l.cfg.IKE.Secrets, s.Secret)
 	}
 	l.cfg.IKE.Ports = ike.Ports{IKE: l.cfg.Daemon.IKEPort, NATT: l.cfg.Daemon.NATTPort}
+	l.finishTrust()
 	if l.broken {
 		return
 	}

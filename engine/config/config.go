@@ -26,6 +26,7 @@ import (
 	"postern/board"
 	"postern/engine/log"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // Defaults. Where they are not strongSwan's, the reason stands beside them.
@@ -264,6 +265,10 @@ type loader struct {
 	headers    *Headers        // of the last child
 	exposed    bool            // the file itself is open to others
 	broken     bool            // TOML's syntax or rules are violated: something may be missing
+
+	authorities   []*authority
+	intermediates []*pki.Cert                                   // that come with our own certificates
+	readPublic    func(path string, most int64) ([]byte, error) // nil: readPublicFile
 }
 
 func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {

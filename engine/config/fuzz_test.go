@@ -20,6 +20,8 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(text))
 	}
+	public := publicFiles(f)
+	f.Add([]byte("[authorities.a]\ncacert = \"a.pem\"\ncrls = [\"a.crl\", \"text\"]\ncrl_uris = [\"http://x.example/\"]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		files := func(path string) ([]byte, error) {
 			if len(path)%2 == 0 {
@@ -27,7 +29,9 @@ func FuzzParse(f *testing.F) {
 			}
 			return nil, errExposed
 		}
-		cfg, err := newLoader("f", files).load(data)
+		l := newLoader("f", files)
+		l.readPublic = public
+		cfg, err := l.load(data)
 		if err != nil {
 			checkProblems(t, data, err)
 			return

@@ -121,6 +121,9 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 			rare[childSection.path+"."+what+v.name] = true
 		}
 	}
+	for _, k := range authoritySection.keys {
+		rare["authorities.NAME."+k.name] = true
+	}
 	for _, k := range headerKeys {
 		rare[childSection.path+"."+k.name] = true
 	}

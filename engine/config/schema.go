@@ -72,6 +72,8 @@ type scope struct {
 	peer   *peer
 	policy *tableEntry
 	manual *manual
+
+	authority *authority
 }
 
 var rootSection = &section{
@@ -79,6 +81,7 @@ var rootSection = &section{
 		{name: "daemon", sec: daemonSection},
 		{name: "log", sec: logSection},
 		{name: "connections", named: true, sec: connSection, open: (*scope).openConn},
+		{name: "authorities", named: true, sec: authoritySection, open: (*scope).openAuthority},
 		{name: "policies", named: true, sec: policySection, open: (*scope).openPolicy},
 		{name: "manual", named: true, sec: manualSection, open: (*scope).openManual},
 		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},

@@ -61,6 +61,10 @@ var keyTests = map[string]struct {
 	"log.ike":                           {`"debug"`, log.Debug, func(c *Config) any { return c.Log.IKE }},
 	"log.esp":                           {`"warn"`, log.Warn, func(c *Config) any { return c.Log.ESP }},
 	"log.net":                           {`"error"`, log.Error, func(c *Config) any { return c.Log.Net }},
+	"authorities.NAME.cacert":           {`"a.der"`, "CN=A", func(c *Config) any { return c.IKE.Trust.Authorities()[0].Cert.Subject() }},
+	"authorities.NAME.crls":             {`["a.crl", "a2.crl"]`, 2, func(c *Config) any { return len(c.IKE.Trust.Authorities()[0].CRLs) }},
+	"authorities.NAME.crl_uris":         {`["http://crl.example/"]`, "http://crl.example/", func(c *Config) any { return c.IKE.Trust.Authorities()[0].CRLURIs[0] }},
+	"authorities.NAME.ocsp_uris":        {`["http://ocsp.example/"]`, "http://ocsp.example/", func(c *Config) any { return c.IKE.Trust.Authorities()[0].OCSPURIs[0] }},
 	"connections.NAME.encap":            {`true`, true, func(c *Config) any { return c.IKE.Conns[0].Encap }},
 	"connections.NAME.resumption":       {`true`, true, func(c *Config) any { return c.IKE.Conns[0].Resumption }},
 	"connections.NAME.follow_redirects": {`false`, true, func(c *Config) any { return c.IKE.Conns[0].IgnoreRedirects }},
@@ -211,7 +215,9 @@ func TestEveryKeySetsItsField(t *testing.T) {
 					}
 					return []byte("what is in " + path), nil
 				}
-				c, err := newLoader("test.toml", files).load([]byte(text))
+				l := newLoader("test.toml", files)
+				l.readPublic = publicFiles(t)
+				c, err := l.load([]byte(text))
 				if err != nil {
 					t.Fatalf("%s = %s was refused: %v\nin\n%s", name, kt.text, err, text)
 				}
@@ -245,6 +251,7 @@ func documentWith(name, value string) string {
 	}{
 		{"daemon", nil},
 		{"log", nil},
+		{"authorities.NAME", map[string]string{"cacert": `"a.pem"`}},
 		{"connections.NAME", map[string]string{"remote_addrs": `["198.51.100.7"]`}},
 		{"connections.NAME.local", nil},
 		{"connections.NAME.remote", nil},
