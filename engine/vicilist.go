@@ -137,6 +137,7 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		until(m, control.KeyReauthTime, v.ReauthAt, now)
 		until(m, control.KeyLifeTime, v.ExpireAt, now)
 	}
+	proofLists(m, &v.SAInfo)
 	if len(v.Tasks) > 0 {
 		m.List(control.KeyTasksActive, v.Tasks[:1]...)
 	}
@@ -317,12 +318,7 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
 	m.Set(control.KeyUnique, uniqueNames[c.Unique])
 	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
-	for _, side := range []struct {
-		name string
-		id   ike.ID
-	}{{control.KeyLocalAuth, c.LocalID}, {control.KeyRemoteAuth, c.RemoteID}} {
-		m.Section(side.name).Set(control.KeyClass, "pre-shared key").Set(control.KeyID, idText(side.id))
-	}
+	authSections(m, c)
 	kids := m.Section(control.KeyChildren)
 	for _, ch := range c.Children {
 		s := kids.Section(ch.Name)

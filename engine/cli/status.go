@@ -56,6 +56,7 @@ type ikeSA struct {
 	spiI, spiR            string
 	natLocal, natRemote   bool
 	suite                 string
+	localAuth, remoteAuth []string // how each side has proved who it is
 	established           int64
 	rekey, life           int64
 	tasks                 []string
@@ -219,6 +220,7 @@ func readIKESA(m *control.Message) *ikeSA {
 		life:        seconds(m, control.KeyLifeTime),
 	}
 	sa.id, _ = m.GetUint(control.KeyUniqueID)
+	sa.localAuth, sa.remoteAuth = m.Items(control.KeyLocalProofs), m.Items(control.KeyRemoteProofs)
 	for _, k := range []string{control.KeyTasksActive, control.KeyTasksPassive, control.KeyTasksQueued} {
 		sa.tasks = append(sa.tasks, m.Items(k)...)
 	}

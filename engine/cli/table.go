@@ -108,6 +108,9 @@ func (sa *ikeSA) table(b *strings.Builder) {
 	if sa.suite != "" {
 		line(b, "crypto", sa.suite)
 	}
+	if len(sa.localAuth)+len(sa.remoteAuth) > 0 {
+		line(b, "proof", "ours: "+strings.Join(sa.localAuth, ", ")+"; the peer's: "+strings.Join(sa.remoteAuth, ", "))
+	}
 	line(b, "SPIs", sa.spiI+"_i "+sa.spiR+"_r")
 	if len(sa.tasks) > 0 {
 		line(b, "tasks", strings.Join(sa.tasks, " "))
@@ -282,6 +285,10 @@ func (sa *ikeSA) json(j *jsonWriter) {
 	j.str("spi_i", sa.spiI)
 	j.str("spi_r", sa.spiR)
 	j.str("crypto", sa.suite)
+	if len(sa.localAuth)+len(sa.remoteAuth) > 0 {
+		j.strs("local_auth", sa.localAuth)
+		j.strs("remote_auth", sa.remoteAuth)
+	}
 	j.seconds("established_s", sa.established)
 	j.seconds("rekey_in_s", sa.rekey)
 	j.seconds("ends_in_s", sa.life)

@@ -34,6 +34,9 @@ func (l *loader) check(root *node) {
 	}
 	l.cfg.IKE.Ports = ike.Ports{IKE: l.cfg.Daemon.IKEPort, NATT: l.cfg.Daemon.NATTPort}
 	l.finishTrust()
+	for _, c := range l.conns {
+		l.finishAuth(c)
+	}
 	if l.broken {
 		return
 	}
@@ -148,13 +151,13 @@ func (l *loader) checkConn(c *conn) {
 			span(c.RandTime), span(c.ReauthTime))
 	}
 	if c.idsGood() && c.LocalID != (ike.ID{}) && c.LocalID == c.RemoteID {
-		l.problem(where(c.remoteID.t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
+		l.problem(where(c.remotes[0].t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
 	}
 }
 
 // idsGood tells that the identities of both sides have been understood.
 func (c *conn) idsGood() bool {
-	for _, p := range []*peer{&c.localID, &c.remoteID} {
+	for _, p := range []*peer{&c.locals[0], &c.remotes[0]} {
 		if p.t != nil && (p.t.bad || !good(p.t, "id")) {
 			return false
 		}
@@ -420,9 +423,9 @@ func (l *loader) checkSecrets() {
 			complete = false
 			continue
 		}
-		found := false
+		found := !c.usesSecret()
 		for _, s := range l.secrets {
-			if s.fits(c) {
+			if c.usesSecret() && s.fits(c) {
 				found, used[s] = true, true
 			}
 		}

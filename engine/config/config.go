@@ -268,6 +268,7 @@ type loader struct {
 
 	authorities   []*authority
 	intermediates []*pki.Cert                                   // that come with our own certificates
+	readKey       func(path string, most int) ([]byte, error)   // nil: readPrivateFile
 	readPublic    func(path string, most int64) ([]byte, error) // nil: readPublicFile
 }
 

@@ -289,7 +289,7 @@ life_packets = "k"                 #! life_packets "k" is not a number
 [connections.a]
 remote_addrs = ["198.51.100.7"]
 [connections.a.local]
-auth = "pubkey"                    #! auth "pubkey" is not known; use "psk"
+auth = "secret"                    #! auth "secret" is not known; use "psk"
 [connections.a.remote]
 id = "%any"                        #! "%any" is not one identity; leave it out for any
 [connections.a.children.c]

@@ -121,6 +121,13 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 			rare[childSection.path+"."+what+v.name] = true
 		}
 	}
+	for name := range keyTests {
+		for _, rest := range []string{"local.", "remote.", "local-", "remote-", "send_cert"} {
+			if strings.HasPrefix(name, "connections.NAME."+rest) && !strings.HasSuffix(name, "local.id") && !strings.HasSuffix(name, "remote.id") && !strings.HasSuffix(name, "local.auth") && !strings.HasSuffix(name, "remote.auth") {
+				rare[name] = true
+			}
+		}
+	}
 	for _, k := range authoritySection.keys {
 		rare["authorities.NAME."+k.name] = true
 	}

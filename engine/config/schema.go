@@ -18,6 +18,7 @@ type section struct {
 	doc  string
 	keys []key
 	subs []sub
+	rare bool // no home for a key that stands in the wrong place
 }
 
 // key is one key of a section.
@@ -168,6 +169,14 @@ var connSection = &section{
 			func(s *scope, n *node) {
 				s.word(n, childlessWords, func(i int) { s.conn.Childless = ike.Childless(i) })
 			}},
+		{"send_cert", aText, `our certificates are sent "always", "ifasked" or "never"; "ifasked"`,
+			func(s *scope, n *node) { s.word(n, sendCertWords, func(i int) { s.conn.SendCert = ike.SendCert(i) }) }},
+		{"send_certreq", aSwitch, `ask for the peer's certificates; true`,
+			func(s *scope, n *node) {
+				var ask bool
+				s.boolean(n, &ask)
+				s.conn.NoCertReq = !ask
+			}},
 		{"keyingtries", aNumber, `attempts to reach the peer; 0: for ever; 0`,
 			func(s *scope, n *node) { s.number(n, 0, 1000000, &s.conn.KeyingTries) }},
 		{"rekey_time", aDuration, `new keys for IKE after that time; 0: never; "4h"`,
@@ -195,32 +204,23 @@ var connSection = &section{
 		{"retransmit_jitter", aNumber, `percent by which one may come earlier, by chance, 0 to 20; 0`,
 			func(s *scope, n *node) { s.number(n, 0, 20, &s.conn.RetryJitter) }},
 	},
-	subs: []sub{
+	subs: append([]sub{
 		{name: "local", sec: localSection, open: (*scope).openLocal},
 		{name: "remote", sec: remoteSection, open: (*scope).openRemote},
 		{name: "children", named: true, sec: childSection, open: (*scope).openChild},
-	},
+	}, authSubs()...),
 }
 
 var localSection = &section{
 	path: "connections.NAME.local",
-	doc:  "who we are",
-	keys: peerKeys(`how we prove it: "psk", a pre-shared key; "psk"`,
-		`our identity: an address, "name.example", "user@example" or "keyid:…"; our address`),
+	doc:  "who we are, and how we prove it",
+	keys: localKeys,
 }
 
 var remoteSection = &section{
 	path: "connections.NAME.remote",
-	doc:  "who the peer has to be",
-	keys: peerKeys(`how the peer proves it: "psk"; "psk"`,
-		`the peer's identity; any that has a secret`),
-}
-
-func peerKeys(auth, id string) []key {
-	return []key{
-		{"auth", aText, auth, func(s *scope, n *node) { s.word(n, authWords, func(int) {}) }},
-		{"id", aText, id, func(s *scope, n *node) { s.identity(n, s.peer.id) }},
-	}
+	doc:  "who the peer has to be, and how it proves it",
+	keys: remoteKeys,
 }
 
 var childSection = &section{
@@ -380,7 +380,6 @@ var secretSection = &section{
 // The words of the keys that choose, in the order of the constants that they stand for.
 var (
 	logTargets     = []string{"stderr", "syslog"}
-	authWords      = []string{"psk"}
 	uniqueWords    = []string{ike.UniqueNo: "no", ike.UniqueNever: "never", ike.UniqueKeep: "keep", ike.UniqueReplace: "replace"}
 	childlessWords = []string{ike.ChildlessAllow: "allow", ike.ChildlessPrefer: "prefer", ike.ChildlessForce: "force", ike.ChildlessNever: "never"}
 	startWords     = []string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
@@ -531,7 +530,7 @@ func (l *loader) unknown(sec *section, n *node) {
 	}
 	var homes []string
 	rootSection.each(func(other *section) {
-		if other.key(n.name) != nil && n.kind != kindTable && n.kind != kindTables {
+		if other.key(n.name) != nil && !other.rare && n.kind != kindTable && n.kind != kindTables {
 			homes = append(homes, "["+other.path+"]")
 		}
 	})

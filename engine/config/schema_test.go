@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,10 +95,8 @@ var keyTests = map[string]struct {
 	"connections.NAME.fragment_size":      {`576`, 576, func(c *Config) any { return c.IKE.Conns[0].FragmentSize }},
 	"connections.NAME.retransmit_limit":   {`"8s"`, 8 * time.Second, func(c *Config) any { return c.IKE.Conns[0].RetryLimit }},
 	"connections.NAME.retransmit_jitter":  {`20`, 20, func(c *Config) any { return c.IKE.Conns[0].RetryJitter }},
-	"connections.NAME.local.auth":         {`"psk"`, 1, func(c *Config) any { return len(c.IKE.Conns) }},
 	"connections.NAME.local.id": {`"a.example"`, ike.ID{Type: ike.IDFQDN, Data: "a.example"},
 		func(c *Config) any { return c.IKE.Conns[0].LocalID }},
-	"connections.NAME.remote.auth": {`"psk"`, 1, func(c *Config) any { return len(c.IKE.Conns) }},
 	"connections.NAME.remote.id": {`"c@b.example"`, ike.ID{Type: ike.IDRFC822, Data: "c@b.example"},
 		func(c *Config) any { return c.IKE.Conns[0].RemoteID }},
 	"connections.NAME.children.CHILD.local_ts": {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]",
@@ -216,7 +215,7 @@ func TestEveryKeySetsItsField(t *testing.T) {
 					return []byte("what is in " + path), nil
 				}
 				l := newLoader("test.toml", files)
-				l.readPublic = publicFiles(t)
+				withAuthFiles(l, publicFiles(t))
 				c, err := l.load([]byte(text))
 				if err != nil {
 					t.Fatalf("%s = %s was refused: %v\nin\n%s", name, kt.text, err, text)
@@ -245,10 +244,11 @@ var alongside = map[string][]string{
 
 // documentWith returns a configuration that is right and has the key with that value.
 func documentWith(name, value string) string {
-	sections := []struct {
+	type section struct {
 		path string
 		keys map[string]string
-	}{
+	}
+	sections := []section{
 		{"daemon", nil},
 		{"log", nil},
 		{"authorities.NAME", map[string]string{"cacert": `"a.pem"`}},
@@ -260,6 +260,14 @@ func documentWith(name, value string) string {
 		{"manual.NAME", manualParts(name)},
 		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
 	}
+	for _, path := range laterRounds(name) {
+		keys := map[string]string(nil)
+		if !strings.HasPrefix(name, path+".") {
+			keys = map[string]string{"auth": `"psk"`}
+		}
+		at := slices.IndexFunc(sections, func(s section) bool { return s.path == "connections.NAME.children.CHILD" })
+		sections = slices.Insert(sections, at, section{path, keys})
+	}
 	var b strings.Builder
 	for _, s := range sections {
 		if s.path == "manual.NAME" && !strings.HasPrefix(name, s.path) {
@@ -270,7 +278,10 @@ func documentWith(name, value string) string {
 		here = here && !strings.Contains(key, ".")
 		if here {
 			fmt.Fprintf(&b, "%s = %s\n", key, value)
-			for _, more := range alongside[key] {
+			for _, more := range slices.Concat(alongside[key], alongside[name]) {
+				if k, _, _ := strings.Cut(more, " = "); k == key {
+					continue
+				}
 				fmt.Fprintln(&b, more)
 			}
 		}

@@ -17,8 +17,8 @@ import (
 type conn struct {
 	*ike.Conn
 	t        *node
-	localID  peer
-	remoteID peer
+	locals   rounds
+	remotes  rounds
 	children []*child // those with SAs, once they are parted from the others
 }
 
@@ -33,12 +33,6 @@ type child struct {
 	headerState
 
 	classes *Classes // nil: none
-}
-
-// peer is one of the sections [….local] and [….remote].
-type peer struct {
-	t  *node // nil if the file does not have the section
-	id *ike.ID
 }
 
 // where returns the place of a key of table t, or of the table if it has no such key.
@@ -73,21 +67,15 @@ func (s *scope) openConn(n *node) *scope {
 		RetryTries:   defaultRetryTries,
 		FragmentSize: defaultFragmentSize,
 	}}
-	c.localID.id, c.remoteID.id = &c.LocalID, &c.RemoteID
+	c.locals[0].id, c.remotes[0].id = &c.LocalID, &c.RemoteID
 	s.conns = append(s.conns, c)
 	s.cfg.IKE.Conns = append(s.cfg.IKE.Conns, c.Conn)
 	return &scope{loader: s.loader, conn: c}
 }
 
-func (s *scope) openLocal(n *node) *scope {
-	s.conn.localID.t = n
-	return &scope{loader: s.loader, conn: s.conn, peer: &s.conn.localID}
-}
+func (s *scope) openLocal(n *node) *scope { return s.openRound(n, ourSide, 0) }
 
-func (s *scope) openRemote(n *node) *scope {
-	s.conn.remoteID.t = n
-	return &scope{loader: s.loader, conn: s.conn, peer: &s.conn.remoteID}
-}
+func (s *scope) openRemote(n *node) *scope { return s.openRound(n, peersSide, 0) }
 
 // openChild starts a child with its defaults.
 func (s *scope) openChild(n *node) *scope {

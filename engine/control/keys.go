@@ -140,6 +140,8 @@ const (
 	KeyReauthTime   = "reauth-time"  // absent: we do not reauthenticate by time
 	KeyLifeTime     = "life-time"    // in so many seconds; also a CHILD SA's
 	KeyTasksQueued  = "tasks-queued" // lists, absent when empty
+	KeyLocalProofs  = "local-auth"   // list, a text for each round: "pre-shared key"; ours, as the next
+	KeyRemoteProofs = "remote-auth"  // "public key ECDSA_WITH_SHA256_DER C=CH, CN=gw"
 	KeyTasksActive  = "tasks-active"
 	KeyTasksPassive = "tasks-passive"
 	KeyChildSAs     = "child-sas" // section of sections "<name>-<uniqueid>", the last element
@@ -178,9 +180,12 @@ const (
 	KeyRekeyTimeC   = "rekey_time"
 	KeyUnique       = "unique"    // UNIQUE_NO ...
 	KeyDPDDelay     = "dpd_delay" // seconds
-	KeyLocalAuth    = "local-1"   // section: class, id
-	KeyRemoteAuth   = "remote-1"  // section: class, id
-	KeyClass        = "class"     // "pre-shared key"
+	KeyLocalAuth    = "local-1"   // section: class, id, certs; local-2 and so on for further rounds
+	KeyRemoteAuth   = "remote-1"  // section: class, id, certs, cacerts, revocation
+	KeyClass        = "class"     // "pre-shared key" or "public key"
+	KeyCerts        = "certs"     // list of subjects
+	KeyCACerts      = "cacerts"   // list of subjects
+	KeyRevocation   = "revocation"
 	KeyID           = "id"
 	KeyChildren     = "children" // section of sections, each a child
 	KeyRekeyBytes   = "rekey_bytes"
