@@ -272,7 +272,7 @@ func TestBrokenSAIsReportedAndHarmless(t *testing.T) {
 }
 
 func TestEveryEventHasALine(t *testing.T) {
-	if n := int(ike.EvResolved) + 1; len(eventLines) != n {
+	if n := int(ike.EvNoPPK) + 1; len(eventLines) != n {
 		t.Fatalf("%d lines for %d kinds of events", len(eventLines), n)
 	}
 	for k := range eventLines {

@@ -131,6 +131,10 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		m.Set(control.KeyPRFAlg, v.Suite.PRF.String())
 		m.Set(control.KeyDHGroup, v.Suite.DH.String())
 	}
+	if v.PPK != (ike.PPKID{}) {
+		yes(m, control.KeyPPK, true)
+		m.Set(control.KeyPPKID, v.PPK.String())
+	}
 	if v.State == ike.StateEstablished {
 		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
 		until(m, control.KeyRekeyTime, v.RekeyAt, now)
@@ -318,6 +322,13 @@ func connMessage(m *control.Message, c *ike.Conn) {
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
 	m.Set(control.KeyUnique, uniqueNames[c.Unique])
 	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
+	switch {
+	case c.PPKAny:
+		m.Set(control.KeyPPKIDC, "%any")
+	case c.PPK != ike.PPKID{}:
+		m.Set(control.KeyPPKIDC, c.PPK.String())
+	}
+	yes(m, control.KeyPPKRequired, c.PPKRequired)
 	authSections(m, c)
 	kids := m.Section(control.KeyChildren)
 	for _, ch := range c.Children {

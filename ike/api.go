@@ -67,6 +67,7 @@ type Ports struct {
 type Config struct {
 	Conns   []*Conn
 	Secrets []Secret
+	PPKs    []PPK // no two with the same ID
 	Ports   Ports
 	// Encap forces UDP encapsulation on every connection, where IP protocol 50 cannot be
 	// sent or received here.
@@ -154,6 +155,12 @@ type Conn struct {
 	RedirectTo Gateway
 	// IgnoreRedirects, as client, stays with the configured addresses.
 	IgnoreRedirects bool
+
+	// PPK names the post-quantum pre-shared key of the connection among Config.PPKs (RFC
+	// 8784); zero: none. With PPKAny a peer that calls us may have any of them. With
+	// PPKRequired there is no IKE SA without one, and a resumed one only if the session had one.
+	PPK                 PPKID
+	PPKAny, PPKRequired bool
 
 	Children []*Child
 }
@@ -338,6 +345,7 @@ const (
 	EvStranded                      // no way leads to the peer (Count 1), or one does again (0)
 	EvTrust                         // what is noteworthy about a certificate that was looked at: Text
 	EvResolved                      // a peer's name resolves again, or differently: Text
+	EvNoPPK                         // an IKE SA goes without the post-quantum pre-shared key that its connection has: Err
 )
 
 // Event is something that a log, a control client or a metric wants to know. It never
@@ -369,6 +377,7 @@ type SAInfo struct {
 	NATLocal, NATPeer bool // which side is behind a NAT
 	Encap             bool
 	Suite             IKESuite
+	PPK               PPKID         // the post-quantum pre-shared key that is in its keys; zero: none
 	Established       time.Duration // on the monotonic clock; 0 while connecting
 	RekeyAt, ExpireAt time.Duration // 0: never
 	ReauthAt          time.Duration // 0: never

@@ -64,6 +64,10 @@ func (m *Machine) authSend(sa *ikeSA) {
 		m.destroy(sa, ErrChildless)
 		return
 	}
+	if err := m.ppkStart(sa); err != nil {
+		m.destroy(sa, err)
+		return
+	}
 	var w wish
 	var old *childSA
 	bare := sa.init.bare && (c.Childless == ChildlessPrefer || c.Childless == ChildlessForce)
@@ -120,7 +124,12 @@ func (m *Machine) authTurn(sa *ikeSA) {
 // authOctets returns what our AUTH payload is about, first, and what other proofs of the same
 // identity are that go with it.
 func (m *Machine) authOctets(sa *ikeSA, id ID) [][]byte {
-	return [][]byte{sa.octets(sa.initiator, id.appendBody(nil))}
+	body := id.appendBody(nil)
+	octets := [][]byte{sa.octets(sa.initiator, body)}
+	if without := sa.octetsWithoutPPK(body); without != nil {
+		octets = append(octets, without)
+	}
+	return octets
 }
 
 // proven goes on with the proof of a round of ours.
@@ -159,6 +168,7 @@ func (m *Machine) authTransmit(sa *ikeSA, p proof) {
 		}
 		if p.data != nil {
 			b.Auth(p.method, p.data[0])
+			sa.ppkClaim(b, p.data[1:])
 		}
 		if p.data != nil && !sa.resume.on && a.ours+1 < len(c.localRounds()) {
 			b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil)
@@ -321,7 +331,9 @@ func (m *Machine) authRequest(sa *ikeSA, p Path) {
 	c := &claim{peer: peer, method: method, data: bytes.Clone(data), octets: sa.octets(true, idi.Body)}
 	_, c.more = m.msg.FindNotify(NotifyAnotherAuthFollows)
 	if err == nil && first {
-		err = m.candidates(sa, c, asked)
+		if err = m.candidates(sa, c, asked); err == nil {
+			m.ppkTake(sa, c, idi.Body)
+		}
 	} else if err == nil {
 		err = m.nextRound(sa, c)
 	}
@@ -368,7 +380,7 @@ func (m *Machine) judgeMAC(sa *ikeSA, c *claim, secret *Secret) error {
 	case secret == nil:
 		return ErrNoSecret
 	case !constantEqual(pskAuth(sa.suite.PRF, secret.Key, c.octets), c.data):
-		return &AuthError{c.peer}
+		return &AuthError{c.peer, sa.ppk.id}
 	}
 	return nil
 }
@@ -409,7 +421,15 @@ func (m *Machine) candidates(sa *ikeSA, c *claim, asked ID) error {
 			err = ErrNoSecret
 			continue
 		}
-		if shared && len(c.cands) > 0 || len(c.cands) >= maxCandidates {
+		ppk, no := m.ppkAdmit(sa, conn)
+		if no != nil {
+			err = no
+			continue
+		}
+		if len(c.cands) == 0 {
+			c.ppk = ppk
+		}
+		if shared && len(c.cands) > 0 || len(c.cands) >= maxCandidates || ppk != c.ppk {
 			continue
 		}
 		c.cands = append(c.cands, candidate{conn, rounds[0], local})
@@ -447,6 +467,7 @@ func (m *Machine) judged(sa *ikeSA, v *judgement, err error) {
 	a := &sa.init.auth
 	c := a.claim
 	a.claim = nil
+	err = sa.ppkDoubt(err)
 	if sa.initiator {
 		if a.held != nil {
 			m.recall(a.held)
@@ -536,6 +557,7 @@ func (m *Machine) proofWriter(sa *ikeSA, p proof) func(*Builder) {
 			writeCerts(b, c, &c.localRounds()[a.ours], &a)
 		}
 		b.Auth(p.method, p.data[0])
+		sa.ppkConfirm(b)
 		if a.ours+1 < local {
 			b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil)
 		}
@@ -637,6 +659,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.init.wipe()
 	m.learnWindow(sa)
 	m.announceIKE(sa, nil)
+	m.ppkAudit(sa)
 	s := m.stateOf(sa.conn)
 	if s == nil {
 		return
@@ -705,6 +728,9 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	if want := sa.conn.peerRoundID(a.theirs); err == nil && !want.Admits(peer) {
 		err = &IdentityError{peer, want}
 	}
+	if err == nil {
+		err = m.ppkVerdict(sa)
+	}
 	c := &claim{peer: peer, octets: sa.octets(false, idr.Body)}
 	if err == nil {
 		c.method, c.data, err = ParseAuth(auth.Body)
@@ -725,7 +751,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 	case sa.resume.on && c.method != AuthPSK:
 		m.judged(sa, j, ErrAuthMethod)
 	case sa.resume.on && !constantEqual(sa.authData(nil, c.octets, false), c.data):
-		m.judged(sa, j, &AuthError{peer})
+		m.judged(sa, j, &AuthError{Peer: peer})
 	case sa.resume.on && !peer.Equal(sa.resume.with.remote):
 		m.judged(sa, j, &IdentityError{peer, sa.resume.with.remote})
 	case sa.resume.on:
@@ -940,6 +966,7 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 // wipe forgets what is needed only until IKE_AUTH is over.
 func (s *initState) wipe() {
 	s.pair.wipe()
+	s.unmixed.wipe()
 	from := s.from
 	*s = initState{from: from}
 }

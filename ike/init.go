@@ -199,6 +199,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 		b.SA(numbered(sa.init.offered, nil))
 		b.KE(sa.init.group, sa.init.pair.public())
 		b.Nonce(sa.ni)
+		m.ppkAsk(b, sa)
 	}
 	m.natNotifies(b, sa, sa.path)
 	if sa.conn.announces() {
@@ -355,6 +356,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	sa.init.request = append([]byte(nil), b...)
 	sa.init.offered = []Proposal{chosen}
 	sa.frag.on = m.agreed(fragment)
+	sa.ppk.agreed = m.ppkOffered(p)
 	sa.redirect.able = m.redirectAble()
 	m.learnAuth(sa)
 	m.natDetect(sa, p, 0)
@@ -415,6 +417,7 @@ func (m *Machine) initReply(sa *ikeSA, b *Builder, seed []byte) {
 		b.Notify(NotifyChildlessIKEv2Supported, ProtoNone, nil, nil)
 	}
 	m.authInit(b, sa)
+	sa.ppkAgree(b)
 	sa.init.response = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.response)
 	sa.reply = reply{valid: true, data: sa.init.response}
@@ -492,6 +495,9 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	}
 	if err == nil && (group != sa.init.group || sa.suite.DH != group || len(pub) != group.publicLen()) {
 		err = ErrGroup
+	}
+	if err == nil {
+		err = m.ppkAnswer(sa)
 	}
 	if err != nil {
 		m.drop(p, err)

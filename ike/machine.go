@@ -32,6 +32,7 @@ type Machine struct {
 	secrets  []Secret
 	trust    *pki.Trust
 	floor    time.Time
+	ppks     []PPK
 	encap    bool // for every connection
 
 	lateUntil time.Duration // until then exchanges may end for children that have gone
@@ -78,10 +79,10 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	}
 	m.encap = cfg.Encap
 	m.configureQCD(cfg.QCDSecret)
-	oldSecrets := m.secrets
-	m.secrets = cfg.Secrets
+	oldSecrets, oldPPKs := m.secrets, m.ppks
+	m.secrets, m.ppks = cfg.Secrets, cfg.PPKs
 	m.trust, m.floor = cfg.Trust, cfg.Floor
-	m.configureConns(cfg.Conns, oldSecrets)
+	m.configureConns(cfg.Conns, oldSecrets, oldPPKs)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
 			if c.StartAction == StartStart && !s.held[c] {

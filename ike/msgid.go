@@ -200,6 +200,9 @@ func (m *Machine) retransmit(sa *ikeSA) {
 // unheard ends an IKE SA whose peer does not answer.
 func (m *Machine) unheard(sa *ikeSA) {
 	err := ErrTimeout
+	if sa.ppk.refused {
+		err = ErrPPKRefused
+	}
 	if sa.collision.slot != 0 {
 		if m.rival(sa) != nil {
 			err = ErrReplaced // the peer's rekeying of it was answered: only what it has replaced is dead

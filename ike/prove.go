@@ -152,6 +152,7 @@ type claim struct {
 	more   bool // another round of the peer's follows
 	evidence
 	cands []candidate
+	ppk   *PPK // that goes with all of them; nil: none
 	got   []pki.Fetched
 	asked int // how often something was fetched
 }

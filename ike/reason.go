@@ -107,11 +107,17 @@ func (e *IdentityError) Error() string {
 	return fmt.Sprintf("the peer is %v, which does not go together with %v", e.Got, e.Want)
 }
 
-// AuthError is a wrong AUTH payload.
-type AuthError struct{ Peer ID }
+// AuthError is a wrong AUTH payload. PPK is the post-quantum pre-shared key that was in the keys.
+type AuthError struct {
+	Peer ID
+	PPK  PPKID
+}
 
 // Error names the peer.
 func (e *AuthError) Error() string {
+	if e.PPK != (PPKID{}) {
+		return fmt.Sprintf("%v does not have the same pre-shared key, or not the same PPK %v, as we have for it", e.Peer, e.PPK)
+	}
 	return fmt.Sprintf("%v does not have the same pre-shared key as we have for it", e.Peer)
 }
 

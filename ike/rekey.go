@@ -205,7 +205,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte,
 		return err
 	}
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
-	nsa.redirect, nsa.frag = sa.redirect, sa.frag.inherit()
+	nsa.redirect, nsa.frag, nsa.ppk = sa.redirect, sa.frag.inherit(), sa.ppk
 	nsa.localID, nsa.peerID, nsa.force, nsa.proofs = sa.localID, sa.peerID, sa.force, sa.proofs
 	nsa.anchors = sa.anchors
 	m.mobikeInherit(sa, nsa)

@@ -89,7 +89,7 @@ func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
 }
 
 // configureConns takes the connections in place of those before.
-func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret) {
+func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []PPK) {
 	type change struct {
 		s    *connState
 		gone []*Child
@@ -100,7 +100,7 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret) {
 	replaced := map[*connState]*connState{}
 	for _, c := range conns {
 		i := slices.IndexFunc(old, func(s *connState) bool { return s != nil && s.conn.Name == c.Name })
-		if i >= 0 && m.keeps(old[i], c, oldSecrets, m.secrets) {
+		if i >= 0 && m.keeps(old[i], c, oldSecrets, m.secrets) && m.keepsPPKs(old[i], c, oldPPKs) {
 			s := old[i]
 			old[i] = nil
 			m.conns = append(m.conns, s)

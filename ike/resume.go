@@ -64,7 +64,7 @@ func (m *Machine) resumeStart(sa *ikeSA, s *connState) bool {
 	if t == nil {
 		return false
 	}
-	if !s.conn.Resumption || m.now.Mono >= t.expires { // must not be presented (section 4.3.1)
+	if !s.conn.Resumption || m.now.Mono >= t.expires || s.conn.PPKRequired && t.ppk == (PPKID{}) { // must not be presented (section 4.3.1)
 		s.dropTicket()
 		return false
 	}
@@ -133,7 +133,7 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 		m.destroy(sa, err)
 		return
 	}
-	sa.resume.on = true
+	sa.resume.on, sa.ppk.id = true, t.ppk
 	if s := sa.conns; s.ticket == t {
 		s.ticket = nil // whatever comes of it, it is not shown again
 	}
@@ -191,7 +191,7 @@ func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error 
 		return err
 	}
 	if want := sa.authData(nil, sa.octets(true, idi.Body), true); !constantEqual(want, data) {
-		return &AuthError{s.client}
+		return &AuthError{Peer: s.client}
 	}
 	if !peer.Equal(s.client) || idr != nil && !asked.Equal(s.gateway) {
 		return &IdentityError{peer, s.client}
@@ -205,6 +205,7 @@ func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error 
 		return err
 	}
 	m.revoke(s.nonce) // it is used now (section 4.3.1)
+	sa.ppk.id = s.ppkID()
 	sa.conn, sa.localID, sa.peerID = conn, s.gateway, peer
 	return nil
 }

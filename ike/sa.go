@@ -61,6 +61,7 @@ type ikeSA struct {
 	window    window
 	qcd       qcdSA
 	resume    resumeSA
+	ppk       ppkSA
 	redirect  redirectSA
 	proofs    [2][]Proof       // how we have proved who we are, and the peer
 	anchors   [][keyIDLen]byte // CAs of Config.Trust that the latter rests on
@@ -102,6 +103,8 @@ type initState struct {
 	bare     bool   // the peer supports an IKE SA without a CHILD SA, and so do we
 	target   uint32 // the CHILD SA whose place child takes, when reauthenticating
 	lane     uint8  // of that CHILD SA
+
+	unmixed ikeKeys // SK_d, SK_pi and SK_pr before a PPK went in; else empty
 }
 
 // childSA is one slot of the CHILD SA table: a pair of ESP SAs.
@@ -377,6 +380,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	m.releaseSPI(sa.peer.spiIn)
 	sa.init.pair.wipe()
 	sa.keys.wipe()
+	sa.init.unmixed.wipe()
 	if sa.sealer != nil {
 		sa.sealer.wipe()
 		sa.opener.wipe()
@@ -419,7 +423,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 		info := SAInfo{
 			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
-			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite,
+			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
 			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
 			LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
 		}

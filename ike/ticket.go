@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -32,7 +33,7 @@ import (
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 const (
-	ticketVersion  = 1
+	ticketVersion  = 2 // 1 had no PPK
 	ticketNonceLen = 12
 	ticketHead     = 1 + 8 + ticketNonceLen
 	// maxTicket bounds a ticket that we keep for a gateway; ours stay below 2 KiB with the
@@ -87,6 +88,7 @@ type sessionState struct {
 	pskMark         [pskMarkLen]byte
 	conn            string
 	client, gateway ID
+	ppk             []byte // PPK_ID and mark of the PPK that is in skd; empty: none
 	skd             []byte
 
 	nonce [ticketNonceLen]byte // names the ticket; beside the seal
@@ -191,7 +193,7 @@ func (k *sealKey) seal(s *sessionState) []byte {
 	}
 	b = append(b, byte(AuthPSK))
 	b = append(b, s.pskMark[:]...)
-	for _, v := range [...][]byte{[]byte(s.conn), s.client.appendBody(nil), s.gateway.appendBody(nil), s.skd} {
+	for _, v := range [...][]byte{[]byte(s.conn), s.client.appendBody(nil), s.gateway.appendBody(nil), s.ppk, s.skd} {
 		b = e.AppendUint16(b, uint16(len(v)))
 		b = append(b, v...)
 	}
@@ -224,14 +226,14 @@ func (j *ticketJar) open(t []byte) (*sessionState, *sealKey, error) {
 	s.suite = IKESuite{Encr: c.u16(), KeyBits: c.u16(), Integ: c.u16(), PRF: PRFID(c.u16()), DH: DHGroup(c.u16())}
 	method := AuthMethod(c.u8())
 	copy(s.pskMark[:], c.take(pskMarkLen))
-	name, client, gateway, skd := c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16()))
+	name, client, gateway, ppk, skd := c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16()))
 	if !c.ok() || c.left() != 0 || method != AuthPSK || s.suite.validate() != nil || len(skd) != s.suite.PRF.keyLen() {
 		return nil, nil, errTicketForm
 	}
 	if s.client, err = ParseID(client); err == nil {
 		s.gateway, err = ParseID(gateway)
 	}
-	s.conn, s.skd = string(name), append([]byte(nil), skd...)
+	s.conn, s.ppk, s.skd = string(name), bytes.Clone(ppk), append([]byte(nil), skd...)
 	return s, k, err
 }
 
@@ -261,6 +263,7 @@ func (m *Machine) ticketNotify(b *Builder, sa *ikeSA) {
 	s := sessionState{
 		issued: now, expires: now + int64(life/time.Second), spiI: sa.spiI, spiR: sa.spiR, suite: sa.suite,
 		pskMark: mark, conn: sa.conn.Name, client: sa.peerID, gateway: sa.localID, skd: sa.keys.d,
+		ppk: m.ticketPPK(k, sa.ppk.id),
 	}
 	m.env.Random(s.nonce[:])
 	sealed := k.seal(&s)
@@ -303,6 +306,9 @@ func (m *Machine) redeem(p Path, t []byte) (*sessionState, *Conn, error) {
 		if mark, ok := m.authMark(k, c, s.gateway, s.client); !ok || !constantEqual(mark[:], s.pskMark[:]) {
 			break
 		}
+		if !m.admitsPPK(k, c, s.ppk) {
+			break
+		}
 		return s, c, nil
 	}
 	return nil, nil, errTicketRefused
@@ -315,6 +321,7 @@ type ticket struct {
 	suite         IKESuite
 	skd           []byte
 	local, remote ID
+	ppk           PPKID      // that is in skd
 	gateway       netip.Addr // where we connected to
 }
 
@@ -343,7 +350,7 @@ func (m *Machine) takeTicket(sa *ikeSA) {
 	sa.resume.ticket.wipe()
 	sa.resume.ticket = &ticket{
 		opaque: append([]byte(nil), n.Data[4:]...), expires: m.now.Mono + life, suite: sa.suite,
-		skd: append([]byte(nil), sa.keys.d...), local: sa.localID, remote: sa.peerID, gateway: sa.mobike.first,
+		skd: append([]byte(nil), sa.keys.d...), local: sa.localID, remote: sa.peerID, ppk: sa.ppk.id, gateway: sa.mobike.first,
 	}
 	m.arm(sa, tTicket, life*3/4)
 }

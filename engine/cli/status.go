@@ -300,6 +300,9 @@ func suite(m *control.Message) string {
 			parts = append(parts, s)
 		}
 	}
+	if m.GetBool(control.KeyPPK) {
+		parts = append(parts, "PPK")
+	}
 	if m.GetBool(control.KeyESN) {
 		parts = append(parts, "ESN")
 	}

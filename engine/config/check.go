@@ -32,6 +32,9 @@ func (l *loader) check(root *node) {
 	for _, s := range l.secrets {
 		l.cfg.IKE.Secrets = append(l.cfg.IKE.Secrets, s.Secret)
 	}
+	for _, p := range l.ppks {
+		l.cfg.IKE.PPKs = append(l.cfg.IKE.PPKs, p.PPK)
+	}
 	l.cfg.IKE.Ports = ike.Ports{IKE: l.cfg.Daemon.IKEPort, NATT: l.cfg.Daemon.NATTPort}
 	l.finishTrust()
 	for _, c := range l.conns {
@@ -48,6 +51,7 @@ func (l *loader) check(root *node) {
 		}
 	}
 	l.checkSecrets()
+	l.checkPPKs()
 	l.checkManuals()
 	l.checkTable()
 	l.checkOrder()

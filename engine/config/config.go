@@ -258,6 +258,7 @@ type loader struct {
 	problems   Problems
 	conns      []*conn
 	secrets    []*secret
+	ppks       []*ppk
 	table      []*tableEntry
 	manuals    []*manual
 	readSecret func(path string) ([]byte, error)

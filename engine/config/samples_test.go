@@ -69,6 +69,11 @@ func TestSamplesAreRight(t *testing.T) {
 					t.Errorf("the secret %s does not say that it is an example", s.Name)
 				}
 			}
+			for _, p := range c.IKE.PPKs {
+				if !strings.HasPrefix(string(p.Key), "EXAMPLE-") {
+					t.Errorf("the PPK %s does not say that it is an example", p.ID)
+				}
+			}
 		})
 	}
 }
@@ -99,7 +104,7 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 	}
 	rare := map[string]bool{ // for special cases; the tests have them
 		"connections.NAME.retransmit_limit": true, "connections.NAME.retransmit_jitter": true,
-		"daemon.interface": true, "log.esp": true, "connections.NAME.remote_port": true, "secrets.NAME.secret_file": true,
+		"daemon.interface": true, "log.esp": true, "connections.NAME.remote_port": true, "secrets.NAME.secret_file": true, "ppks.NAME.secret_file": true,
 		"daemon.keep_alive": true, "daemon.export_keys": true, "connections.NAME.mobike": true,
 		"connections.NAME.fragmentation": true, "connections.NAME.fragment_size": true,
 		"daemon.state_dir": true, "daemon.qcd": true, "connections.NAME.resumption": true,

@@ -70,6 +70,7 @@ type scope struct {
 	conn   *conn
 	child  *child
 	secret *secret
+	ppk    *ppk
 	peer   *peer
 	policy *tableEntry
 	manual *manual
@@ -86,6 +87,7 @@ var rootSection = &section{
 		{name: "policies", named: true, sec: policySection, open: (*scope).openPolicy},
 		{name: "manual", named: true, sec: manualSection, open: (*scope).openManual},
 		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},
+		{name: "ppks", named: true, sec: ppkSection, open: (*scope).openPPK},
 	},
 }
 
@@ -136,7 +138,7 @@ var logSection = &section{
 var connSection = &section{
 	path: "connections.NAME",
 	doc:  "a peer: how to reach it and who it is",
-	keys: []key{
+	keys: append([]key{
 		{"local_addrs", aList, `addresses of ours to use; whatever the route to the peer says`,
 			func(s *scope, n *node) { s.localAddrs(n, s.conn) }},
 		{"remote_addrs", aList, `addresses or names of the peer, called in this order; prefixes ("10.0.0.0/8") and "%any" may only call us; "%any"`,
@@ -203,7 +205,7 @@ var connSection = &section{
 			func(s *scope, n *node) { s.retryLimit(n, &s.conn.RetryLimit) }},
 		{"retransmit_jitter", aNumber, `percent by which one may come earlier, by chance, 0 to 20; 0`,
 			func(s *scope, n *node) { s.number(n, 0, 20, &s.conn.RetryJitter) }},
-	},
+	}, ppkKeys...),
 	subs: append([]sub{
 		{name: "local", sec: localSection, open: (*scope).openLocal},
 		{name: "remote", sec: remoteSection, open: (*scope).openRemote},

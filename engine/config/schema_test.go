@@ -161,6 +161,12 @@ var keyTests = map[string]struct {
 		func(c *Config) any { return c.IKE.Secrets[0].Key }},
 	"secrets.NAME.secret_file": {`"plant.key"`, []byte("what is in plant.key"), func(c *Config) any { return c.IKE.Secrets[0].Key }},
 
+	"connections.NAME.ppk_id":       {`"NAME"`, ike.PPKID{Type: ike.PPKIDFixed, Data: "NAME"}, func(c *Config) any { return c.IKE.Conns[0].PPK }},
+	"connections.NAME.ppk_required": {`true`, true, func(c *Config) any { return c.IKE.Conns[0].PPKRequired }},
+	"ppks.NAME.id":                  {`"opaque:other"`, ike.PPKID{Type: ike.PPKIDOpaque, Data: "other"}, func(c *Config) any { return c.IKE.PPKs[0].ID }},
+	"ppks.NAME.secret":              {`"0s` + strings.Repeat("AAAA", 11) + `"`, make([]byte, 33), func(c *Config) any { return c.IKE.PPKs[0].Key }},
+	"ppks.NAME.secret_file":         {`"plant.ppk"`, []byte("what is in plant.ppk"), func(c *Config) any { return c.IKE.PPKs[0].Key }},
+
 	"connections.NAME.children.CHILD.iptfs":           {`"require"`, ike.IPTFSRequire, func(c *Config) any { return firstChild(c).Hiding.IPTFS }},
 	"connections.NAME.children.CHILD.iptfs_mode":      {`"aggregate"`, ike.IPTFSAggregate, func(c *Config) any { return firstChild(c).Hiding.Mode }},
 	"connections.NAME.children.CHILD.iptfs_rate":      {`"2M"`, uint64(2_000_000), func(c *Config) any { return firstChild(c).Hiding.Rate }},
@@ -240,6 +246,7 @@ var alongside = map[string][]string{
 	"iptfs_dont_frag": {`iptfs = true`, `iptfs_rate = "1M"`},
 	"iptfs_trip_loss": {`iptfs = true`, `iptfs_rate = "1M"`, `iptfs_mode = "constant"`},
 	"iptfs_trip_time": {`iptfs = true`, `iptfs_rate = "1M"`},
+	"ppk_required":    {`ppk_id = "NAME"`},
 }
 
 // documentWith returns a configuration that is right and has the key with that value.
@@ -259,6 +266,7 @@ func documentWith(name, value string) string {
 		{"policies.NAME", map[string]string{"action": `"protect"`}},
 		{"manual.NAME", manualParts(name)},
 		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
+		{"ppks.NAME", map[string]string{"secret": `"an example of a key of 32 octets."`}},
 	}
 	for _, path := range laterRounds(name) {
 		keys := map[string]string(nil)

@@ -88,8 +88,19 @@ func (s *scope) unreadableKey(n *node, err error) {
 	s.problem(n.at, hint, "cannot read the file that %s names: %v", n.name, reason(err))
 }
 
-// key decodes what stands in a secret: "0x" and hexadecimal, "0s" and base64, or a text.
+// key takes the key of a secret.
 func (s *scope) key(n *node, text []byte) {
+	key := s.decoded(n, text)
+	if len(key) > 0 && len(key) < minSecretLen {
+		s.warn(n.at, `"postern psk" makes a good one`, "the key is only %d octets long and can be guessed; use %d or more",
+			len(key), minSecretLen)
+	}
+	s.secret.Key = key
+}
+
+// decoded returns what stands for a key: "0x" and hexadecimal, "0s" and base64, or a text; nil if
+// it is none.
+func (s *scope) decoded(n *node, text []byte) []byte {
 	key := text
 	var err error
 	if hexed, ok := bytes.CutPrefix(text, []byte("0x")); ok {
@@ -103,17 +114,13 @@ func (s *scope) key(n *node, text []byte) {
 			s.problem(n.at, "use the letters of standard base64", "the key after 0s is not base64")
 		}
 	}
-	switch {
-	case err != nil:
-	case len(key) == 0:
+	if err == nil && len(key) == 0 {
 		s.problem(n.at, `"postern psk" makes a good one`, "the key is empty")
-	case len(key) < minSecretLen:
-		s.warn(n.at, `"postern psk" makes a good one`, "the key is only %d octets long and can be guessed; use %d or more",
-			len(key), minSecretLen)
-		fallthrough
-	default:
-		s.secret.Key = key
 	}
+	if err != nil {
+		return nil
+	}
+	return key
 }
 
 var (

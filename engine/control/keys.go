@@ -135,6 +135,8 @@ const (
 	KeyIntegKeysize = "integ-keysize"
 	KeyPRFAlg       = "prf-alg"
 	KeyDHGroup      = "dh-group"     // of a CHILD SA: absent without PFS
+	KeyPPK          = "ppk"          // yes, if a post-quantum pre-shared key is in its keys, or absent
+	KeyPPKID        = "ppk-id"       // which; charon does not say
 	KeyEstablished  = "established"  // seconds ago; only once established
 	KeyRekeyTime    = "rekey-time"   // in so many seconds; absent if never; also a CHILD SA's
 	KeyReauthTime   = "reauth-time"  // absent: we do not reauthenticate by time
@@ -180,11 +182,13 @@ const (
 	KeyRekeyTimeC   = "rekey_time"
 	KeyUnique       = "unique"    // UNIQUE_NO ...
 	KeyDPDDelay     = "dpd_delay" // seconds
-	KeyLocalAuth    = "local-1"   // section: class, id, certs; local-2 and so on for further rounds
-	KeyRemoteAuth   = "remote-1"  // section: class, id, certs, cacerts, revocation
-	KeyClass        = "class"     // "pre-shared key" or "public key"
-	KeyCerts        = "certs"     // list of subjects
-	KeyCACerts      = "cacerts"   // list of subjects
+	KeyPPKIDC       = "ppk_id"    // absent if none
+	KeyPPKRequired  = "ppk_required"
+	KeyLocalAuth    = "local-1"  // section: class, id, certs; local-2 and so on for further rounds
+	KeyRemoteAuth   = "remote-1" // section: class, id, certs, cacerts, revocation
+	KeyClass        = "class"    // "pre-shared key" or "public key"
+	KeyCerts        = "certs"    // list of subjects
+	KeyCACerts      = "cacerts"  // list of subjects
 	KeyRevocation   = "revocation"
 	KeyID           = "id"
 	KeyChildren     = "children" // section of sections, each a child

@@ -200,7 +200,7 @@ func (l *life) gateways(seed uint64, trouble time.Duration) {
 			n.StartAction = ike.StartNone
 			c.Children = append(c.Children, &n)
 		}
-		cfg := ike.Config{Conns: []*ike.Conn{&c}, Secrets: l.cfgB.Secrets}
+		cfg := ike.Config{Conns: []*ike.Conn{&c}, Secrets: l.cfgB.Secrets, PPKs: l.cfgB.PPKs}
 		if auth { // there is somebody who is to stay: only IKE_AUTH tells who calls
 			o := c
 			o.Name, o.RemoteID, o.RedirectTo = "other", identity("other.example"), ike.Gateway{}

@@ -66,6 +66,7 @@ type Stats struct {
 	Grown                          int // packets that asked for an SA for their lane
 	Idle                           int // SAs closed because nothing passed
 	Reauths                        int // attempts to authenticate anew
+	Mixed                          int // IKE SAs with a post-quantum pre-shared key in their keys, in the end
 }
 
 // Link is one direction of the way between two hosts. Each datagram takes Delay and a

@@ -80,7 +80,7 @@ func TestSimulation(t *testing.T) {
 	// What was not exercised was not tested.
 	if !t.Failed() && (bad.Lost*100 < bad.Sent*25 || bad.Doubled*100 < bad.Sent*5 || bad.Overtaken*100 < bad.Sent ||
 		all.Opened < all.Packets/2 || all.Installed < 4*n || bad.Fragments*10 < bad.Sent ||
-		n >= 300 && (all.Redirected == 0 || all.Acquired == 0 || all.Idle == 0 || all.Reauths == 0 || all.Loops == 0 || all.Grown == 0) ||
+		n >= 300 && (all.Redirected == 0 || all.Acquired == 0 || all.Idle == 0 || all.Reauths == 0 || all.Loops == 0 || all.Grown == 0 || all.Mixed == 0) ||
 		n >= 300 && (both.Resumed == 0 || both.Restarted == 0 || both.Roamed == 0 || both.Fragments*4 < both.Sent)) {
 		t.Errorf("the simulation was too kind: %+v, %+v", bad, all)
 	}
@@ -106,6 +106,7 @@ func (s *Stats) add(o Stats) {
 	s.Grown += o.Grown
 	s.Idle += o.Idle
 	s.Reauths += o.Reauths
+	s.Mixed += o.Mixed
 }
 
 // life is the random life of one pair.
@@ -121,6 +122,8 @@ type life struct {
 	front *Host                    // the gateway that sends a to b, or nil
 	heals func()                   // its part when the network heals
 	away  func()                   // it sends away whom it has
+
+	checkPPKs func() // or nil
 
 	all bool // fragments, MOBIKE, quick crash detection and resumption together
 }
@@ -214,6 +217,7 @@ func live(seed uint64, trace bool) *life {
 	l := &life{pair: newPair(seed, trace, o)}
 	s, a, b := l.Sim, l.a, l.b
 	l.hiding(seed)
+	l.ppks(seed)
 	if roams {
 		for _, c := range []*ike.Conn{l.cfgA.Conns[0], l.cfgB.Conns[0]} {
 			if len(c.RemoteAddrs) > 0 {
@@ -405,6 +409,9 @@ func live(seed uint64, trace bool) *life {
 		_ = s.CheckRest()
 	} else {
 		_ = s.CheckPair(a, b, connName, l.children...)
+	}
+	if l.checkPPKs != nil {
+		l.checkPPKs()
 	}
 	l.fillAll()
 	_ = s.CheckTraffic(l.flows...)

@@ -162,6 +162,7 @@ func swanctlConf(c spec) string {
 		if n.reauthTime > 0 {
 			fmt.Fprintf(&b, "    reauth_time = %ds\n    over_time = %ds\n    rand_time = 0\n", int(n.reauthTime.Seconds()), int(n.reauthTime.Seconds()))
 		}
+		b.WriteString(n.ppk.swanctl())
 		if n.childless != "" {
 			fmt.Fprintf(&b, "    childless = %s\n", n.childless)
 		}
@@ -199,6 +200,7 @@ func swanctlConf(c spec) string {
 		if n.usesSecret() {
 			fmt.Fprintf(&secrets, "  ike-%d { id-1 = %q\n id-2 = %q\n secret = %q }\n", i, n.localID, n.remoteID, n.psk)
 		}
+		secrets.WriteString(n.ppk.swanctlSecrets())
 	}
 	return b.String() + "}\nsecrets {\n" + secrets.String() + "}\n"
 }

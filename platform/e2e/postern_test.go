@@ -149,6 +149,7 @@ func (d *postern) toml(c spec) string {
 		if n.rekeyTime > 0 {
 			fmt.Fprintf(&b, "rekey_time = \"%ds\"\nover_time = \"%ds\"\nrand_time = 0\n", int(n.rekeyTime.Seconds()), int(n.rekeyTime.Seconds()))
 		}
+		b.WriteString(n.ppk.toml())
 		if n.childless != "" {
 			fmt.Fprintf(&b, "childless = %q\n", n.childless)
 		}
@@ -212,6 +213,7 @@ func (d *postern) toml(c spec) string {
 		if n.usesSecret() {
 			fmt.Fprintf(&secrets, "\n[secrets.s%d]\nid = %s\nsecret = %q\n", i, list(n.localID, n.remoteID), n.psk)
 		}
+		secrets.WriteString(n.ppk.tomlSections())
 	}
 	return b.String() + secrets.String() + posternAuthorities(c)
 }

@@ -113,6 +113,7 @@ type ikeSA struct {
 	encr, bits            string
 	integ, prf, dh        string
 	natLocal, natRemote   bool
+	ppk                   bool
 	children              []childSA
 }
 
@@ -162,7 +163,7 @@ func listSAs(d daemon) ([]ikeSA, error) {
 				localHost: v["local-host"], remoteHost: v["remote-host"], localPort: v["local-port"], remotePort: v["remote-port"],
 				localID: v["local-id"], remoteID: v["remote-id"], encr: v["encr-alg"], bits: v["encr-keysize"],
 				integ: v["integ-alg"], prf: v["prf-alg"], dh: v["dh-group"],
-				natLocal: v["nat-local"] == "yes", natRemote: v["nat-remote"] == "yes"}
+				natLocal: v["nat-local"] == "yes", natRemote: v["nat-remote"] == "yes", ppk: v["ppk"] == "yes"}
 			for j, name := range n.names {
 				if name != "child-sas" {
 					continue

@@ -41,6 +41,7 @@ type conn struct {
 	resumption    bool   // postern only
 	redirectTo    string // postern only
 	childless     string // allow, prefer, force, never; "": the default
+	ppk           ppkSpec
 	reauthTime    time.Duration
 	overTime      time.Duration // of charon: how long before the end that AUTH_LIFETIME tells it reauthenticates
 	keyingTries   int           // 0: default
