@@ -20,7 +20,7 @@ func withoutDH(ps []Proposal) []Proposal {
 	for _, p := range ps {
 		q := Proposal{Proto: p.Proto}
 		for _, t := range p.Transforms {
-			if t.Type != TransformDH {
+			if t.Type != TransformDH && !t.Type.additional() {
 				q.Transforms = append(q.Transforms, t)
 			}
 		}
@@ -95,7 +95,7 @@ func (m *Machine) peerKE(dh DHGroup, req *request) ([]byte, error) {
 		return nil, ErrGroup
 	}
 	g, ke, err := ParseKE(p.Body)
-	if err == nil && (g != dh || len(ke) != g.publicLen()) {
+	if err == nil && (g != dh || len(ke) != g.answerLen()) {
 		err = ErrGroup
 	}
 	return ke, err

@@ -362,6 +362,7 @@ type Event struct {
 	Count   int
 	Delay   time.Duration
 	Text    string
+	Suite   string // what was agreed on, of an SA that is up or rekeyed
 	Err     error
 }
 
@@ -385,6 +386,7 @@ type SAInfo struct {
 	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
 	LocalAuth         []Proof  // how we have proved who we are, round by round
 	RemoteAuth        []Proof  // and the peer
+	Passive           []string // what the peer has begun and not ended
 	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)
 }
 
@@ -397,6 +399,7 @@ type ChildInfo struct {
 	SPIIn, SPIOut     uint32
 	Suite             esp.Suite
 	DH                DHGroup // 0 without PFS
+	KE                AddKE   // beside that
 	Encap             bool
 	Fragments         bool // as of a ChildSA
 	LocalTS, RemoteTS []esp.Selector

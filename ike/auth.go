@@ -657,6 +657,7 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.timers[tConnect] = never
 	m.armLife(sa)
 	sa.init.wipe()
+	sa.inter.wipe()
 	m.learnWindow(sa)
 	m.announceIKE(sa, nil)
 	m.ppkAudit(sa)
@@ -978,5 +979,6 @@ func (s IKESuite) proposal() Proposal {
 		p.Transforms = append(p.Transforms, Transform{Type: TransformInteg, ID: s.Integ})
 	}
 	p.Transforms = append(p.Transforms, Transform{Type: TransformDH, ID: uint16(s.DH)})
+	p.Transforms = append(p.Transforms, s.KE.transforms()...)
 	return p
 }

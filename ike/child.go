@@ -40,6 +40,10 @@ type peerCreate struct {
 	alone   bool   // the peer has said that it has no other IKE SA with us
 	perCPU  bool   // it says that it makes an SA for each CPU
 	spiIn   uint32
+
+	rest         // where additional key exchanges follow
+	first uint32 // message ID of the CREATE_CHILD_SA
+	lane  laneState
 }
 
 // answer is the SA payload's proposal of our response.
@@ -154,7 +158,7 @@ func (m *Machine) createAbandoned(sa *ikeSA) {
 		m.armChild(c, tcRekey, time.Second) // under the IKE SA that has it now
 	}
 	m.createReset(sa)
-	sa.req.pair.wipe()
+	sa.req.wipe()
 	sa.req = request{}
 }
 
@@ -192,6 +196,11 @@ func (m *Machine) createResponse(sa *ikeSA) {
 		m.createFailed(sa, err)
 		return
 	}
+	req.more = req.chosen.additional().list()
+	if err = m.takeLink(req, len(req.more)); err != nil {
+		m.createFailed(sa, err)
+		return
+	}
 	if ke == nil {
 		m.createKeyed(sa, Result{})
 		return
@@ -205,11 +214,21 @@ func (m *Machine) createKeyed(sa *ikeSA, r Result) {
 		m.createFailed(sa, r.err)
 		return
 	}
-	if sa.req.task.kind == taskRekeyIKE {
-		m.rekeyKeyed(sa, r.shared)
+	if len(sa.req.more) > 0 {
+		m.followFirst(sa, r.shared)
 		return
 	}
-	m.installOurs(sa, r.shared)
+	m.createDone(sa, r.shared)
+}
+
+// createDone makes the SA when all key exchanges are over; shared is what CREATE_CHILD_SA has
+// given.
+func (m *Machine) createDone(sa *ikeSA, shared []byte) {
+	if sa.req.task.kind == taskRekeyIKE {
+		m.rekeyKeyed(sa, shared)
+		return
+	}
+	m.installOurs(sa, shared)
 }
 
 // installOurs puts the CHILD SA of sa.req in place, and the old one, if it replaces one, on
@@ -227,8 +246,11 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 	rival := m.findChild(req.rival)
 	loses := rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
 		bytes.Compare(lowest(req.ni, req.nr), rival.nonceLow) < 0
+	if !loses && req.task.kind == taskRekeyChild && !req.following() {
+		loses = m.followLoses(sa)
+	}
 	c := m.install(sa, &childParams{
-		cfg: req.task.cfg, suite: suite, dh: dh, ours: true, standby: loses || req.refused != nil,
+		cfg: req.task.cfg, suite: suite, dh: dh, ke: req.chosen.additional(), secrets: req.secrets, ours: true, standby: loses || req.refused != nil,
 		spiIn: req.spiIn, spiOut: binary.BigEndian.Uint32(req.peerSPI),
 		ni: req.ni, nr: req.nr, shared: shared, local: req.gotTS[0], remote: req.gotTS[1],
 		mode: req.mode, frags: req.frags, seen: req.seen, padding: req.padding, agg: req.agg, lane: m.ownLane(&req),
@@ -244,7 +266,7 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		return
 	}
 	sa.req.spiIn, sa.req.task.waiters = 0, nil
-	if req.exchange == ExchangeCreateChild {
+	if req.counted {
 		m.answered(sa)
 	} else {
 		sa.req = request{} // IKE_AUTH has been accounted for
@@ -285,10 +307,10 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 	req := sa.req
 	m.createReset(sa)
 	sa.req.spiIn = 0
-	if req.exchange == ExchangeCreateChild && req.data != nil {
+	if req.counted {
 		m.answered(sa)
 	} else {
-		sa.req.pair.wipe()
+		sa.req.wipe()
 		sa.req = request{}
 	}
 	t := req.task
@@ -308,7 +330,7 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 	if m.laneFailed(sa, &t, err) {
 		return
 	}
-	if isNotify(err, NotifyTemporaryFailure) {
+	if isNotify(err, NotifyTemporaryFailure) || m.seriesLost(sa, err) {
 		m.again(sa, t)
 		return
 	}
@@ -362,6 +384,11 @@ func (m *Machine) createRequest(sa *ikeSA, p Path) {
 	req := peerCreate{kind: taskCreateChild, path: p, id: m.msg.ID}
 	no := m.parseRequest(sa, &req)
 	if no != nil {
+		m.refuse(sa, p, ExchangeCreateChild, no)
+		return
+	}
+	req.more = req.chosen.additional().list()
+	if no := m.followable(sa, &req); no != nil {
 		m.refuse(sa, p, ExchangeCreateChild, no)
 		return
 	}
@@ -435,6 +462,10 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 	sa.peer, sa.window.at = peerCreate{}, req.id
 	defer r.pair.wipe()
 	no := m.stillWanted(sa, &req, r.err)
+	if no == nil && len(req.more) > 0 {
+		m.followBegin(sa, &req, r)
+		return
+	}
 	if no == nil && req.kind == taskRekeyIKE {
 		m.rekeyRespond(sa, &req, r)
 		return
@@ -447,22 +478,26 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		m.refuse(sa, req.path, ExchangeCreateChild, no)
 		return
 	}
-	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
-		writeMode(b, c.mode)
-		writeFragments(b, c.frags)
-		c.answerResource(b)
-		c.cfg.Hiding.write(b, c.agg.On)
-		b.SA([]Proposal{req.answer(c.spiIn)})
-		b.Nonce(req.nr)
-		if r.pair != nil {
-			b.KE(req.dh, r.pair.public())
-		}
-		b.TS(PayloadTSi, c.remote)
-		b.TS(PayloadTSr, c.local)
-	})
+	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) { m.writeCreated(b, c, &req, r.pair) })
 	if sa.rivaled(c.unique) == nil {
 		m.resolveTwins(sa, c, 0)
 	}
+}
+
+// writeCreated writes what the response says of the CHILD SA c; pair is our half of the key
+// exchange, nil if there was none.
+func (m *Machine) writeCreated(b *Builder, c *childSA, req *peerCreate, pair *keyPair) {
+	writeMode(b, c.mode)
+	writeFragments(b, c.frags)
+	c.answerResource(b)
+	c.cfg.Hiding.write(b, c.agg.On)
+	b.SA([]Proposal{req.answer(c.spiIn)})
+	b.Nonce(req.nr)
+	if pair != nil {
+		b.KE(req.dh, pair.public())
+	}
+	b.TS(PayloadTSi, c.remote)
+	b.TS(PayloadTSr, c.local)
 }
 
 // stillWanted checks, after the job, that what the request is about is still there.
@@ -484,17 +519,21 @@ func (m *Machine) stillWanted(sa *ikeSA, req *peerCreate, err error) *refusal {
 
 // createChild installs, as responder, the CHILD SA that req asks for.
 func (m *Machine) createChild(sa *ikeSA, req *peerCreate, shared []byte) (*childSA, *refusal) {
-	lane, no := m.theirLane(sa, req)
-	if no != nil {
-		return nil, no
+	lane, spi, ok := req.lane, req.spiIn, true // reserved, if there were additional key exchanges
+	if spi == 0 {
+		var no *refusal
+		if lane, no = m.theirLane(sa, req); no != nil {
+			return nil, no
+		}
+		spi, ok = m.allocSPI(req.kind == taskRekeyChild, req.cfg, lane.n)
 	}
-	spi, ok := m.allocSPI(req.kind == taskRekeyChild, req.cfg, lane.n)
+	req.spiIn = 0
 	if !ok {
 		return nil, (&refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull}).forLane(m, sa, req)
 	}
 	before := m.ancestor(sa, req)
 	c := m.install(sa, &childParams{
-		cfg: req.cfg, suite: req.suite, dh: req.dh, spiIn: spi, spiOut: req.spiOut,
+		cfg: req.cfg, suite: req.suite, dh: req.dh, ke: req.chosen.additional(), secrets: req.secrets, spiIn: spi, spiOut: req.spiOut,
 		ni: req.ni, nr: req.nr, shared: shared, local: req.local, remote: req.remote,
 		mode: req.mode, frags: req.frags, seen: req.seen, padding: req.padding, agg: req.agg, lane: lane,
 		standby: req.kind == taskRekeyChild || before != nil,

@@ -28,6 +28,14 @@ const (
 // the peer's DELETE of the old one shows that it has our answer.
 func (m *Machine) childRekeyed(sa *ikeSA, c *childSA, req *request, loses bool) {
 	old, rival := m.findChild(req.task.target), m.findChild(req.rival)
+	if loses && rival == nil { // the peer's is still under way
+		if old != nil && old.state == ChildRekeying {
+			old.state = ChildInstalled
+			m.armChild(old, tcRekey, followLife) // should it come to nothing
+		}
+		m.closeChild(sa, c, ErrReplaced, nil)
+		return
+	}
 	if loses {
 		m.superseded(old, rival) // the peer deletes it
 		c.heir = rival.unique
@@ -64,7 +72,7 @@ func (m *Machine) announce(c, old *childSA) {
 		return
 	}
 	sa := &m.sas[c.ike]
-	e := Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path}
+	e := Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path, Suite: c.algorithms()}
 	if old != nil && old.told {
 		e.Kind, e.Old = EvChildRekeyed, old.unique
 		old.told = false
@@ -286,4 +294,13 @@ func (m *Machine) wishAgain(conn *Conn, cfg *Child) {
 	if s.retryAt == never {
 		m.armRetry(s, m.afterLoss(s))
 	}
+}
+
+// algorithms returns what was agreed on for a CHILD SA, in charon's words.
+func (c *childSA) algorithms() string {
+	s := c.suite.String()
+	if c.dh != DHNone {
+		s += "/" + c.dh.String() + c.ke.String()
+	}
+	return s
 }

@@ -25,6 +25,8 @@ const (
 	ExchangeCreateChild   Exchange = 36
 	ExchangeInformational Exchange = 37
 	ExchangeSessionResume Exchange = 38 // RFC 5723
+	ExchangeIntermediate  Exchange = 43 // RFC 9242
+	ExchangeFollowupKE    Exchange = 44 // RFC 9370
 )
 
 // PayloadType is a payload's number (RFC 7296 section 3.2).
@@ -73,6 +75,7 @@ const (
 	TransformInteg TransformType = 3
 	TransformDH    TransformType = 4
 	TransformESN   TransformType = 5
+	TransformAddKE TransformType = 6 // ADDKE1; up to ADDKE7 they follow each other (RFC 9370)
 )
 
 // PRFID is a pseudorandom function (IANA transform type 2).
@@ -101,6 +104,8 @@ const (
 	ECP384     DHGroup = 20
 	ECP521     DHGroup = 21
 	Curve25519 DHGroup = 31
+	MLKEM768   DHGroup = 36 // draft-ietf-ipsecme-ikev2-mlkem section 4
+	MLKEM1024  DHGroup = 37
 )
 
 // AuthMethod is an authentication method (RFC 7296 section 3.8).
@@ -146,4 +151,5 @@ type IKESuite struct {
 	Integ   uint16 // 0 with an AEAD
 	PRF     PRFID
 	DH      DHGroup
+	KE      AddKE // what comes after IKE_SA_INIT, or after CREATE_CHILD_SA when it is rekeyed
 }

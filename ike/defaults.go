@@ -29,15 +29,23 @@ func (o CipherOrder) String() string {
 const (
 	defaultPRFs   = "-prfsha256-prfsha384-prfsha512-"
 	defaultGroups = "x25519-ecp256-ecp384-ecp521-modp3072-modp4096-modp2048"
+	defaultKE     = "-ke1_mlkem768-ke1_mlkem1024"
+	defaultAEADs  = "aes128gcm16-aes256gcm16-chacha20poly1305"
+	defaultCBC    = "aes128-aes256-sha256-sha384-sha512-"
 	defaultESPCBC = "aes128-aes256-sha256-sha384-sha512-noesn-esn"
 )
 
 var (
 	defaultIKE = [...][]string{
-		ChaChaFirst: {"chacha20poly1305" + defaultPRFs + defaultGroups},
+		ChaChaFirst: {
+			"chacha20poly1305" + defaultPRFs + defaultGroups + defaultKE,
+			"chacha20poly1305" + defaultPRFs + defaultGroups,
+		},
 		AESFirst: {
-			"aes128gcm16-aes256gcm16-chacha20poly1305" + defaultPRFs + defaultGroups,
-			"aes128-aes256-sha256-sha384-sha512-" + defaultGroups,
+			defaultAEADs + defaultPRFs + defaultGroups + defaultKE,
+			defaultCBC + defaultGroups + defaultKE,
+			defaultAEADs + defaultPRFs + defaultGroups,
+			defaultCBC + defaultGroups,
 		},
 	}
 	defaultESP = [...][]string{
@@ -48,6 +56,9 @@ var (
 
 // DefaultProposals returns what "default" stands for: one proposal with AEADs and perhaps
 // one with CBC and HMAC, which may not be mixed (RFC 7296 section 3.3, RFC 5282 section 8).
+// Those for IKE come twice, first with ML-KEM as an additional key exchange (RFC 9370), then
+// without: a peer that does not know the transform skips the proposals that have it. It is
+// a proposal and not an alternative, so that whoever knows it takes it.
 // Those for ESP ask for no PFS, as strongSwan's. It is nil for other protocols than IKE
 // and ESP. Whatever the orders of two sides, their defaults have a proposal in common.
 func DefaultProposals(proto Protocol, order CipherOrder) []Proposal {

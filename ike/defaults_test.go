@@ -17,7 +17,7 @@ func TestDefaultProposalsAreCompleteAndSeparate(t *testing.T) {
 				t.Fatalf("%v, %v: %v, %v; want proposals", order, proto, ps, err)
 			}
 			for i, p := range ps {
-				aead := i == 0
+				aead := !p.hasType(TransformInteg) && p.Transforms[0].Type == TransformEncr && combined(p.Transforms[0].ID)
 				for _, tr := range p.Transforms {
 					if tr.Type == TransformEncr && combined(tr.ID) != aead {
 						t.Errorf("%v, %v proposal %d: %v does not belong there", order, proto, i+1, tr)

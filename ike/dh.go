@@ -2,6 +2,7 @@ package ike
 
 import (
 	"crypto/ecdh"
+	"crypto/mlkem"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,13 +28,14 @@ const (
 	dhMODP dhKind = iota // RFC 3526: exponentiation modulo a safe prime, generator 2
 	dhECP                // RFC 5903: a NIST curve, points as x|y without the 0x04 octet
 	dhX                  // RFC 8031: X25519
+	dhKEM                // draft-ietf-ipsecme-ikev2-mlkem: ML-KEM (kem.go)
 )
 
 // dhInfo describes a group. Lengths are in octets.
 type dhInfo struct {
 	name    string
 	kind    dhKind
-	public  int // length of the KE payload's key exchange data
+	public  int // length of the KE payload's key exchange data, of the initiator where they differ
 	private int // length of one candidate for the private key
 	tries   int // candidates in a seed
 	curve   func() ecdh.Curve
@@ -64,6 +66,8 @@ var dhGroups = map[DHGroup]*dhInfo{
 	ECP384:     {name: "ECP_384", kind: dhECP, public: 96, private: 48, tries: 1, topMask: 0xff, curve: ecdh.P384},
 	ECP521:     {name: "ECP_521", kind: dhECP, public: 132, private: 66, tries: 1, topMask: 0x01, curve: ecdh.P521},
 	Curve25519: {name: "CURVE_25519", kind: dhX, public: 32, private: 32, tries: 1, topMask: 0xff, curve: ecdh.X25519},
+	MLKEM768:   {name: "ML_KEM_768", kind: dhKEM, public: mlkem.EncapsulationKeySize768, private: mlkem.SeedSize, tries: 1},
+	MLKEM1024:  {name: "ML_KEM_1024", kind: dhKEM, public: mlkem.EncapsulationKeySize1024, private: mlkem.SeedSize, tries: 1},
 }
 
 // The primes of RFC 3526 sections 3 to 5 are 2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + c)
@@ -119,7 +123,7 @@ func (g DHGroup) String() string {
 func (g DHGroup) known() bool { return dhGroups[g] != nil }
 
 // publicLen returns the length of the group's public values in a KE payload, in
-// octets, or 0 for an unknown group.
+// octets, or 0 for an unknown group. With ML-KEM it is that of the initiator's (answerLen).
 func (g DHGroup) publicLen() int {
 	if i := dhGroups[g]; i != nil {
 		return i.public
@@ -140,6 +144,7 @@ type keyPair struct {
 	group    DHGroup
 	exponent []byte           // MODP: the private exponent, big-endian
 	curveKey *ecdh.PrivateKey // the other groups
+	kem      decapsulator     // ML-KEM, of the initiator; nil once it is erased
 	pub      []byte
 }
 
@@ -166,6 +171,11 @@ func newKeyPair(g DHGroup, seed []byte) (*keyPair, error) {
 		}
 		k.pub = bigmod.NewNat().Exp(two, k.exponent, m).Bytes(m)
 		return k, nil
+	}
+	if i.kind == dhKEM {
+		var err error
+		k.kem, k.pub, err = newKEM(g, seed[:i.private])
+		return k, err
 	}
 	candidate := make([]byte, i.private)
 	defer clear(candidate)
@@ -201,8 +211,14 @@ func (k *keyPair) shared(peer []byte) ([]byte, error) {
 	if i == nil {
 		return nil, fmt.Errorf("%w: %s", errGroup, k.group)
 	}
-	if len(peer) != i.public {
-		return nil, fmt.Errorf("%w: %s wants %d octets, not %d", errPublic, i.name, i.public, len(peer))
+	if want := k.group.answerLen(); len(peer) != want { // of a ciphertext it is the one check (FIPS 203 section 7.3)
+		return nil, fmt.Errorf("%w: %s wants %d octets, not %d", errPublic, i.name, want, len(peer))
+	}
+	if i.kind == dhKEM {
+		if k.kem == nil {
+			return nil, errKeyErased
+		}
+		return k.kem.Decapsulate(peer)
 	}
 	if i.kind == dhMODP {
 		return k.sharedMODP(i, peer)
@@ -242,13 +258,13 @@ func (k *keyPair) sharedMODP(i *dhInfo, peer []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// wipe overwrites the private exponent. Keys of curves are kept by crypto/ecdh, which
-// offers no way to overwrite them: they are let go of. A nil key pair has nothing to wipe.
+// wipe overwrites the private exponent. Keys of curves and of ML-KEM are kept by crypto/ecdh and
+// crypto/mlkem, which offer no way to overwrite them: they are let go of. A nil key pair has nothing to wipe.
 func (k *keyPair) wipe() {
 	if k == nil {
 		return
 	}
 	clear(k.exponent)
 	k.exponent = nil
-	k.curveKey = nil
+	k.curveKey, k.kem = nil, nil
 }

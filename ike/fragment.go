@@ -105,6 +105,7 @@ type reassembly struct {
 	exchange Exchange
 	total    uint16
 	next     PayloadType // of the first inner payload; only the first fragment tells
+	bits     byte        // of the first fragment's payload: critical and reserved
 	buf      []byte      // contents in the order of arrival
 	parts    []part
 	largest  int  // datagram
@@ -177,6 +178,9 @@ func (p *Path) ipOverhead() int {
 // each of its datagrams but the last; 0 if there is one.
 func (m *Machine) protected(sa *ikeSA, h Header, fill func(*Builder)) (data []byte, cut int) {
 	msg, skOff := m.plain(sa, h, fill)
+	if h.Exchange == ExchangeIntermediate {
+		sa.cover(!h.Response(), coveredOf(msg, skOff, sa.sealer.ivLen()))
+	}
 	limit := math.MaxInt
 	if sa.sendsFragments() {
 		limit = sa.fragmentSize() - sa.path.ipOverhead()
@@ -297,9 +301,11 @@ func (m *Machine) shrinkRequest(sa *ikeSA) bool {
 // does not get it: then it goes in smaller fragments.
 func (m *Machine) repeatReply(sa *ikeSA, p Path, r *reply) {
 	if r.again++; r.again == fragmentTries {
-		if data, cut, ok := m.shrink(sa, r.data, r.cut); ok {
-			r.data, r.cut = data, cut
-		}
+		m.withFormerKeys(sa, func() {
+			if data, cut, ok := m.shrink(sa, r.data, r.cut); ok {
+				r.data, r.cut = data, cut
+			}
+		})
 	}
 	m.sendParts(p, sa, r.data, r.cut, false)
 }
@@ -347,7 +353,7 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 	case total < r.total, total == r.total && r.has(number):
 		return false, errPart // of an earlier set, or a duplicate
 	}
-	inner, err := sa.opener.open(b, m.msg.SKOff, m.msg.SKOff+payloadHdr+fragmentHdr)
+	inner, err := sa.openerOf(h).open(b, m.msg.SKOff, m.msg.SKOff+payloadHdr+fragmentHdr)
 	if err != nil {
 		return false, err
 	}
@@ -371,7 +377,7 @@ func (m *Machine) openFragment(sa *ikeSA, b []byte, outer error) (authentic bool
 	sa.frag.room(dir, r, len(inner))
 	m.roomForFragments(sa, len(inner))
 	if number == 1 {
-		r.next = m.msg.SKNext
+		r.next, r.bits = m.msg.SKNext, b[m.msg.SKOff+1]
 	}
 	if r.err == nil {
 		r.err = outer
@@ -413,8 +419,7 @@ func (m *Machine) fragmentDue(sa *ikeSA, number uint16) (again bool, err error) 
 		return false, ErrMessageID
 	case sa.computing(h.ID):
 		return false, errPart
-	case sa.state == StateConnecting && (sa.initiator || h.Exchange != ExchangeAuth),
-		sa.state != StateConnecting && h.Exchange == ExchangeAuth:
+	case !sa.expects(h.Exchange):
 		return false, ErrUnexpected
 	}
 	return false, nil
@@ -426,7 +431,7 @@ func (m *Machine) whole(sa *ikeSA, r *reassembly) error {
 		// The peer has its reasons, and what it sends gets through: so will our answer.
 		sa.frag.size = max(n, min(fragmentLow, sa.fragmentSize()))
 	}
-	m.msg.outer, m.msg.SKNext = 0, r.next
+	m.msg.outer, m.msg.SKNext, m.msg.skBits = 0, r.next, r.bits
 	if err := m.msg.ParseInner(r.next, r.merged()); err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 					if c == nil {
 						// It may be one that an unanswered request of ours has made.
 						sa.outstanding(func(r *request) bool {
-							if r.exchange == ExchangeCreateChild && len(r.gone) < maxGone {
+							if (r.exchange == ExchangeCreateChild || r.exchange == ExchangeFollowupKE) && len(r.gone) < maxGone {
 								r.gone = append(r.gone, spi)
 							}
 							return false

@@ -205,6 +205,9 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	if sa.conn.announces() {
 		fragmentNotify(b)
 	}
+	if ex == ExchangeInit && offersAddKE(sa.init.offered) {
+		b.Notify(NotifyIntermediateSupported, ProtoNone, nil, nil)
+	}
 	m.redirectNotify(b, sa)
 	m.authInit(b, sa)
 	sa.init.request = b.Finish()
@@ -318,6 +321,10 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
 		return
 	}
+	_, intermediate := m.msg.FindNotify(NotifyIntermediateSupported)
+	if !intermediate {
+		offered = withoutAddKE(offered)
+	}
 	var chosen Proposal
 	ok, force, fragment, bare := false, false, false, false
 	for _, s := range m.conns {
@@ -397,6 +404,9 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 	b := NewBuilder(make([]byte, 0, 1024), sa.header(ExchangeInit, 0, true))
 	b.SA(sa.init.offered)
 	b.KE(sa.suite.DH, r.pair.public())
+	if offersAddKE(sa.init.offered) {
+		b.Notify(NotifyIntermediateSupported, ProtoNone, nil, nil)
+	}
 	r.pair.wipe()
 	m.initReply(sa, b, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared))
 }
@@ -493,11 +503,14 @@ func (m *Machine) initResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 	if err == nil {
 		group, pub, err = ParseKE(ke.Body)
 	}
-	if err == nil && (group != sa.init.group || sa.suite.DH != group || len(pub) != group.publicLen()) {
+	if err == nil && (group != sa.init.group || sa.suite.DH != group || len(pub) != group.answerLen()) {
 		err = ErrGroup
 	}
 	if err == nil {
 		err = m.ppkAnswer(sa)
+	}
+	if _, intermediate := m.msg.FindNotify(NotifyIntermediateSupported); err == nil && !intermediate && offer[0].adds() {
+		err = ErrNoProposal // it has chosen what it cannot carry out
 	}
 	if err != nil {
 		m.drop(p, err)
@@ -584,5 +597,5 @@ func (m *Machine) initKeyed(sa *ikeSA, r Result) {
 	if sa.natKnown && (sa.encap() || sa.conn.MOBIKE) { // RFC 4555 section 3.3
 		sa.path = m.floated(sa.path)
 	}
-	m.authSend(sa)
+	m.interStart(sa)
 }

@@ -37,6 +37,8 @@ type childParams struct {
 	spiIn, spiOut uint32
 	ni, nr        []byte // of the exchange: its initiator's first
 	shared        []byte
+	secrets       []byte // of the additional key exchanges
+	ke            AddKE
 	local, remote []esp.Selector
 	mode          esp.Mode
 	frags         bool
@@ -62,13 +64,13 @@ func (m *Machine) install(sa *ikeSA, p *childParams) *childSA {
 	m.nextChild++
 	*c = childSA{
 		unique: m.nextChild, state: ChildInstalled, ike: sa.slot, conn: sa.conn, cfg: p.cfg,
-		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, mode: p.mode, frags: p.frags, encap: sa.espRoute().encap,
+		spiIn: p.spiIn, spiOut: p.spiOut, suite: p.suite, dh: p.dh, ke: p.ke, mode: p.mode, frags: p.frags, encap: sa.espRoute().encap,
 		local: p.local, remote: p.remote, agg: p.agg, byPeer: !p.ours, standby: p.standby, nonceLow: lowest(p.ni, p.nr),
 		installed: m.now.Mono, used: m.now.Mono, lane: p.lane,
 	}
 	c.timers.clear()
 	encr, integ := p.suite.KeyLens()
-	keymat := childKeymat(sa.suite.PRF, sa.keys.d, p.shared, p.ni, p.nr, 2*(encr+integ))
+	keymat := childKeymat(sa.suite.PRF, sa.keys.d, p.shared, p.ni, p.nr, 2*(encr+integ), p.secrets)
 	take := func(n int) []byte {
 		k := append([]byte(nil), keymat[:n]...)
 		keymat = keymat[n:]

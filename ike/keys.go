@@ -60,7 +60,7 @@ func (s IKESuite) validate() error {
 	case !s.DH.known():
 		return fmt.Errorf("%w: group %s", errSuite, s.DH)
 	}
-	return nil
+	return s.KE.validate(s.DH)
 }
 
 // String returns the suite in charon's words:
@@ -74,7 +74,7 @@ func (s IKESuite) String() string {
 	if s.Integ != 0 {
 		name += fmt.Sprintf("/%v", esp.IntegID(s.Integ))
 	}
-	return name + "/" + s.PRF.String() + "/" + s.DH.String()
+	return name + "/" + s.PRF.String() + "/" + s.DH.String() + s.KE.String()
 }
 
 // skeyseed returns SKEYSEED = prf(Ni | Nr, g^ir) of an IKE_SA_INIT exchange (RFC 7296
@@ -84,9 +84,12 @@ func skeyseed(prf PRFID, ni, nr, shared []byte) []byte {
 }
 
 // skeyseedRekey returns SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr) of an IKE SA
-// that was made by rekeying (RFC 7296 section 2.18). The PRF is the old IKE SA's.
-func skeyseedRekey(prf PRFID, skd, shared, ni, nr []byte) []byte {
-	return prf.sum(skd, shared, ni, nr)
+// that was made by rekeying (RFC 7296 section 2.18). The PRF is the old IKE SA's. more is
+// SK(1) | ... SK(n) of the IKE_FOLLOWUP_KE exchanges, if there were any (RFC 9370 section
+// 2.2.4). An additional key exchange of IKE_INTERMEDIATE has the same formula, with the keys
+// before it and the nonces of IKE_SA_INIT (section 2.2.2).
+func skeyseedRekey(prf PRFID, skd, shared, ni, nr []byte, more ...[]byte) []byte {
+	return prf.sum(skd, append([][]byte{shared, ni, nr}, more...)...)
 }
 
 // ikeKeys are the keys of one IKE SA; the names follow RFC 7296 section 2.14 without
@@ -130,10 +133,11 @@ func (k *ikeKeys) wipe() {
 // childKeymat returns n octets of KEYMAT = prf+(SK_d, Ni | Nr), or with a Diffie-Hellman
 // exchange of its own prf+(SK_d, g^ir (new) | Ni | Nr) (RFC 7296 section 2.17). shared is
 // empty without one. The initiator-to-responder SA takes its keys first, and for each SA
-// the encryption key stands before the integrity key. The caller wipes the result.
-func childKeymat(prf PRFID, skd, shared, ni, nr []byte, n int) []byte {
-	seed := make([]byte, 0, len(shared)+len(ni)+len(nr))
-	seed = append(append(append(seed, shared...), ni...), nr...)
+// the encryption key stands before the integrity key. The caller wipes the result. more is
+// SK(1) | ... SK(n) of the IKE_FOLLOWUP_KE exchanges, if there were any: they come last in
+// the seed (RFC 9370 section 2.2.4).
+func childKeymat(prf PRFID, skd, shared, ni, nr []byte, n int, more ...[]byte) []byte {
+	seed := slices.Concat(append([][]byte{shared, ni, nr}, more...)...)
 	mat := prf.plus(skd, seed, n)
 	clear(seed)
 	return mat

@@ -84,6 +84,8 @@ var otherWords = [...]keyword{
 	{"modp2048", group(MODP2048)},
 	{"modp3072", group(MODP3072)},
 	{"modp4096", group(MODP4096)},
+	{"mlkem768", group(MLKEM768)},
+	{"mlkem1024", group(MLKEM1024)},
 	{"modpnone", group(DHNone)},
 	{"esn", Transform{Type: TransformESN, ID: withESN}},
 	{"noesn", Transform{Type: TransformESN, ID: noESN}},
@@ -109,7 +111,8 @@ func prfOf(id uint16) PRFID {
 }
 
 // wordOrder is the order in which the types of transforms are kept and printed.
-var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, TransformDH, TransformESN}
+var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, TransformDH, TransformESN,
+	6, 7, 8, 9, 10, 11, 12}
 
 // ParseProposal reads strongSwan's notation of a proposal for IKE, ESP or AH: words joined
 // by hyphens, alternatives of one kind in order of preference, or "default" for
@@ -120,6 +123,9 @@ var wordOrder = [...]TransformType{TransformEncr, TransformInteg, TransformPRF, 
 //   - For IKE a missing PRF is that of the integrity algorithm. Beside an AEAD an
 //     integrity algorithm names nothing but the PRF.
 //   - For IKE there is a group; for ESP groups ask for PFS.
+//   - A key exchange method behind ke1_ to ke7_ is for an additional key exchange after that
+//     with the group (RFC 9370), and ke1_none to ke7_none let it be left out. No method can be
+//     used twice.
 //   - For ESP and AH without esn or noesn it is noesn.
 //   - For AH there is an integrity algorithm and no cipher, and no default.
 //
@@ -130,11 +136,10 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 	}
 	p := Proposal{Proto: proto}
 	for _, word := range strings.Split(s, "-") {
-		i := slices.IndexFunc(keywords, func(k keyword) bool { return k.name == word })
-		if i < 0 {
+		t, ok := wordTransform(word)
+		if !ok {
 			return nil, fmt.Errorf("proposal %q: unknown word %q; known are %s", s, word, knownWords(proto))
 		}
-		t := keywords[i].Transform
 		if proto == ProtoAH {
 			t = t.forAH()
 		}
@@ -149,6 +154,8 @@ func ParseProposal(proto Protocol, s string, order CipherOrder) ([]Proposal, err
 			return nil, fmt.Errorf("proposal %q: %q is for IKE, %v has no pseudorandom function; leave it out", s, word, proto)
 		case t == group(DHNone) && proto == ProtoIKE:
 			return nil, fmt.Errorf("proposal %q: an IKE SA cannot do without a group; write x25519 instead of %q", s, word)
+		case t == group(MLKEM1024) && proto == ProtoIKE:
+			return nil, fmt.Errorf("proposal %q: the first message of an IKE SA cannot be split, and with %q it does not fit into a datagram; write x25519-ke1_mlkem1024", s, word)
 		case p.has(t):
 			return nil, fmt.Errorf("proposal %q: %q is there twice", s, word)
 		}
@@ -208,6 +215,11 @@ func (p *Proposal) complete() error {
 		return fmt.Errorf("has no pseudorandom function; add prfsha256")
 	case p.Proto == ProtoIKE && !p.hasType(TransformDH):
 		return fmt.Errorf("has no group; add x25519, ecp256 or modp3072")
+	case !p.hasType(TransformDH) && slices.ContainsFunc(p.Transforms, func(t Transform) bool { return t.Type.additional() }):
+		return fmt.Errorf("has an additional key exchange and no group for the first one; add x25519")
+	}
+	if _, ok := chooseMethods(p, p, DHNone, false); !ok {
+		return fmt.Errorf("has additional key exchanges for which only methods are left that the others use; give each one of its own")
 	}
 	if p.Proto == ProtoIKE && !p.hasType(TransformPRF) {
 		p.Transforms = append(p.Transforms, p.derivedPRFs()...)
@@ -243,6 +255,7 @@ func knownWords(proto Protocol) string {
 		}
 		words = append(words, k.name)
 	}
+	words = append(words, "ke1_none")
 	if proto != ProtoAH {
 		words = append(words, "default")
 	}
@@ -282,6 +295,9 @@ func (p Proposal) String() string {
 
 // String returns strongSwan's word for the transform, or its type and number.
 func (t Transform) String() string {
+	if t.Type.additional() {
+		return t.additionalWord()
+	}
 	for _, k := range keywords {
 		if k.Transform == t || k.forAH() == t {
 			return k.name

@@ -157,9 +157,9 @@ func TestEveryWordIsImplemented(t *testing.T) {
 func TestForeignTransformsArePrinted(t *testing.T) {
 	p := Proposal{Proto: ProtoESP, Transforms: []Transform{
 		{TransformEncr, 3, 0}, {TransformEncr, 23, 128}, {TransformEncr, 12, badAttr}, {TransformInteg, 99, 0},
-		{TransformDH, 2, 0}, {TransformESN, 1, 0}, {6, 35, 0},
+		{TransformDH, 2, 0}, {TransformESN, 1, 0}, {6, 35, 0}, {13, 35, 0},
 	}}
-	if got, want := p.String(), "encr_3-encr_23_128-encr_12?-integ_99-dh_2-esn-transform_6_35"; got != want {
+	if got, want := p.String(), "encr_3-encr_23_128-encr_12?-integ_99-dh_2-esn-ke1_dh_35-transform_13_35"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -238,10 +238,11 @@ func (m *Machine) open(sa *ikeSA, b []byte) (authentic bool, err error) {
 		return false, ErrUnprotected
 	}
 	ivOff := m.msg.SKOff + payloadHdr
-	inner, err := sa.opener.open(b, m.msg.SKOff, ivOff)
+	inner, err := sa.openerOf(&m.msg.Header).open(b, m.msg.SKOff, ivOff)
 	if err != nil {
 		return false, err
 	}
+	m.msg.skBits = b[m.msg.SKOff+1]
 	if err := m.msg.ParseInner(m.msg.SKNext, inner); err != nil {
 		return true, err
 	}
@@ -270,7 +271,7 @@ func (m *Machine) unknownSPI(p Path, h *Header, b []byte) {
 		}
 	}
 	m.drop(p, ErrUnknownSPI)
-	if h.Flags&FlagResponse != 0 || h.Exchange < ExchangeInit || h.Exchange > ExchangeInformational {
+	if h.Flags&FlagResponse != 0 || !h.Exchange.known() || h.Exchange == ExchangeSessionResume {
 		return
 	}
 	token := m.qcdAnswer(p, h, b)
@@ -315,8 +316,7 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 		return
 	case sa.computing(h.ID):
 		return // its answer is being computed
-	case sa.state == StateConnecting && (sa.initiator || h.Exchange != ExchangeAuth),
-		sa.state != StateConnecting && h.Exchange == ExchangeAuth:
+	case !sa.expects(h.Exchange):
 		m.drop(p, ErrUnexpected)
 		return
 	}
@@ -352,6 +352,10 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 		m.createRequest(sa, p)
 	case ExchangeInformational:
 		m.infoRequest(sa, p)
+	case ExchangeIntermediate:
+		m.interRequest(sa, p)
+	case ExchangeFollowupKE:
+		m.followRequest(sa, p)
 	default:
 		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyInvalidSyntax, err: ErrUnexpected})
 	}
@@ -387,6 +391,10 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 		m.createResponse(sa)
 	case ExchangeInformational:
 		m.infoResponse(sa, p)
+	case ExchangeIntermediate:
+		m.interResponse(sa)
+	case ExchangeFollowupKE:
+		m.followResponse(sa)
 	}
 }
 

@@ -30,6 +30,7 @@ type host struct {
 
 	outputs func(*Output) // sees each output, if set
 
+	ran  func(*Result)    // sees the result of each job, if set
 	slow func(*Work) bool // true: the job is not done before its time
 	held []*Work
 }
@@ -78,6 +79,9 @@ func (h *host) drain(now Time) {
 				continue
 			}
 			r := o.Work.Run()
+			if h.ran != nil {
+				h.ran(&r)
+			}
 			h.drain(now)
 			h.m.Done(now, r)
 		case OutSend:

@@ -33,9 +33,11 @@ type Message struct {
 	// is empty (and, with SKF, in every fragment but the first).
 	SKNext PayloadType
 
-	outer int // payloads in front of the SK payload
-	raw   []byte
-	store [maxPayloads]Payload
+	outer  int // payloads in front of the SK payload
+	raw    []byte
+	inner  []byte // what ParseInner has read
+	skBits byte   // of the SK payload's generic header: critical and reserved
+	store  [maxPayloads]Payload
 }
 
 // known tells whether we understand payloads of type t (RFC 7296 section 3.2: types 1 to
@@ -69,7 +71,7 @@ func (m *Message) Parse(b []byte) error {
 // padding. They take the place of the SK payload in Payloads. The message must have been
 // parsed with an Encrypted payload. Errors are those of Parse.
 func (m *Message) ParseInner(next PayloadType, b []byte) error {
-	m.Payloads = m.Payloads[:m.outer]
+	m.Payloads, m.inner = m.Payloads[:m.outer], b
 	return m.chain(next, b, false)
 }
 

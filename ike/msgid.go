@@ -29,7 +29,9 @@ type request struct {
 	pair    *keyPair
 	ni, nr  []byte
 	spiIn   uint32
-	newSlot int // of the IKE SA that it would make, plus one; 0 means none
+	rest
+	link    []byte // what the peer wants to see in the next IKE_FOLLOWUP_KE
+	waits   bool   // for room in the window, to send that
 	ts      [2][]esp.Selector
 	mode    esp.Mode // asked for, then granted
 	frags   bool     // granted: see Child.Fragments
@@ -215,7 +217,7 @@ func (m *Machine) unheard(sa *ikeSA) {
 // answered frees the window after the response to our request.
 func (m *Machine) answered(sa *ikeSA) task {
 	t := sa.req.task
-	sa.req.pair.wipe()
+	sa.req.wipe()
 	if !sa.req.counted {
 		sa.sendID++
 	}
@@ -230,7 +232,7 @@ func (m *Machine) dropRequest(sa *ikeSA, err error) {
 		m.rekeyReset(sa)
 		m.releaseSPI(sa.req.spiIn)
 		m.settle(sa.req.task.waiters, sa.req.task.outcome(err))
-		sa.req.pair.wipe()
+		sa.req.wipe()
 	}
 	sa.req = request{}
 	sa.jobs[laneOurs] = jobNone

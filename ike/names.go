@@ -18,6 +18,10 @@ func (e Exchange) String() string {
 		return "INFORMATIONAL"
 	case ExchangeSessionResume:
 		return "IKE_SESSION_RESUME"
+	case ExchangeIntermediate:
+		return "IKE_INTERMEDIATE"
+	case ExchangeFollowupKE:
+		return "IKE_FOLLOWUP_KE"
 	}
 	return "EXCHANGE_" + strconv.Itoa(int(e))
 }
@@ -44,7 +48,7 @@ var protocolNames = [...]string{"NONE", "IKE", "AH", "ESP"}
 // String returns the protocol's name.
 func (p Protocol) String() string { return enumName(protocolNames[:], int(p), "PROTO") }
 
-var transformNames = [...]string{"", "ENCR", "PRF", "INTEG", "DH", "ESN"}
+var transformNames = [...]string{"", "ENCR", "PRF", "INTEG", "DH", "ESN", "ADDKE1", "ADDKE2", "ADDKE3", "ADDKE4", "ADDKE5", "ADDKE6", "ADDKE7"}
 
 // String returns the abbreviation of RFC 7296 section 3.3.2.
 func (t TransformType) String() string { return enumName(transformNames[:], int(t), "TRANSFORM") }

@@ -136,7 +136,7 @@ func TestNamesOfNumbers(t *testing.T) {
 	for got, want := range map[string]string{
 		ExchangeInit.String():          "IKE_SA_INIT",
 		ExchangeInformational.String(): "INFORMATIONAL",
-		Exchange(43).String():          "EXCHANGE_43",
+		Exchange(42).String():          "EXCHANGE_42",
 		PayloadNone.String():           "NONE",
 		PayloadSA.String():             "SA",
 		PayloadNonce.String():          "Nonce",
@@ -147,7 +147,8 @@ func TestNamesOfNumbers(t *testing.T) {
 		ProtoESP.String():              "ESP",
 		Protocol(7).String():           "PROTO_7",
 		TransformDH.String():           "DH",
-		TransformType(6).String():      "TRANSFORM_6",
+		TransformType(12).String():     "ADDKE7",
+		TransformType(13).String():     "TRANSFORM_13",
 		AuthPSK.String():               "pre-shared key",
 		AuthMethod(200).String():       "AUTH_200",
 		IDFQDN.String():                "ID_FQDN",

@@ -216,7 +216,7 @@ func optional(proto Protocol, t TransformType) bool {
 	case TransformDH, TransformESN:
 		return proto != ProtoIKE
 	}
-	return false
+	return t.additional() // RFC 9370 section 2.2.1
 }
 
 // combined tells whether an encryption transform protects integrity itself, so that it
@@ -242,9 +242,9 @@ func types(proto Protocol) []TransformType {
 }
 
 var (
-	ikeTypes = [...]TransformType{TransformEncr, TransformPRF, TransformInteg, TransformDH}
-	espTypes = [...]TransformType{TransformEncr, TransformInteg, TransformDH, TransformESN}
-	ahTypes  = [...]TransformType{TransformInteg, TransformDH, TransformESN}
+	ikeTypes = [...]TransformType{TransformEncr, TransformPRF, TransformInteg, TransformDH, 6, 7, 8, 9, 10, 11, 12}
+	espTypes = [...]TransformType{TransformEncr, TransformInteg, TransformDH, TransformESN, 6, 7, 8, 9, 10, 11, 12}
+	ahTypes  = [...]TransformType{TransformInteg, TransformDH, TransformESN, 6, 7, 8, 9, 10, 11, 12}
 )
 
 // chooseProposal is the responder's choice (RFC 7296 sections 2.7 and 3.3). It takes the
@@ -294,6 +294,10 @@ func fit(l, o *Proposal, prefer DHGroup, ignoreDH bool) (Proposal, bool) {
 
 // fitRest chooses what goes with lead, the encryption transform, or in AH the integrity transform.
 func fitRest(l, o *Proposal, lead Transform, prefer DHGroup, ignoreDH bool) ([]Transform, bool) {
+	methods, ok := chooseMethods(l, o, prefer, ignoreDH)
+	if !ok {
+		return nil, false
+	}
 	ts := make([]Transform, 0, len(ikeTypes))
 	ts = append(ts, lead)
 	for _, kind := range types(o.Proto)[1:] {
@@ -303,18 +307,14 @@ func fitRest(l, o *Proposal, lead Transform, prefer DHGroup, ignoreDH bool) ([]T
 			ok = o.allows(t)
 		case kind == TransformInteg:
 			t, ok = first(l, o, kind, func(t Transform) bool { return t.ID != 0 })
-		case kind == TransformDH && ignoreDH:
+		case (kind == TransformDH || kind.additional()) && ignoreDH:
 			// A group in such an offer is against section 1.2 and has no effect.
 			if !o.has(t) {
 				continue
 			}
 			ok = true
-		case kind == TransformDH:
-			if want := (Transform{Type: kind, ID: uint16(prefer)}); l.allows(want) && o.allows(want) {
-				t, ok = want, true
-				break
-			}
-			t, ok = first(l, o, kind, nil)
+		case kind == TransformDH || kind.additional():
+			t, ok = methods.transform(kind), true
 		default:
 			t, ok = first(l, o, kind, nil)
 		}
@@ -366,7 +366,7 @@ func checkChosen(chosen Proposal, offered []Proposal) (ok bool) {
 }
 
 // pick returns the one transform of each type of a chosen proposal, indexed by type.
-func (p *Proposal) pick() (ts [TransformESN + 1]Transform, err error) {
+func (p *Proposal) pick() (ts picked, err error) {
 	for _, t := range p.Transforms {
 		if !slices.Contains(types(p.Proto), t.Type) {
 			return ts, fmt.Errorf("ike: transform type %v does not belong into a proposal for %v", t.Type, p.Proto)
@@ -395,6 +395,7 @@ func (p Proposal) ikeSuite() (IKESuite, error) {
 		Integ:   ts[TransformInteg].ID,
 		PRF:     PRFID(ts[TransformPRF].ID),
 		DH:      DHGroup(ts[TransformDH].ID),
+		KE:      ts.additional(),
 	}
 	return s, s.validate()
 }
@@ -418,6 +419,9 @@ func (p Proposal) childSuite() (esp.Suite, DHGroup, error) {
 	}
 	if group != DHNone && !group.known() {
 		return s, group, fmt.Errorf("ike: group %v is not supported", group)
+	}
+	if err := ts.additional().validate(group); err != nil {
+		return s, group, err
 	}
 	if p.Proto == ProtoAH {
 		return s, group, s.ValidateAH()

@@ -277,7 +277,7 @@ func TestOffersWithNONEAndWithGaps(t *testing.T) {
 		{"AEAD with NONE as an alternative", []Transform{gcm, integ(esp.IntegHMACSHA256_128), none, noESN}, []Transform{gcm, none, noESN}},
 		{"AEAD with an integrity algorithm", []Transform{gcm, integ(esp.IntegHMACSHA256_128), noESN}, nil},
 		{"ESN left out", []Transform{gcm}, []Transform{gcm}},
-		{"an unknown transform type", []Transform{gcm, noESN, {Type: 6, ID: 35}}, nil},
+		{"an unknown transform type", []Transform{gcm, noESN, {Type: 13, ID: 35}}, nil},
 		{"a PRF in an offer for ESP", []Transform{gcm, noESN, prf(PRFHMACSHA256)}, nil},
 		{"an unknown alternative", []Transform{{TransformEncr, 99, 0}, gcm, {TransformESN, 7, 0}, noESN}, []Transform{gcm, noESN}},
 		{"only unknown sequence numbers", []Transform{gcm, {TransformESN, 7, 0}}, nil},
@@ -294,7 +294,7 @@ func TestOffersWithNONEAndWithGaps(t *testing.T) {
 
 func TestUnusableProposalsDoNotHideOthers(t *testing.T) {
 	offered := proposals(t, ProtoIKE, "aes128gcm16-prfsha256-x25519", "aes256-sha256-x25519")
-	offered[0].Transforms = append(offered[0].Transforms, Transform{Type: 6, ID: 36}) // RFC 9370
+	offered[0].Transforms = append(offered[0].Transforms, Transform{Type: 13, ID: 36})
 	p, ok := chooseProposal(proposals(t, ProtoIKE, "default"), offered, Curve25519, false)
 	if !ok || p.Num != 2 {
 		t.Errorf("chosen %d: %v, %v; want the second, the first needs a transform type that we do not know", p.Num, p, ok)

@@ -62,12 +62,7 @@ func (m *Machine) rekeySend(sa *ikeSA) {
 
 // rekeyReset gives back the slot of an IKE SA that will not be.
 func (m *Machine) rekeyReset(sa *ikeSA) {
-	if i := sa.req.newSlot - 1; i >= 0 {
-		nsa := &m.sas[i]
-		*nsa = ikeSA{slot: i, spiI: nsa.spiI, spiR: nsa.spiR}
-		nsa.timers.clear()
-	}
-	sa.req.newSlot = 0
+	m.freeSlot(&sa.req.rest)
 }
 
 // parseRekeyed takes the new IKE SA of the response into sa.req and returns the peer's
@@ -101,15 +96,21 @@ func (m *Machine) rekeyKeyed(sa *ikeSA, shared []byte) {
 	nsa := &m.sas[req.newSlot-1]
 	suite, err := req.chosen.ikeSuite()
 	if err == nil {
-		err = m.succeed(sa, nsa, suite, req.ni, req.nr, shared, nsa.spiI, be64(req.peerSPI))
+		err = m.succeed(sa, nsa, suite, &rest{shared: shared, secrets: req.secrets}, req.ni, req.nr, nsa.spiI, be64(req.peerSPI))
 	}
 	if err != nil {
 		m.createFailed(sa, err)
 		return
 	}
 	nsa.takeToken(req.token)
+	loses := !req.following() && m.followLoses(sa)
 	sa.req.newSlot, sa.req.task.waiters = 0, nil
 	m.answered(sa)
+	if loses && m.rival(sa) == nil { // the peer's rekeying of it is still under way, and comes before ours
+		m.closeIKE(nsa, ErrReplaced, nil)
+		m.again(sa, req.task)
+		return
+	}
 	over := sa.collision.over
 	if rival := m.rival(sa); rival != nil {
 		if bytes.Compare(lowest(req.ni, req.nr), sa.collision.low) < 0 {
@@ -177,7 +178,7 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		m.refuse(sa, req.path, ExchangeCreateChild, &refusal{t: NotifyNoAdditionalSAs, err: ErrTableFull})
 		return
 	}
-	if err := m.succeed(sa, nsa, req.ike, req.ni, req.nr, r.shared, req.peerSPI, nsa.spiR); err != nil {
+	if err := m.succeed(sa, nsa, req.ike, &rest{shared: r.shared}, req.ni, req.nr, req.peerSPI, nsa.spiR); err != nil {
 		m.destroy(nsa, err)
 		m.refuse(sa, req.path, ExchangeCreateChild, &refusal{t: NotifyNoProposalChosen, err: err})
 		return
@@ -186,22 +187,33 @@ func (m *Machine) rekeyRespond(sa *ikeSA, req *peerCreate, r Result) {
 		b.SA([]Proposal{{Num: req.chosen.Num, Proto: ProtoIKE, SPI: binary.BigEndian.AppendUint64(nil, nsa.spiR), Transforms: req.chosen.Transforms}})
 		b.Nonce(req.nr)
 		b.KE(req.dh, r.pair.public())
-		m.qcdNotify(b, nsa)
-		if req.ticket {
-			m.ticketNotify(b, nsa)
-		}
+		m.rekeyNotifies(b, nsa, req)
 	})
+	m.rekeyAnswered(sa, nsa, req)
+}
+
+// rekeyNotifies adds to the response that makes a new IKE SA what the peer should have of it.
+func (m *Machine) rekeyNotifies(b *Builder, nsa *ikeSA, req *peerCreate) {
+	m.qcdNotify(b, nsa)
+	if req.ticket {
+		m.ticketNotify(b, nsa)
+	}
+}
+
+// rekeyAnswered makes the IKE SA that the peer asked for the successor of sa, or leaves that to
+// the end of our own rekeying of it.
+func (m *Machine) rekeyAnswered(sa, nsa *ikeSA, req *peerCreate) {
 	sa.collision = ikeCollision{slot: nsa.slot + 1, unique: nsa.unique, low: lowest(req.ni, req.nr)}
-	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || sa.req.data == nil {
+	if !sa.req.active || sa.req.task.kind != taskRekeyIKE || !sa.req.counted {
 		m.adoptRival(sa)
 	}
 }
 
 // succeed fills nsa in as the successor of sa (RFC 7296 section 2.18). The CHILD SAs stay
 // where they are.
-func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, ni, nr, shared []byte, spiI, spiR uint64) error {
+func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, k *rest, ni, nr []byte, spiI, spiR uint64) error {
 	nsa.suite, nsa.ni, nsa.nr, nsa.spiI, nsa.spiR = suite, ni, nr, spiI, spiR
-	if err := m.keyed(nsa, skeyseedRekey(sa.suite.PRF, sa.keys.d, shared, ni, nr)); err != nil {
+	if err := m.keyed(nsa, skeyseedRekey(sa.suite.PRF, sa.keys.d, k.shared, ni, nr, k.secrets)); err != nil {
 		return err
 	}
 	nsa.state, nsa.conn, nsa.origin = StateEstablished, sa.conn, sa.origin
@@ -268,7 +280,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 // announceIKE tells that an IKE SA is established, in place of old if there is one of which
 // that was told.
 func (m *Machine) announceIKE(sa, old *ikeSA) {
-	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path}
+	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Suite: sa.suite.String()}
 	if old != nil && old.told {
 		e.Kind, e.Old, old.told = EvIKERekeyed, old.unique, false
 	}

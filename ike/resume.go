@@ -49,12 +49,12 @@ func (sa *ikeSA) authData(psk, octets []byte, initiators bool) []byte {
 }
 
 // octets returns what the AUTH payload of the initiator or of the responder is about, whose ID
-// payload has that body.
+// payload has that body. What was said in IKE_INTERMEDIATE comes last (RFC 9242 section 3.3.2).
 func (sa *ikeSA) octets(initiators bool, idBody []byte) []byte {
 	if initiators {
-		return signedOctets(sa.suite.PRF, sa.init.request, sa.nr, sa.keys.pi, idBody)
+		return append(signedOctets(sa.suite.PRF, sa.init.request, sa.nr, sa.keys.pi, idBody), sa.intAuth()...)
 	}
-	return signedOctets(sa.suite.PRF, sa.init.response, sa.ni, sa.keys.pr, idBody)
+	return append(signedOctets(sa.suite.PRF, sa.init.response, sa.ni, sa.keys.pr, idBody), sa.intAuth()...)
 }
 
 // resumeStart sends the ticket of the connection's last session instead of IKE_SA_INIT, if

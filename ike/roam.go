@@ -177,7 +177,7 @@ func (m *Machine) roamConnecting(sa *ikeSA) {
 	sa.frag.size = 0
 	sa.conns.last = p
 	switch {
-	case sa.req.exchange == ExchangeAuth:
+	case sa.req.exchange == ExchangeAuth, sa.req.exchange == ExchangeIntermediate:
 		sa.mobike.moved = true
 		m.resend(sa)
 	case sa.req.exchange == ExchangeSessionResume:

@@ -39,7 +39,7 @@ var (
 // shapes lists what an exchange's messages may look like, requests then responses, by
 // the exchange's number counted from that of IKE_SA_INIT. A message has to fit one of
 // them; if it fits none, the error is about the one that it comes closest to.
-var shapes = [5][2][]shape{
+var shapes = [...][2][]shape{
 	{ // IKE_SA_INIT
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyNotify}},
 		{{must(PayloadSA), must(PayloadKE), must(PayloadNonce), anyCertReq, anyNotify}, notifiesOnly},
@@ -80,6 +80,19 @@ var shapes = [5][2][]shape{
 		{{must(PayloadNonce), someNotify}},
 		{{must(PayloadNonce), anyNotify}, notifiesOnly},
 	},
+	ExchangeIntermediate - ExchangeInit: { // for an additional key exchange (RFC 9370 section 2.2.2)
+		{{must(PayloadKE), anyNotify}},
+		{{must(PayloadKE), anyNotify}, notifiesOnly},
+	},
+	ExchangeFollowupKE - ExchangeInit: { // RFC 9370 section 2.2.4
+		{{must(PayloadKE), someNotify}},
+		{{must(PayloadKE), anyNotify}, notifiesOnly},
+	},
+}
+
+// known tells whether we take part in an exchange.
+func (e Exchange) known() bool {
+	return e >= ExchangeInit && int(e-ExchangeInit) < len(shapes) && shapes[e-ExchangeInit][0] != nil
 }
 
 // checkRules tells whether the payloads of a parsed message are those of exchange ex.
@@ -96,7 +109,7 @@ func checkRules(m *Message, ex Exchange, response bool, encrypted bool) error {
 		why = "is encrypted, but must be in clear"
 	case encrypted && m.outer > 0:
 		why = "has payloads in clear in front of the Encrypted payload"
-	case ex < ExchangeInit || ex > ExchangeSessionResume:
+	case !ex.known():
 		why = "the exchange type is unknown"
 	}
 	if why != "" {

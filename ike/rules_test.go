@@ -125,7 +125,9 @@ func TestMessagesOutOfOrderBreakTheRules(t *testing.T) {
 		{ExchangeInformational, req, "SA", "has SA, which"},
 		{ExchangeInformational, req, "CP CP", "has 2 of CP"},
 		{ExchangeInformational, resp, "AUTH", "has AUTH, which"},
-		{43, req, "N", "unknown"},
+		{42, req, "N", "unknown"},
+		{ExchangeIntermediate, req, "N", "KE is missing"},
+		{ExchangeFollowupKE, req, "KE", "N is missing"},
 		{33, resp, "N", "unknown"},
 	} {
 		enc := c.ex != ExchangeInit

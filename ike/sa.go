@@ -36,10 +36,13 @@ type ikeSA struct {
 	force    bool // UDP encapsulation is wanted even without a NAT
 
 	init    initState // until IKE_AUTH is over
-	req     request   // our outstanding request
-	sendID  uint32    // message ID of our next request
-	recvID  uint32    // message ID of the peer's next request
-	reply   reply     // our last response, for retransmissions
+	inter   intermediate
+	follow  []followup // series of the peer's, which it has not ended
+	lost    int        // STATE_NOT_FOUND answers in a row
+	req     request    // our outstanding request
+	sendID  uint32     // message ID of our next request
+	recvID  uint32     // message ID of the peer's next request
+	reply   reply      // our last response, for retransmissions
 	peer    peerCreate
 	tasks   []task
 	jobs    [numLanes]job
@@ -118,6 +121,7 @@ type childSA struct {
 	spiOut   uint32
 	suite    esp.Suite
 	dh       DHGroup
+	ke       AddKE
 	mode     esp.Mode
 	frags    bool
 	agg      AggFrag
@@ -377,7 +381,8 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 	}
 	waiters, s, old := sa.waiters, sa.conns, sa.reauth.old
 	m.releaseSPI(sa.init.spiIn)
-	m.releaseSPI(sa.peer.spiIn)
+	m.dropFollow(sa)
+	sa.inter.wipe()
 	sa.init.pair.wipe()
 	sa.keys.wipe()
 	sa.init.unmixed.wipe()
@@ -431,6 +436,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 		for _, t := range sa.tasks {
 			info.Tasks = append(info.Tasks, t.kind.String())
 		}
+		sa.series(func(r *peerCreate) { info.Passive = append(info.Passive, r.kind.String()) })
 		if sa.reauth.closeAt != 0 {
 			info.Tasks = append(info.Tasks, "IKE_REAUTH_COMPLETE")
 		}
@@ -441,7 +447,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			}
 			info.Children = append(info.Children, ChildInfo{
 				Unique: c.unique, Name: c.cfg.Name, State: c.state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
-				Suite: c.suite, DH: c.dh, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
+				Suite: c.suite, DH: c.dh, KE: c.ke, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
 				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
 				Lane: c.lane.n, PerCPU: c.lane.perCPU,
 			})

@@ -100,6 +100,7 @@ func (m *Machine) runTasks() {
 	}
 	for i := range m.sas {
 		sa := &m.sas[i]
+		m.followWaiting(sa)
 		for len(sa.tasks) > 0 && (sa.state == StateEstablished || sa.state == StateRekeyed) {
 			j := m.nextTask(sa)
 			if j < 0 {

@@ -33,7 +33,7 @@ import (
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 const (
-	ticketVersion  = 2 // 1 had no PPK
+	ticketVersion  = 2 // 1 had no PPK and no additional key exchanges
 	ticketNonceLen = 12
 	ticketHead     = 1 + 8 + ticketNonceLen
 	// maxTicket bounds a ticket that we keep for a gateway; ours stay below 2 KiB with the
@@ -191,6 +191,7 @@ func (k *sealKey) seal(s *sessionState) []byte {
 	for _, v := range [...]uint16{s.suite.Encr, s.suite.KeyBits, s.suite.Integ, uint16(s.suite.PRF), uint16(s.suite.DH)} {
 		b = e.AppendUint16(b, v)
 	}
+	b = s.suite.KE.appendTo(b)
 	b = append(b, byte(AuthPSK))
 	b = append(b, s.pskMark[:]...)
 	for _, v := range [...][]byte{[]byte(s.conn), s.client.appendBody(nil), s.gateway.appendBody(nil), s.ppk, s.skd} {
@@ -224,6 +225,7 @@ func (j *ticketJar) open(t []byte) (*sessionState, *sealKey, error) {
 	s.issued, s.expires = int64(c.u64()), int64(c.u64())
 	s.spiI, s.spiR = c.u64(), c.u64()
 	s.suite = IKESuite{Encr: c.u16(), KeyBits: c.u16(), Integ: c.u16(), PRF: PRFID(c.u16()), DH: DHGroup(c.u16())}
+	s.suite.KE.read(&c)
 	method := AuthMethod(c.u8())
 	copy(s.pskMark[:], c.take(pskMarkLen))
 	name, client, gateway, ppk, skd := c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16()))

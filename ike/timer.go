@@ -27,6 +27,7 @@ const (
 	tReplace                   // the IKE SA that this one takes the place of is closed
 	tPatience                  // another address of the peer is to be called
 	tPress                     // packets wait: what is unanswered is repeated
+	tFollow                    // a series of the peer's is forgotten
 	numSATimers
 )
 
@@ -189,6 +190,8 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 		m.dropFragments(sa)
 	case tPatience:
 		m.outOfPatience(sa)
+	case tFollow:
+		m.expireFollow(sa)
 	case tPress:
 		m.repeatPressed(sa)
 	}

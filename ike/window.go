@@ -221,6 +221,9 @@ func (m *Machine) subject(t *task) string {
 
 // admits tells whether a task may start beside the requests that are outstanding.
 func (m *Machine) admits(sa *ikeSA, t *task) bool {
+	if sa.heldBack(t) {
+		return false
+	}
 	if !sa.req.active && len(sa.window.parked) == 0 {
 		return true
 	}

@@ -28,6 +28,10 @@ func (w *Work) Run() Result {
 		return Result{id: w.id, auth: w.auth.run()}
 	}
 	r := Result{id: w.id, pair: w.pair}
+	if r.pair == nil && w.peer != nil && w.group.encapsulates() {
+		r.pair, r.shared, r.err = encapsulate(w.group, w.peer)
+		return r
+	}
 	if r.pair == nil {
 		r.pair, r.err = newKeyPair(w.group, w.seed)
 		clear(w.seed)
@@ -55,6 +59,14 @@ const (
 	jobSign             // our signature for IKE_AUTH
 	jobJudge            // the peer's signature and certificates
 	jobFetch            // not a Work: what tells whether these certificates were revoked
+
+	// The same of an additional key exchange in IKE_INTERMEDIATE, and in IKE_FOLLOWUP_KE.
+	jobInterPair
+	jobInterShared
+	jobInterRespond
+	jobFollowPair
+	jobFollowShared
+	jobFollowRespond
 )
 
 // The two jobs that the requests at hand of an IKE SA can have out at once: one for our
@@ -71,7 +83,7 @@ func (m *Machine) startWork(sa *ikeSA, lane int, j job, group DHGroup, pair *key
 	m.workSeq++
 	id := m.workSeq<<24 | uint64(lane)<<20 | uint64(sa.slot)
 	w := &Work{id: id, group: group, pair: pair}
-	if pair == nil {
+	if pair == nil && (peer == nil || !group.encapsulates()) {
 		w.seed = make([]byte, group.seedLen())
 		m.env.Random(w.seed)
 	}
@@ -115,6 +127,18 @@ func (m *Machine) Done(now Time, r Result) {
 		m.createRespond(sa, r)
 	case jobSign, jobJudge:
 		m.worked(sa, j, r.auth)
+	case jobInterPair:
+		m.interSend(sa, r)
+	case jobInterShared:
+		m.interKeyed(sa, r)
+	case jobInterRespond:
+		m.interRespond(sa, r)
+	case jobFollowPair:
+		m.followSend(sa, r)
+	case jobFollowShared:
+		m.followKeyed(sa, r)
+	case jobFollowRespond:
+		m.followRespond(sa, r)
 	}
 	clear(r.shared)
 	m.finish()

@@ -257,6 +257,11 @@ func (h *Host) invariants() {
 			}
 		}
 		reserved += min(asking, sa.Window)
+		for _, t := range sa.Passive {
+			if t != "IKE_REKEY" {
+				reserved++
+			}
+		}
 		return true
 	})
 	waiting := 0

@@ -216,7 +216,7 @@ func (h *Host) step(call func(ike.Time)) {
 // announces tells whether a datagram is a response that can tell of a new inbound SA.
 func announces(b []byte) bool {
 	m, err := ike.ParseHeader(b)
-	return err == nil && m.Flags&ike.FlagResponse != 0 && (m.Exchange == ike.ExchangeAuth || m.Exchange == ike.ExchangeCreateChild)
+	return err == nil && m.Flags&ike.FlagResponse != 0 && (m.Exchange == ike.ExchangeAuth || m.Exchange == ike.ExchangeCreateChild || m.Exchange == ike.ExchangeFollowupKE)
 }
 
 // arm sets the timer event for the machine's deadline.
@@ -332,7 +332,7 @@ func (h *Host) quiet() bool {
 	// An outbound SA on standby is used when the peer is known to have it, or after a time.
 	quiet := !slices.ContainsFunc(h.outs, func(o *outSA) bool { return o.standby })
 	h.M.List(func(sa *ike.SAInfo) bool {
-		if sa.State != ike.StateEstablished || len(sa.Tasks) > 0 {
+		if sa.State != ike.StateEstablished || len(sa.Tasks)+len(sa.Passive) > 0 {
 			quiet = false
 		}
 		for i := range sa.Children {

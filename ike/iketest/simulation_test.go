@@ -218,6 +218,7 @@ func live(seed uint64, trace bool) *life {
 	s, a, b := l.Sim, l.a, l.b
 	l.hiding(seed)
 	l.ppks(seed)
+	l.quantum(seed)
 	if roams {
 		for _, c := range []*ike.Conn{l.cfgA.Conns[0], l.cfgB.Conns[0]} {
 			if len(c.RemoteAddrs) > 0 {
