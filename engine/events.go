@@ -205,6 +205,7 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 	case ike.EvCookies:
 		num("half_open", e.Count)
 	}
+	str("suite", e.Suite)
 	num("suppressed", suppressed)
 	if e.Delay > 0 {
 		f = append(f, log.Dur("next_in", e.Delay))

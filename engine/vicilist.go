@@ -130,6 +130,7 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		algorithms(m, esp.EncrID(v.Suite.Encr), v.Suite.KeyBits, esp.IntegID(v.Suite.Integ))
 		m.Set(control.KeyPRFAlg, v.Suite.PRF.String())
 		m.Set(control.KeyDHGroup, v.Suite.DH.String())
+		additionalKE(m, v.Suite.KE)
 	}
 	if v.PPK != (ike.PPKID{}) {
 		yes(m, control.KeyPPK, true)
@@ -147,6 +148,9 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 	}
 	if len(v.Tasks) > 1 {
 		m.List(control.KeyTasksQueued, v.Tasks[1:]...)
+	}
+	if len(v.Passive) > 0 {
+		m.List(control.KeyTasksPassive, v.Passive...)
 	}
 }
 
@@ -170,6 +174,7 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	algorithms(m, c.Suite.Encr, c.Suite.KeyBits, c.Suite.Integ)
 	if c.DH != ike.DHNone {
 		m.Set(control.KeyDHGroup, c.DH.String())
+		additionalKE(m, c.KE)
 	}
 	if c.Suite.ESN {
 		m.Set(control.KeyESN, "1")
@@ -217,6 +222,15 @@ func yes(m *control.Message, key string, v bool) {
 func until(m *control.Message, key string, at, now time.Duration) {
 	if at != 0 {
 		m.SetInt(key, seconds(at-now))
+	}
+}
+
+// additionalKE writes the methods of additional key exchanges.
+func additionalKE(m *control.Message, ke ike.AddKE) {
+	for i, g := range ke {
+		if g != ike.DHNone {
+			m.Set(control.KeyAdditionalKE(i+1), g.String())
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"postern/engine/control"
@@ -298,6 +299,11 @@ func suite(m *control.Message) string {
 	for _, k := range []string{control.KeyPRFAlg, control.KeyDHGroup} {
 		if s := m.Get(k); s != "" {
 			parts = append(parts, s)
+		}
+	}
+	for n := 1; n <= 7; n++ {
+		if s := m.Get(control.KeyAdditionalKE(n)); s != "" {
+			parts = append(parts, "KE"+strconv.Itoa(n)+"_"+s)
 		}
 	}
 	if m.GetBool(control.KeyPPK) {

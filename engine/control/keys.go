@@ -149,6 +149,10 @@ const (
 	KeyChildSAs     = "child-sas" // section of sections "<name>-<uniqueid>", the last element
 )
 
+// KeyAdditionalKE returns the key of the n-th additional key exchange (RFC 9370), 1 to 7: absent
+// where there was none; also a CHILD SA's.
+func KeyAdditionalKE(n int) string { return "ke" + string(rune('0'+n)) + "-alg" }
+
 // Keys of a CHILD SA within KeyChildSAs.
 const (
 	KeyName        = "name"
