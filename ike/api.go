@@ -258,16 +258,18 @@ type OutputKind uint8
 
 // The outputs.
 const (
-	OutSend    OutputKind = iota // send Data along Path
-	OutAddSA                     // put SA into the SAD and bind it to its policy
-	OutDelSA                     // take the SA with SPI and Dir out of the SAD
-	OutUseSA                     // from now on protect with the outbound SA of SPI
-	OutMoveSA                    // from now on send what the pair of Inbound protects along Path
-	OutWork                      // run Work and hand its result to Done
-	OutEvent                     // Event happened
-	OutFetch                     // get Fetches from the network and hand them to Fetched with FetchID
-	OutKeep                      // Kept, of what was handed to Fetched, is authentic: it may serve others, too
-	OutResolve                   // look up the addresses of Name and hand them to Resolved
+	OutSend     OutputKind = iota // send Data along Path
+	OutAddSA                      // put SA into the SAD and bind it to its policy
+	OutDelSA                      // take the SA with SPI and Dir out of the SAD
+	OutUseSA                      // from now on protect with the outbound SA of SPI
+	OutMoveSA                     // from now on send what the pair of Inbound protects along Path
+	OutWork                       // run Work and hand its result to Done
+	OutEvent                      // Event happened
+	OutFetch                      // get Fetches from the network and hand them to Fetched with FetchID
+	OutKeep                       // Kept, of what was handed to Fetched, is authentic: it may serve others, too
+	OutResolve                    // look up the addresses of Name and hand them to Resolved
+	OutAssign                     // Assigned is what the gateway of Assigned.Conn has given us, from now on
+	OutUnassign                   // what was assigned to the connection Name holds no more
 )
 
 // Output is one thing the caller has to do. Outputs come in an order that must be
@@ -285,9 +287,10 @@ type Output struct {
 	Encap bool // OutMoveSA: ESP goes in UDP
 	Name  string
 
-	FetchID uint64
-	Fetches []pki.Fetch
-	Kept    []pki.Fetched
+	FetchID  uint64
+	Fetches  []pki.Fetch
+	Kept     []pki.Fetched
+	Assigned *Assigned
 
 	// Inbound is the SPI of the pair's inbound SA, for OutDelSA and OutUseSA: outbound
 	// SPIs are the peers' choice, and two peers may have chosen the same one.
