@@ -41,6 +41,8 @@ var eventLines = [...]eventLine{
 	ike.EvTrace:        {log.Debug, "message", false},
 	ike.EvNAT:          {log.Info, "there is a NAT on the way, ESP goes through UDP", false},
 	ike.EvRedirected:   {log.Info, "redirect to another gateway", true},
+	ike.EvLeased:       {log.Info, "virtual addresses given to the peer", false},
+	ike.EvAssigned:     {log.Info, "the peer has assigned virtual addresses", false},
 	ike.EvNotResumed:   {log.Info, "the session cannot go on, a new one is negotiated", false},
 	ike.EvMoved:        {log.Info, "the peer has moved to another address, the tunnels follow", false},
 	ike.EvRoamed:       {log.Info, "moved to another path, the tunnels stay up", false},

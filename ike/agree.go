@@ -73,6 +73,12 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
 		return nil, ErrWidened
 	}
+	if len(sa.remote.vips) > 0 && req.mode == esp.Tunnel {
+		// Any address was offered as long as ours was not known.
+		if local = narrowTS(resolveTS(req.task.cfg.LocalTS, sa.remote.vips...), local); len(local) == 0 {
+			return nil, ErrNotAssigned
+		}
+	}
 	req.gotTS = [2][]esp.Selector{local, remote}
 	req.frags = m.agreeFragments(req.task.cfg, req.mode)
 	_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
@@ -128,7 +134,11 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 			return bad(err)
 		}
 	}
-	no := &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
+	var no *refusal
+	if req.cp, no = m.grantAddresses(sa, req.alone); no != nil {
+		return no
+	}
+	no = &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
 	best, exact := 0, false
 	asked := m.askedMode(sa, localTS, remoteTS)
 	for _, cfg := range sa.conn.Children {
@@ -136,8 +146,8 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 			continue
 		}
 		mode, localTS, remoteTS := asked.granted(cfg.Mode)
-		local := narrowTS(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS)
-		remote := narrowTS(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
+		local := narrowTS(resolveTS(cfg.LocalTS, sa.ourAddrs()...), localTS)
+		remote := narrowTS(resolveTS(cfg.RemoteTS, sa.theirAddrs()...), remoteTS)
 		if !sharedFamily(local, remote) {
 			continue
 		}
@@ -172,7 +182,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 		}
 		// The order of children with different devices says nothing: there the one fits better
 		// that the peer asks for as it is here.
-		whole := within(resolveTS(cfg.LocalTS, sa.path.Local.Addr()), localTS) && within(resolveTS(cfg.RemoteTS, sa.path.Remote.Addr()), remoteTS)
+		whole := within(resolveTS(cfg.LocalTS, sa.ourAddrs()...), localTS) && within(resolveTS(cfg.RemoteTS, sa.theirAddrs()...), remoteTS)
 		if score < best || score == best && (exact || !whole || cfg.Interface == req.cfg.Interface) {
 			continue
 		}

@@ -53,6 +53,7 @@ type Limits struct {
 	HalfOpen int // IKE SAs as responder before the peer has authenticated
 	Cookies  int // half-open IKE SAs from which on a COOKIE is demanded
 	ChildSAs int // CHILD SAs over all IKE SAs
+	Leases   int // that each address pool remembers; never less than 64
 	AggFrags int // CHILD SAs with AGGFRAG payloads among them, those that are replaced aside; 0: as many
 }
 
@@ -80,6 +81,10 @@ type Config struct {
 	// Floor is a time that has surely passed: a wall clock before it is wrong, and what is said
 	// about such clocks in package pki holds.
 	Floor time.Time
+	// Pools are what clients get virtual addresses from. Leases, as Machine.Leases told them
+	// in an earlier life, let them get the same ones; only new pools take them.
+	Pools  []Pool
+	Leases []Lease
 }
 
 // StartAction says when a CHILD SA is negotiated.
@@ -161,6 +166,13 @@ type Conn struct {
 	// PPKRequired there is no IKE SA without one, and a resumed one only if the session had one.
 	PPK                 PPKID
 	PPKAny, PPKRequired bool
+	// VIPs, as client, are the virtual addresses to ask the peer for; an unspecified one: any of
+	// that family. Dynamic selectors of ours are those that it assigns (RFC 7296 section 2.19).
+	VIPs []netip.Addr
+	// Pools, as gateway, names the pools that the peer gets virtual addresses from: for each
+	// address the first one of its family that has one. Dynamic selectors of the peer are these.
+	// A peer that asks for none gets no CHILD SA.
+	Pools []string
 
 	Children []*Child
 }
@@ -270,6 +282,7 @@ const (
 	OutResolve                    // look up the addresses of Name and hand them to Resolved
 	OutAssign                     // Assigned is what the gateway of Assigned.Conn has given us, from now on
 	OutUnassign                   // what was assigned to the connection Name holds no more
+	OutLeases                     // Machine.Leases tells something else than before
 )
 
 // Output is one thing the caller has to do. Outputs come in an order that must be
@@ -341,6 +354,8 @@ const (
 	EvCookies                       // COOKIE demands switched on (Count 1) or off (0)
 	EvTrace                         // Text: one line about a message, when Trace is on
 	EvNAT                           // a NAT was found: Text says where
+	EvLeased                        // the peer has got virtual addresses: Text
+	EvAssigned                      // the peer has assigned virtual addresses to us, or others than before: Text
 	EvNotResumed                    // a ticket was refused or not answered, a full exchange follows: Err
 	EvRedirected                    // a client is sent to another gateway, or we are: Text; Err: why we do not go
 	EvMoved                         // the peer's address changed; Path is the new one
@@ -386,11 +401,13 @@ type SAInfo struct {
 	RekeyAt, ExpireAt time.Duration // 0: never
 	ReauthAt          time.Duration // 0: never
 	Children          []ChildInfo
-	Tasks             []string // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
-	LocalAuth         []Proof  // how we have proved who we are, round by round
-	RemoteAuth        []Proof  // and the peer
-	Passive           []string // what the peer has begun and not ended
-	Window            int      // requests that the peer takes at once (RFC 7296 section 2.3)
+	Tasks             []string     // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+	LocalAuth         []Proof      // how we have proved who we are, round by round
+	RemoteAuth        []Proof      // and the peer
+	Passive           []string     // what the peer has begun and not ended
+	Window            int          // requests that the peer takes at once (RFC 7296 section 2.3)
+	LocalVIPs         []netip.Addr // virtual addresses that we have of the peer
+	RemoteVIPs        []netip.Addr // that the peer has of us
 }
 
 // ChildInfo is a snapshot of a CHILD SA.

@@ -22,7 +22,7 @@ type Assigned struct {
 	DNS          []netip.Addr   // resolvers (INTERNAL_IP4_DNS and INTERNAL_IP6_DNS)
 	EncDNS       []EncryptedDNS // encrypted resolvers (RFC 9464)
 	Domains      []string       // INTERNAL_DNS_DOMAIN: ask DNS for these and what is below them (RFC 8598 section 3.1); no final dot; empty: for everything
-	TrustAnchors [][]byte       // INTERNAL_DNSSEC_TA (RFC 8598 section 3.2): key tag, algorithm, digest type, digest; for the domain of the same index in TrustNames
+	TrustAnchors [][]byte       // INTERNAL_DNSSEC_TA (RFC 8598 section 3.2): key tag (2 octets), algorithm, digest type, digest in hexadecimal
 	TrustNames   []string       // the domain that each of TrustAnchors is for, one of Domains
 	Subnets      []netip.Prefix // networks behind the gateway (INTERNAL_IP4_SUBNET and INTERNAL_IP6_SUBNET); what is protected is up to the selectors
 
@@ -32,9 +32,9 @@ type Assigned struct {
 // EncryptedDNS is an encrypted resolver (RFC 9464 section 3.1): what the name of its
 // certificate is, where it is, and which protocols it speaks.
 type EncryptedDNS struct {
-	Priority uint16       // of SVCB (RFC 9460): lower ones first, from 1; 0 (AliasMode) names only ADN
+	Priority uint16       // from 1, the best first
 	ADN      string       // authentication domain name, which its certificate must have; no final dot
-	Addrs    []netip.Addr // of one family; empty in AliasMode
+	Addrs    []netip.Addr // of one family, at least one
 	ALPN     []string     // "dot" (DNS over TLS), "h2" and "h3" (over HTTPS), "doq" (over QUIC)
 	Port     uint16       // 0: that of the protocol (853, 443)
 	DoHPath  string       // URI template of DNS over HTTPS, such as "/dns-query{?dns}"; "": none

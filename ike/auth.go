@@ -101,7 +101,7 @@ func (m *Machine) authSend(sa *ikeSA) {
 	sa.init.spiIn = spi
 	sa.init.child = w.cfg
 	sa.init.childTS = m.offerTS(sa, w.cfg, &w.flow)
-	if old != nil {
+	if old != nil && len(c.VIPs) == 0 { // or the addresses may be others now
 		sa.init.childTS = [2][]esp.Selector{old.local, old.remote}
 	}
 	sa.init.mode = m.offerMode(sa, w.cfg.Mode, &sa.init.childTS)
@@ -182,6 +182,7 @@ func (m *Machine) authTransmit(sa *ikeSA, p proof) {
 		methodsNotify(b, c)
 		m.qcdNotify(b, sa)
 		m.askTicket(b, sa)
+		m.askAddresses(b, sa)
 		if sa.init.child != nil {
 			writeMode(b, sa.init.mode)
 			writeFragments(b, sa.init.child.Fragments)
@@ -592,6 +593,8 @@ func (m *Machine) authFinish(sa *ikeSA, from Path, mine proof) {
 	if !childless {
 		_, req.perCPU = m.msg.FindNotify(NotifySAResourceInfo)
 		no = m.parseCreate(sa, &req, true)
+	} else if m.msg.Find(PayloadCP) != nil {
+		req.cp, no = m.grantAddresses(sa, contact)
 	}
 	sa.takeToken(m.sentToken())
 	_, asked := m.msg.FindNotify(NotifyTicketRequest)
@@ -617,6 +620,7 @@ func (m *Machine) authFinish(sa *ikeSA, from Path, mine proof) {
 		if asked {
 			m.ticketNotify(b, sa)
 		}
+		m.writeAddresses(b, sa, &req.cp)
 		if !eager {
 			m.writeLifetime(b, sa, sa.conn.ReauthTime)
 		}
@@ -852,6 +856,10 @@ func (m *Machine) authGoOn(sa *ikeSA) {
 // it says against the CHILD SA.
 func (m *Machine) authDone(sa *ikeSA, p Path, refused error) {
 	if m.authRedirected(sa, p) {
+		return
+	}
+	if err := m.takeAddresses(sa, refused); err != nil {
+		m.addressesRefused(sa, err)
 		return
 	}
 	sa.takeToken(m.sentToken())

@@ -39,6 +39,7 @@ type peerCreate struct {
 	ticket  bool   // a ticket is asked for
 	alone   bool   // the peer has said that it has no other IKE SA with us
 	perCPU  bool   // it says that it makes an SA for each CPU
+	cp      cpRequest
 	spiIn   uint32
 
 	rest         // where additional key exchanges follow
@@ -75,7 +76,7 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 			return
 		}
 		req.ts = m.offerTS(sa, t.cfg, &t.flow)
-		if old := m.findChild(t.target); old != nil {
+		if old := m.findChild(t.target); old != nil && len(sa.conn.VIPs) == 0 {
 			req.ts = [2][]esp.Selector{old.local, old.remote}
 		}
 		req.mode = m.offerMode(sa, t.cfg.Mode, &req.ts)
@@ -478,7 +479,7 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 		m.refuse(sa, req.path, ExchangeCreateChild, no)
 		return
 	}
-	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) { m.writeCreated(b, c, &req, r.pair) })
+	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) { m.writeCreated(b, sa, c, &req, r.pair) })
 	if sa.rivaled(c.unique) == nil {
 		m.resolveTwins(sa, c, 0)
 	}
@@ -486,11 +487,12 @@ func (m *Machine) createRespond(sa *ikeSA, r Result) {
 
 // writeCreated writes what the response says of the CHILD SA c; pair is our half of the key
 // exchange, nil if there was none.
-func (m *Machine) writeCreated(b *Builder, c *childSA, req *peerCreate, pair *keyPair) {
+func (m *Machine) writeCreated(b *Builder, sa *ikeSA, c *childSA, req *peerCreate, pair *keyPair) {
 	writeMode(b, c.mode)
 	writeFragments(b, c.frags)
 	c.answerResource(b)
 	c.cfg.Hiding.write(b, c.agg.On)
+	m.writeAddresses(b, sa, &req.cp)
 	b.SA([]Proposal{req.answer(c.spiIn)})
 	b.Nonce(req.nr)
 	if pair != nil {

@@ -344,7 +344,9 @@ func (m *Machine) attemptFailed(s *connState, err error) {
 				delay = nameFirst
 			}
 		case !more:
-			if delay = m.backoff(d.rounds); d.silent && m.pressing(s) {
+			if noAddress(err) {
+				delay = addressRetry + m.random(addressRetry/4)
+			} else if delay = m.backoff(d.rounds); d.silent && m.pressing(s) {
 				delay = min(delay, max(d.spoke+pressPace-m.now.Mono, nextAddress))
 			}
 		}

@@ -408,7 +408,7 @@ func (m *Machine) followBegin(sa *ikeSA, req *peerCreate, r Result) {
 	}
 	req.lane = lane
 	m.respond(sa, req.path, ExchangeCreateChild, func(b *Builder) {
-		m.writeCreated(b, &childSA{cfg: req.cfg, mode: req.mode, frags: req.frags, agg: req.agg, lane: lane,
+		m.writeCreated(b, sa, &childSA{cfg: req.cfg, mode: req.mode, frags: req.frags, agg: req.agg, lane: lane,
 			local: req.local, remote: req.remote, spiIn: req.spiIn}, req, r.pair)
 		b.Notify(NotifyAdditionalKeyExchange, ProtoNone, nil, req.link())
 	})

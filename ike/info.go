@@ -84,6 +84,9 @@ func (m *Machine) infoRequest(sa *ikeSA, p Path) {
 		if addresses != nil {
 			addresses(b)
 		}
+		if over == nil {
+			m.infoCP(b)
+		}
 	})
 	if over == nil {
 		m.sessionRedirected(sa, p)

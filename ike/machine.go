@@ -34,6 +34,11 @@ type Machine struct {
 	floor    time.Time
 	ppks     []PPK
 	encap    bool // for every connection
+	pools    []*livePool
+	assigned []*Assigned // to connections of ours, as client
+
+	leasesMax     int  // of each pool
+	leasesChanged bool // since the last output
 
 	lateUntil time.Duration // until then exchanges may end for children that have gone
 	msg       Message       // the datagram at hand
@@ -60,6 +65,7 @@ func New(env Env, lim Limits) *Machine {
 		children:    make([]childSA, max(lim.ChildSAs, 2)),
 		halfOpenMax: max(lim.HalfOpen, 1),
 		aggFrags:    lim.AggFrags,
+		leasesMax:   max(lim.Leases, leasesLeast),
 		cookieFrom:  max(lim.Cookies, 0),
 		ports:       Ports{500, 4500},
 		msg:         Message{},
@@ -82,6 +88,7 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	oldSecrets, oldPPKs := m.secrets, m.ppks
 	m.secrets, m.ppks = cfg.Secrets, cfg.PPKs
 	m.trust, m.floor = cfg.Trust, cfg.Floor
+	m.configurePools(cfg.Pools, cfg.Leases)
 	m.configureConns(cfg.Conns, oldSecrets, oldPPKs)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
@@ -145,6 +152,7 @@ func (m *Machine) finish() {
 		m.dropLate()
 	}
 	m.runTasks()
+	m.unassign()
 }
 
 func (m *Machine) event(e Event) {

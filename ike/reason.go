@@ -24,17 +24,22 @@ var (
 	ErrNoRoute   = errors.New("no route to the peer")
 	ErrNoSecret  = errors.New("no pre-shared key for this pair of identities; add one under [secrets]")
 	ErrNoChild   = errors.New("the connection has no child to negotiate")
+	ErrNoVIP     = errors.New("the peer assigns no virtual address; take vips out, or give its connection a pool of that address family")
 	ErrNotFound  = errors.New("nothing of that name")
 
 	ErrAddressGone = errors.New("this host's address has changed, and the peer does not follow (no MOBIKE)")
 	ErrCookie2     = errors.New("the peer's answer does not have the COOKIE2 that was sent")
 
-	ErrNoProposal = errors.New("no proposal in common; compare the proposals of both sides")
-	ErrSPISize    = errors.New("a proposal of the first exchange must not have an SPI")
-	ErrGroup      = errors.New("key exchange does not use the chosen group")
-	ErrKELength   = errors.New("public value of the key exchange has the wrong length")
-	ErrNonce      = errors.New("SA, KE or nonce payload is missing or has the wrong length")
-	ErrNoTS       = errors.New("traffic selectors are missing")
+	ErrNoProposal  = errors.New("no proposal in common; compare the proposals of both sides")
+	ErrSPISize     = errors.New("a proposal of the first exchange must not have an SPI")
+	ErrGroup       = errors.New("key exchange does not use the chosen group")
+	ErrKELength    = errors.New("public value of the key exchange has the wrong length")
+	ErrNonce       = errors.New("SA, KE or nonce payload is missing or has the wrong length")
+	ErrNoTS        = errors.New("traffic selectors are missing")
+	ErrNoCP        = errors.New("the peer does not ask for a virtual address, and its connection has pools; add vips to its configuration")
+	ErrPoolFull    = errors.New("no pool of the connection has a free address of that family; make them larger")
+	ErrNotAssigned = errors.New("the peer's traffic selectors leave out the virtual address that it has assigned")
+
 	ErrTSMismatch = errors.New("the peer's traffic selectors fit no child; compare local_ts and remote_ts of both sides")
 	ErrAHNAT      = errors.New("AH does not pass a NAT, or UDP encapsulation: use ESP")
 	ErrMode       = errors.New("the peer chose a mode that was not asked for")
@@ -84,6 +89,10 @@ func (e *NotifyError) Error() string {
 		s += "; compare the proposals of both sides"
 	case NotifyTSUnacceptable:
 		s += "; compare local_ts and remote_ts of both sides"
+	case NotifyInternalAddressFailure:
+		s += "; it has no virtual address for us: look at the size of its pools, and whose addresses they keep"
+	case NotifyFailedCPRequired:
+		s += "; it wants to give us a virtual address: add vips to the connection"
 	}
 	return s
 }

@@ -221,6 +221,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, k *rest, ni, nr []byte
 	nsa.localID, nsa.peerID, nsa.force, nsa.proofs = sa.localID, sa.peerID, sa.force, sa.proofs
 	nsa.anchors = sa.anchors
 	m.mobikeInherit(sa, nsa)
+	nsa.inheritAddresses(sa)
 	nsa.reauth.at, nsa.reauth.asked, nsa.reauth.tries = sa.reauth.at, sa.reauth.asked, sa.reauth.tries
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
 	nsa.live.unused = false // it has no CHILD SA yet, and must not end for that

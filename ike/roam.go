@@ -383,7 +383,7 @@ func (m *Machine) renewDynamic(sa *ikeSA) {
 // any more.
 func outdated(sa *ikeSA, c *childSA) bool {
 	dynamic := slices.ContainsFunc(c.cfg.LocalTS, func(t TS) bool { return t.Dynamic })
-	return dynamic && !within(c.local, resolveTS(c.cfg.LocalTS, sa.path.Local.Addr()))
+	return dynamic && !within(c.local, resolveTS(c.cfg.LocalTS, sa.ourAddrs()...))
 }
 
 // dropOutdated closes the CHILD SAs that c takes the place of after we have moved.

@@ -69,6 +69,7 @@ type ikeSA struct {
 	proofs    [2][]Proof       // how we have proved who we are, and the peer
 	anchors   [][keyIDLen]byte // CAs of Config.Trust that the latter rests on
 	mobike    mobike
+	remote    remoteSA
 	closeErr  error // why it is being closed
 }
 
@@ -380,6 +381,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
 	waiters, s, old := sa.waiters, sa.conns, sa.reauth.old
+	m.returnAddresses(sa)
 	m.releaseSPI(sa.init.spiIn)
 	m.dropFollow(sa)
 	sa.inter.wipe()
@@ -431,6 +433,7 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
 			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
 			LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
+			LocalVIPs: sa.remote.vips, RemoteVIPs: sa.remoteVIPs(),
 		}
 		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
 		for _, t := range sa.tasks {

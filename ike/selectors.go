@@ -12,8 +12,8 @@ import (
 // offerTS returns the selectors that we offer for a CHILD SA: ours and the peer's. The
 // packet that asked for it comes first (RFC 7296 section 2.9).
 func (m *Machine) offerTS(sa *ikeSA, cfg *Child, flow *esp.Flow) [2][]esp.Selector {
-	local := resolveTS(cfg.LocalTS, sa.path.Local.Addr())
-	remote := resolveTS(cfg.RemoteTS, sa.path.Remote.Addr())
+	local := resolveTS(cfg.LocalTS, sa.ourAddrs()...)
+	remote := resolveTS(cfg.RemoteTS, sa.theirAddrs()...)
 	if flow.Local.IsValid() && esp.MatchFlow(local, remote, flow) {
 		local = append([]esp.Selector{flowSelector(local, flow.Local, flow, flow.LocalPort)}, local...)
 		remote = append([]esp.Selector{flowSelector(remote, flow.Remote, flow, flow.RemotePort)}, remote...)
@@ -37,15 +37,23 @@ func flowSelector(ts []esp.Selector, a netip.Addr, f *esp.Flow, port uint16) esp
 	return s
 }
 
-// resolveTS puts the address in place of the dynamic selectors.
-func resolveTS(ts []TS, a netip.Addr) []esp.Selector {
+// resolveTS puts the addresses in place of the dynamic selectors. One that is not specified stands
+// for all of its family.
+func resolveTS(ts []TS, addrs ...netip.Addr) []esp.Selector {
 	out := make([]esp.Selector, 0, len(ts)+1)
 	for _, t := range ts {
 		s := t.Selector
-		if t.Dynamic {
-			s.Start, s.End = a, a
+		if !t.Dynamic {
+			out = append(out, s)
+			continue
 		}
-		out = append(out, s)
+		for _, a := range addrs {
+			s.Start, s.End = a, a
+			if a.IsUnspecified() {
+				s.End = esp.SelectorFromPrefix(netip.PrefixFrom(a, 0)).End
+			}
+			out = append(out, s)
+		}
 	}
 	return out
 }

@@ -53,7 +53,12 @@ type Host struct {
 	tags     uint64
 	commands map[uint64]*Command
 	books    books
-	check    checker
+	// Assigned is what gateways have given the host, by connection; Kept are the leases that
+	// it has given out itself and that survive a crash.
+	Assigned map[string]*ike.Assigned
+	Kept     []ike.Lease
+
+	check checker
 }
 
 // slot is a place of the inbound SAD.
@@ -133,6 +138,7 @@ func (h *Host) Crash() {
 	h.M, h.slots, h.outs = nil, nil, nil
 	h.timerAt, h.spins = 0, 0
 	h.books = books{}
+	h.Assigned = nil
 	h.acquired = nil
 	h.check.former = nil
 }
@@ -195,6 +201,8 @@ func (h *Host) step(call func(ike.Time)) {
 		case ike.OutFetch:
 			h.fetch(o.FetchID, o.Fetches)
 		case ike.OutKeep:
+		case ike.OutAssign, ike.OutUnassign, ike.OutLeases:
+			h.remote(&o)
 		default:
 			h.sim.Fail("%s: output of the unknown kind %d", h.Name, o.Kind)
 		}
