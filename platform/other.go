@@ -164,6 +164,11 @@ func (s *State) Store(name string, b []byte) error { return unsupported("store",
 // Close does nothing.
 func (s *State) Close() error { return nil }
 
+// SetDNS returns an error that wraps [ErrUnsupported].
+func SetDNS(how, file, device string, all []netip.Addr, domains map[string][]netip.Addr) error {
+	return unsupported("set name servers of", device)
+}
+
 // CheckPrivileges returns an error that wraps [ErrUnsupported].
 func CheckPrivileges(rawESP bool) error { return unsupported("check", "privileges") }
 

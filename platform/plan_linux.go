@@ -265,17 +265,20 @@ func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 		if m.from.Bits() == 0 || m.blind {
 			continue // the rule of the SPD sees packets without a source, too; none is a fragment
 		}
-		kind := blackhole
+		kind, to := blackhole, []netip.Prefix{m.to}
 		switch pol.Action {
 		case esp.Protect:
 			src := p.ownSource(at, m)
 			if !src.IsValid() {
 				// No address of before is left, and those of now are not in the entry yet. But
 				// DHCPv6, which may be about to get one, needs its multicasts.
-				if pol.Own && (!f.v6 || m.to.Bits() > 0) {
-					break
+				if !pol.Own {
+					continue
 				}
-				continue
+				if f.v6 && m.to.Bits() == 0 {
+					to = beyondLink
+				}
+				break
 			}
 			table, err := p.table(src)
 			if err != nil {
@@ -292,14 +295,26 @@ func (p *planner) planOwn(f *familyPlan, at int, matches []ruleMatch) error {
 				continue
 			}
 		}
-		r := m.rule(f.v6)
-		r.From = netip.Prefix{}
-		if !f.v6 {
-			r.From = netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+		for _, m.to = range to {
+			r := m.rule(f.v6)
+			r.From = netip.Prefix{}
+			if !f.v6 {
+				r.From = netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+			}
+			f.own = appendRule(f.own, kind, r)
 		}
-		f.own = appendRule(f.own, kind, r)
 	}
 	return nil
+}
+
+// beyondLink is all of IPv6 but what stays on a link: fe80::/10 and the multicasts, ff00::/8.
+var beyondLink = []netip.Prefix{
+	prefix6(0x00, 0, 1), prefix6(0x80, 0, 2), prefix6(0xc0, 0, 3), prefix6(0xe0, 0, 4), prefix6(0xf0, 0, 5),
+	prefix6(0xf8, 0, 6), prefix6(0xfc, 0, 7), prefix6(0xfe, 0, 9), prefix6(0xfe, 0xc0, 10),
+}
+
+func prefix6(first, second byte, bits int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{first, second}), bits)
 }
 
 // ownSource returns the first address of the host inside m.from that no earlier entry

@@ -1,6 +1,8 @@
 package platform
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 
 	"postern/esp"
@@ -30,7 +32,20 @@ func TestPlanDropsOwnPacketsWhileTheirSourceIsNotKnown(t *testing.T) {
 	never.Own = true
 	f, _ = planFor(t, false, []esp.Policy{never}, "192.0.2.7")
 	wantRuns(t, "no address yet", f.own, "0: from 0.0.0.0/32 to 10.9.0.0/24 blackhole")
-	// All of IPv6 is not dropped: a new address is asked for in multicasts.
+	// Of IPv6 all is dropped but what stays on the link: a new address is asked for in multicasts.
 	f, _ = planFor(t, true, list, "2001:db8::7")
-	wantRuns(t, "IPv6", f.own)
+	if len(f.own) != 1 || f.own[0].kind != blackhole {
+		t.Fatalf("IPv6: %v, want one run that drops", f.own)
+	}
+	for to, dropped := range map[string]bool{
+		"::1": true, "64:ff9b::1": true, "2001:db8::9": true, "fd00::1": true, "fe00::1": true, "fec0::1": true,
+		"fe80::1": false, "febf::1": false, "ff02::1:2": false, "ff0e::1": false,
+	} {
+		got := slices.ContainsFunc(f.own[0].rules, func(r Rule) bool {
+			return r.From == (netip.Prefix{}) && r.To.Contains(netip.MustParseAddr(to))
+		})
+		if got != dropped {
+			t.Errorf("IPv6 to %s: dropped %v, want %v", to, got, dropped)
+		}
+	}
 }

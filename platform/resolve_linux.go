@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,9 @@ import (
 // add a third of a megabyte to the binary and could not send past the tunnel. Its way:
 //
 //	1 /etc/hosts
-//	2 /etc/resolv.conf, read anew each time: on a router the uplink writes it
+//	2 /etc/resolv.conf, read anew each time: on a router the uplink writes it. Our own lines in
+//	  it do not count (dns_linux.go), and where it names this host alone, the servers that the
+//	  forwarder on this host has from the uplink come behind it
 //	3 each name of the search list, each server in turn: A and AAAA at once, over UDP from
 //	  a fresh port with a random ID, over TCP if the answer was cut
 //	4 what does not answer within a second gives way to the next server; and again, until
@@ -43,9 +46,18 @@ const (
 // Resolver looks names up. The zero value reads the usual files; it may be used from
 // several goroutines.
 type Resolver struct {
-	Hosts, Conf string // "": /etc/hosts and /etc/resolv.conf
-	port        uint16 // for tests; 0: 53
-	unmarked    bool   // for tests without privileges
+	Hosts, Conf string   // "": /etc/hosts and /etc/resolv.conf
+	uplinks     []string // for tests; nil: uplinkFiles
+	port        uint16   // for tests; 0: 53
+	unmarked    bool     // for tests without privileges
+}
+
+// uplinkFiles are where a forwarder on this host finds its own servers: dnsmasq of OpenWrt,
+// systemd-resolved, NetworkManager, dnsmasq with resolvconf. What the forwarder sends carries no
+// mark, so where a tunnel protects everything it gets no answer while that is down.
+var uplinkFiles = []string{
+	"/tmp/resolv.conf.d/resolv.conf.auto", "/run/systemd/resolve/resolv.conf",
+	"/run/NetworkManager/no-stub-resolv.conf", "/run/dnsmasq/resolv.conf",
 }
 
 // Resolve returns the addresses of a name, IPv4 before IPv6, in the order of the server, and
@@ -312,11 +324,7 @@ func (r *Resolver) readConf() resolvConf {
 	eachLine(path, func(f []string) {
 		switch f[0] {
 		case "nameserver":
-			if len(f) > 1 && len(c.servers) < maxServers {
-				if a, err := netip.ParseAddr(f[1]); err == nil {
-					c.servers = append(c.servers, a)
-				}
-			}
+			c.addServer(f)
 		case "domain", "search": // the last one counts
 			c.search = nil
 			for _, s := range f[1:] {
@@ -337,7 +345,29 @@ func (r *Resolver) readConf() resolvConf {
 	if len(c.servers) == 0 { // as the C libraries have it
 		c.servers = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 	}
+	if !slices.ContainsFunc(c.servers, func(a netip.Addr) bool { return !a.IsLoopback() }) {
+		files := r.uplinks
+		if files == nil {
+			files = uplinkFiles
+		}
+		for _, path := range files {
+			eachLine(path, func(f []string) {
+				if f[0] == "nameserver" {
+					c.addServer(f)
+				}
+			})
+		}
+	}
 	return c
+}
+
+// addServer takes the server of a line, if there is room and it is new.
+func (c *resolvConf) addServer(words []string) {
+	if len(words) > 1 && len(c.servers) < maxServers {
+		if a, err := netip.ParseAddr(words[1]); err == nil && !slices.Contains(c.servers, a) {
+			c.servers = append(c.servers, a)
+		}
+	}
 }
 
 // candidates returns the full names that a name may stand for.
@@ -358,8 +388,8 @@ func (c *resolvConf) candidates(name string) []string {
 	return append(list, name)
 }
 
-// eachLine calls f with the words of each line of a file that has any. Comments are left
-// out, and so is what lies beyond maxConfFile. A file that cannot be read has no lines.
+// eachLine calls f with the words of each line of a file that has any. Comments and lines of
+// ours are left out, and so is what lies beyond maxConfFile. A file that cannot be read has no lines.
 func eachLine(path string, f func(words []string)) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -367,6 +397,9 @@ func eachLine(path string, f func(words []string)) {
 	}
 	defer file.Close()
 	data, _ := io.ReadAll(io.LimitReader(file, maxConfFile))
+	if bytes.Contains(data, []byte(dnsBegin)) {
+		data = []byte(withoutOurs(string(data)))
+	}
 	for line := range bytes.Lines(data) {
 		if i := bytes.IndexAny(line, "#;"); i >= 0 {
 			line = line[:i]
