@@ -144,6 +144,7 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			return f, nil
 		},
 		Resolve:     new(platform.Resolver).Resolve,
+		SetDNS:      platform.SetDNS,
 		Sleep:       platform.Sleep,
 		Hurry:       platform.Hurry,
 		MemoryTotal: platform.MemoryTotal,

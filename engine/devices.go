@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"postern/engine/config"
@@ -98,6 +99,7 @@ func (e *Engine) openDevices(cfg *config.Config) (opened []*childDevice, err err
 
 // readdressDevice gives a device these addresses and takes back the others that we gave it.
 func (e *Engine) readdressDevice(v *childDevice, want []netip.Prefix) error {
+	want = slices.Concat(want, e.virtualOn(v.name))
 	if err := e.o.OS.Network.SetDevice(v.name, want, v.addrs); err != nil {
 		return fmt.Errorf("TUN device %s: %w", v.name, err)
 	}

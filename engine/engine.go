@@ -17,6 +17,7 @@
 //   - one per address family reads what routers say of packets that were too long (toobig.go)
 //   - one sends what IP-TFS has made of packets, at its times (pacer.go)
 //   - one waits for changes of the host's addresses (addresses.go)
+//   - one tells who manages name servers of those that gateways assign, once one has (dns.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - two at most fetch what tells of revoked certificates, and one puts it on the disk, only
 //     while they do (fetching.go)
@@ -126,6 +127,7 @@ func New(o Options) (*Engine, error) {
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
+	l.assign, l.unassign = e.assign, e.unassign
 	l.fetches = l.newFetches(o.OS, o.Profile)
 	l.links.of, l.links.set = o.OS.LinkMTU, o.OS.SetMTU
 	l.mtu = mtu
@@ -179,6 +181,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 
 	watch := e.watchAddresses(&undo)
 	e.openState(&undo)
+	e.cleanAssigned()
 	e.openFiles()
 
 	// The kernel must know what to protect before the first connection starts, or the
@@ -189,6 +192,7 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	}
 	e.d.spd.set(spec)
 	undo.add("routes", e.o.OS.Network.Clear)
+	undo.add("assigned addresses", e.dropAssigned)
 	e.loop.applied = e.d.spd.policies()
 	if err := e.o.OS.Network.Apply(e.loop.device, e.loop.applied); err != nil {
 		return fmt.Errorf("the routes for the policies could not be set: %w", err)
@@ -350,8 +354,8 @@ func familyMissing(err error) bool {
 // policySpecs returns the SPD's entries that follow from a configuration.
 func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	var spec []policySpec
-	for _, entry := range cfg.SPD(e.o.OS.Network.Source) {
-		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, via: e.loop.devices[entry.Device]}
+	for _, entry := range cfg.SPDOf(e.o.OS.Network.Source, e.loop.assigned.virtual) {
+		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, virtual: entry.Virtual, via: e.loop.devices[entry.Device]}
 		if c := entry.Carrier; c != nil {
 			trap := c.StartAction == ike.StartTrap || c.DPDAction == ike.ActionTrap || c.CloseAction == ike.ActionTrap
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
@@ -391,6 +395,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 // change is Reload's part on the loop.
 func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	l, s := e.loop, e.d.spd
+	defer e.holdAssigned()()
 	devices, err := e.openDevices(cfg)
 	defer func() {
 		if err != nil {

@@ -108,9 +108,13 @@ type ikeLoop struct {
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
 	exportKeys bool
 	devices    map[string]*childDevice // by name
-	dummies    dummies
-	mtu        int // of the TUN device
-	unpackers  uint32
+	// assigned is what gateways have assigned; assign and unassign change it.
+	assigned  assignments
+	assign    func(*ike.Assigned)
+	unassign  func(conn string)
+	dummies   dummies
+	mtu       int // of the TUN device
+	unpackers uint32
 }
 
 // newIKELoop makes the loop. The machine is set by the caller, whose Env is env().
@@ -376,6 +380,10 @@ func (l *ikeLoop) drainOnce() {
 			l.jobs = append(l.jobs, o.Work)
 		case ike.OutEvent:
 			l.event(&o.Event)
+		case ike.OutAssign:
+			l.assign(o.Assigned)
+		case ike.OutUnassign:
+			l.unassign(o.Name)
 		case ike.OutResolve:
 			l.lookups.ask(o.Name)
 		case ike.OutFetch:

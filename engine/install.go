@@ -220,6 +220,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 		l.rotate()
 	}
 	l.ageLinks(now)
+	l.assigned.dns.again()
 	if l.noteTops != nil {
 		l.noteTops()
 	}

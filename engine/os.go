@@ -128,6 +128,11 @@ type OS struct {
 	// good for (0: unknown), trying until ctx ends; its queries pass by the tunnel. nil: names
 	// of peers are refused.
 	Resolve func(ctx context.Context, name string) (list []netip.Addr, ttl time.Duration, err error)
+	// SetDNS has the programs of this host ask these servers: all for every name, and those of
+	// domains for a domain and what is below it. It replaces what this or another process has
+	// set; without servers it takes that away. how is a word of config.DNSMode but "none". It
+	// may take some seconds. nil: nobody can be told.
+	SetDNS func(how, file, device string, all []netip.Addr, domains map[string][]netip.Addr) error
 	// Dial connects to a server over TCP, until ctx ends; the packets pass by the tunnel. nil:
 	// nothing can be fetched.
 	Dial func(ctx context.Context, to netip.AddrPort) (Stream, error)

@@ -105,6 +105,7 @@ type policySpec struct {
 	conn, child   string
 	wait, acquire bool
 	dynamic       bool
+	virtual       bool // a gateway assigns the addresses of the local selectors
 	shunt         bool // conn and child name a child without SAs
 	lanes         *laneSpec
 	via           *childDevice

@@ -17,6 +17,8 @@ type saView struct {
 	ike.SAInfo
 	manual   bool // it stands for a manual SA: there is no IKE SA
 	children []childView
+	vips     *ike.Assigned // nil: nothing is assigned to us
+	dns      dnsChoice
 }
 
 type childView struct {
@@ -30,6 +32,9 @@ type childView struct {
 // view takes a snapshot. It runs on the loop.
 func (l *ikeLoop) view(sa *ike.SAInfo) saView {
 	v := saView{SAInfo: *sa, children: make([]childView, len(sa.Children))}
+	if st := l.assignedTo(sa.Conn); st != nil && sa.Initiator {
+		v.vips, v.dns = st.is, st.dns
+	}
 	for i := range sa.Children {
 		c := childView{ChildInfo: sa.Children[i], reqid: l.reqid(sa.Conn, sa.Children[i].Name)}
 		c.in, c.out, c.lastIn, c.lastOut = l.d.sad.usage(&l.d.turns, c.SPIIn)
@@ -143,6 +148,20 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		until(m, control.KeyLifeTime, v.ExpireAt, now)
 	}
 	proofLists(m, &v.SAInfo)
+	if a := v.vips; a != nil {
+		some := func(key string, list []string) {
+			if len(list) > 0 {
+				m.List(key, list...)
+			}
+		}
+		some(control.KeyLocalVIPs, texts(a.Addrs))
+		if v.dns.all || len(v.dns.domains) > 0 {
+			some(control.KeyDNSServers, texts(v.dns.servers))
+			some(control.KeyDNSDomains, v.dns.domains)
+		}
+		some(control.KeyEncDNS, encTexts(a.EncDNS))
+		some(control.KeyNetworks, texts(a.Subnets))
+	}
 	if len(v.Tasks) > 0 {
 		m.List(control.KeyTasksActive, v.Tasks[:1]...)
 	}

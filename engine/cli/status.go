@@ -61,6 +61,8 @@ type ikeSA struct {
 	established           int64
 	rekey, life           int64
 	tasks                 []string
+	vips, dns, domains    []string // that the peer has assigned to us
+	encDNS, networks      []string
 	children              []*childSA
 }
 
@@ -219,6 +221,11 @@ func readIKESA(m *control.Message) *ikeSA {
 		established: seconds(m, control.KeyEstablished),
 		rekey:       seconds(m, control.KeyRekeyTime),
 		life:        seconds(m, control.KeyLifeTime),
+		vips:        m.Items(control.KeyLocalVIPs),
+		dns:         m.Items(control.KeyDNSServers),
+		domains:     m.Items(control.KeyDNSDomains),
+		encDNS:      m.Items(control.KeyEncDNS),
+		networks:    m.Items(control.KeyNetworks),
 	}
 	sa.id, _ = m.GetUint(control.KeyUniqueID)
 	sa.localAuth, sa.remoteAuth = m.Items(control.KeyLocalProofs), m.Items(control.KeyRemoteProofs)

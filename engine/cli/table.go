@@ -112,6 +112,22 @@ func (sa *ikeSA) table(b *strings.Builder) {
 		line(b, "proof", "ours: "+strings.Join(sa.localAuth, ", ")+"; the peer's: "+strings.Join(sa.remoteAuth, ", "))
 	}
 	line(b, "SPIs", sa.spiI+"_i "+sa.spiR+"_r")
+	if len(sa.vips) > 0 {
+		line(b, "our IP", strings.Join(sa.vips, " "))
+	}
+	if len(sa.dns) > 0 {
+		what := "all names"
+		if len(sa.domains) > 0 {
+			what = strings.Join(sa.domains, " ")
+		}
+		line(b, "DNS", strings.Join(sa.dns, " ")+" for "+what)
+	}
+	for _, d := range sa.encDNS {
+		line(b, "DNS", "encrypted, offered only: "+d)
+	}
+	if len(sa.networks) > 0 {
+		line(b, "networks", strings.Join(sa.networks, " "))
+	}
 	if len(sa.tasks) > 0 {
 		line(b, "tasks", strings.Join(sa.tasks, " "))
 	}
@@ -292,6 +308,14 @@ func (sa *ikeSA) json(j *jsonWriter) {
 	j.seconds("established_s", sa.established)
 	j.seconds("rekey_in_s", sa.rekey)
 	j.seconds("ends_in_s", sa.life)
+	for _, l := range []struct {
+		key  string
+		list []string
+	}{{"local_vips", sa.vips}, {"dns_servers", sa.dns}, {"dns_domains", sa.domains}, {"enc_dns", sa.encDNS}, {"internal_subnets", sa.networks}} {
+		if len(l.list) > 0 {
+			j.strs(l.key, l.list)
+		}
+	}
 	j.strs("tasks", sa.tasks)
 	j.open("child_sas", '[')
 	for _, s := range sa.children {

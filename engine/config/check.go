@@ -46,6 +46,7 @@ func (l *loader) check(root *node) {
 	l.checkDaemon(root)
 	for _, c := range l.conns {
 		l.checkConn(c)
+		l.checkVirtual(c)
 		for _, ch := range c.children {
 			l.checkChild(ch)
 		}
@@ -125,6 +126,7 @@ func (l *loader) checkDaemon(root *node) {
 	if t == nil || t.kind != kindTable {
 		return
 	}
+	l.checkDNS(t)
 	d := &l.cfg.Daemon
 	if good(t, "ike_port", "natt_port") && d.IKEPort == d.NATTPort {
 		at := t.get("natt_port")

@@ -86,6 +86,7 @@ type Config struct {
 	shunts   []shunt
 	headers  map[string]*Headers // by headersKey
 	devices  []Device
+	domains  map[string][]string // of DNSDomains
 }
 
 // Daemon is the section [daemon].
@@ -98,6 +99,8 @@ type Daemon struct {
 	KeepAlive  time.Duration // the longest silence towards a NAT; 0: no keepalives
 	ExportKeys bool          // the control socket tells the keys of CHILD SAs
 	Control    string        // path of the control socket
+	DNS        DNSMode       // who is told of name servers
+	DNSFile    string        // with DNSFile and DNSDnsmasq
 	StateDir   string        // directory for what survives a restart; "": nothing does
 	QCD        bool          // quick crash detection (RFC 6290)
 }

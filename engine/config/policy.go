@@ -23,6 +23,8 @@ type Entry struct {
 	// Device is the child's own TUN device: the entry is for what is routed into that, and
 	// for nothing else. "": for everything.
 	Device string
+	// Virtual: the local selectors are those of addresses that the gateway assigns.
+	Virtual bool
 	// Manual: Child is a manual SA, which has no Carrier.
 	Manual bool
 
@@ -33,14 +35,23 @@ type Entry struct {
 // [policies], then children with mode "pass", then the other children and the manual SAs that no
 // entry of [policies] names, then children with mode "drop". Source is what Policies wants.
 func (c *Config) SPD(source func(remote netip.Addr) (netip.Addr, error)) []Entry {
+	return c.SPDOf(source, nil)
+}
+
+// SPDOf is SPD with the virtual addresses of connections that have asked a gateway for some:
+// dynamic local selectors of theirs become virtual(name of the connection). An unspecified address
+// there means that, in that family, there is none yet: it stands for packets whose source is yet
+// to be chosen. With nil such entries have no selectors.
+func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtual func(conn string) []netip.Addr) []Entry {
 	type key struct{ conn, child string }
 	children := map[key]Entry{}
 	var behind []Entry
-	policies := c.Policies(source)
+	policies := c.policies(source, virtual)
 	i := 0
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
 			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child,
+				Virtual: isVirtual(conn, child),
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)
@@ -132,6 +143,10 @@ func Decide(list []Entry, f *esp.Flow, in bool) int {
 // is not known until the peer calls, the policy has no selectors and matches nothing;
 // it is the CHILD SA that has them then.
 func (c *Config) Policies(source func(remote netip.Addr) (netip.Addr, error)) []esp.Policy {
+	return c.policies(source, nil)
+}
+
+func (c *Config) policies(source func(remote netip.Addr) (netip.Addr, error), virtual func(conn string) []netip.Addr) []esp.Policy {
 	var out []esp.Policy
 	for _, conn := range c.IKE.Conns {
 		remote, known := hosts(conn)
@@ -163,6 +178,12 @@ func (c *Config) Policies(source func(remote netip.Addr) (netip.Addr, error)) []
 					p.LocalTS[i].End = p.LocalTS[i].Start
 				}
 			}
+			if isVirtual(conn, child) {
+				p.Own, p.LocalTS = true, nil
+				if virtual != nil {
+					p.LocalTS = single(child.LocalTS, virtual(conn.Name))
+				}
+			}
 			if len(p.LocalTS) == 0 || len(p.RemoteTS) == 0 {
 				p.LocalTS, p.RemoteTS = nil, nil
 			}
@@ -190,6 +211,28 @@ func resolve(list []ike.TS, addrs []netip.Addr) []esp.Selector {
 			if a.IsUnspecified() {
 				s.End = esp.SelectorFromPrefix(netip.PrefixFrom(a, 0)).End
 			}
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// isVirtual tells whether the gateway assigns the addresses of a child's local selectors.
+func isVirtual(conn *ike.Conn, child *ike.Child) bool {
+	return len(conn.VIPs) > 0 && slices.ContainsFunc(child.LocalTS, isDynamic)
+}
+
+// single is resolve in which an unspecified address stays one.
+func single(list []ike.TS, addrs []netip.Addr) []esp.Selector {
+	var out []esp.Selector
+	for _, ts := range list {
+		if !ts.Dynamic {
+			out = append(out, ts.Selector)
+			continue
+		}
+		for _, a := range addrs {
+			s := ts.Selector
+			s.Start, s.End = a, a
 			out = append(out, s)
 		}
 	}

@@ -613,7 +613,7 @@ func TestProblemsAreSortedAndHaveOneLineEach(t *testing.T) {
 	_, err := Parse("x.toml", []byte("[connections.a]\n[daemon]\nmtu = 1\nfoo = 1\n"), ike.AESFirst)
 	want := `x.toml:1:14: no secret fits connection a; add a section [secrets.a] with an id and the key
 x.toml:3:7: mtu 1 is out of range; use 576 to 1500
-x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, keep_alive, control, state_dir, qcd, export_keys`
+x.toml:4:1: unknown key foo; [daemon] has interface, mtu, board, ike_port, natt_port, keep_alive, control, state_dir, qcd, dns, dns_file, export_keys`
 	if err == nil || err.Error() != want {
 		t.Errorf("the error is\n%v\nexpected\n%s", err, want)
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -50,14 +51,19 @@ var keyTests = map[string]struct {
 	want any
 	get  func(c *Config) any
 }{
-	"daemon.interface":                  {`"ipsec7"`, "ipsec7", func(c *Config) any { return c.Daemon.Interface }},
-	"daemon.mtu":                        {`1380`, 1380, func(c *Config) any { return c.Daemon.MTU }},
-	"daemon.board":                      {`"tiny"`, "tiny", func(c *Config) any { return c.Daemon.Board }},
-	"daemon.ike_port":                   {`1500`, uint16(1500), func(c *Config) any { return c.IKE.Ports.IKE }},
-	"daemon.natt_port":                  {`14500`, uint16(14500), func(c *Config) any { return c.IKE.Ports.NATT }},
-	"daemon.control":                    {`"/tmp/p.sock"`, "/tmp/p.sock", func(c *Config) any { return c.Daemon.Control }},
-	"daemon.state_dir":                  {`"/var/lib/p"`, "/var/lib/p", func(c *Config) any { return c.Daemon.StateDir }},
-	"daemon.qcd":                        {`false`, false, func(c *Config) any { return c.Daemon.QCD }},
+	"daemon.interface": {`"ipsec7"`, "ipsec7", func(c *Config) any { return c.Daemon.Interface }},
+	"daemon.mtu":       {`1380`, 1380, func(c *Config) any { return c.Daemon.MTU }},
+	"daemon.board":     {`"tiny"`, "tiny", func(c *Config) any { return c.Daemon.Board }},
+	"daemon.ike_port":  {`1500`, uint16(1500), func(c *Config) any { return c.IKE.Ports.IKE }},
+	"daemon.natt_port": {`14500`, uint16(14500), func(c *Config) any { return c.IKE.Ports.NATT }},
+	"daemon.control":   {`"/tmp/p.sock"`, "/tmp/p.sock", func(c *Config) any { return c.Daemon.Control }},
+	"daemon.state_dir": {`"/var/lib/p"`, "/var/lib/p", func(c *Config) any { return c.Daemon.StateDir }},
+	"daemon.qcd":       {`false`, false, func(c *Config) any { return c.Daemon.QCD }},
+	"daemon.dns":       {`"resolvconf"`, DNSResolvconf, func(c *Config) any { return c.Daemon.DNS }},
+	"daemon.dns_file":  {`"/tmp/postern.servers"`, "/tmp/postern.servers", func(c *Config) any { return c.Daemon.DNSFile }},
+	"connections.NAME.vips": {`["0.0.0.0", "fd09::5"]`, []netip.Addr{netip.IPv4Unspecified(), netip.MustParseAddr("fd09::5")},
+		func(c *Config) any { return c.IKE.Conns[0].VIPs }},
+	"connections.NAME.dns_domains":      {`["Plant.Example.", "."]`, []string{"plant.example", "."}, func(c *Config) any { return c.DNSDomains("NAME") }},
 	"log.target":                        {`"syslog"`, "syslog", func(c *Config) any { return c.Log.Target }},
 	"log.ike":                           {`"debug"`, log.Debug, func(c *Config) any { return c.Log.IKE }},
 	"log.esp":                           {`"warn"`, log.Warn, func(c *Config) any { return c.Log.ESP }},
@@ -239,6 +245,8 @@ func TestEveryKeySetsItsField(t *testing.T) {
 
 // alongside are lines that a key makes no sense without.
 var alongside = map[string][]string{
+	"dns_file":        {`dns = "dnsmasq"`},
+	"dns_domains":     {`vips = ["::"]`},
 	"iptfs":           {`iptfs_rate = "1M"`},
 	"iptfs_mode":      {`iptfs = true`},
 	"iptfs_rate":      {`iptfs = true`},

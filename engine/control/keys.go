@@ -134,16 +134,21 @@ const (
 	KeyIntegAlg     = "integ-alg" // absent with an AEAD
 	KeyIntegKeysize = "integ-keysize"
 	KeyPRFAlg       = "prf-alg"
-	KeyDHGroup      = "dh-group"     // of a CHILD SA: absent without PFS
-	KeyPPK          = "ppk"          // yes, if a post-quantum pre-shared key is in its keys, or absent
-	KeyPPKID        = "ppk-id"       // which; charon does not say
-	KeyEstablished  = "established"  // seconds ago; only once established
-	KeyRekeyTime    = "rekey-time"   // in so many seconds; absent if never; also a CHILD SA's
-	KeyReauthTime   = "reauth-time"  // absent: we do not reauthenticate by time
-	KeyLifeTime     = "life-time"    // in so many seconds; also a CHILD SA's
-	KeyTasksQueued  = "tasks-queued" // lists, absent when empty
-	KeyLocalProofs  = "local-auth"   // list, a text for each round: "pre-shared key"; ours, as the next
-	KeyRemoteProofs = "remote-auth"  // "public key ECDSA_WITH_SHA256_DER C=CH, CN=gw"
+	KeyDHGroup      = "dh-group"         // of a CHILD SA: absent without PFS
+	KeyPPK          = "ppk"              // yes, if a post-quantum pre-shared key is in its keys, or absent
+	KeyPPKID        = "ppk-id"           // which; charon does not say
+	KeyLocalProofs  = "local-auth"       // list, a text for each round: "pre-shared key"; ours, as the next
+	KeyRemoteProofs = "remote-auth"      // "public key ECDSA_WITH_SHA256_DER C=CH, CN=gw"
+	KeyEstablished  = "established"      // seconds ago; only once established
+	KeyRekeyTime    = "rekey-time"       // in so many seconds; absent if never; also a CHILD SA's
+	KeyReauthTime   = "reauth-time"      // absent: we do not reauthenticate by time
+	KeyLifeTime     = "life-time"        // in so many seconds; also a CHILD SA's
+	KeyLocalVIPs    = "local-vips"       // list, absent when empty: addresses that the peer has assigned to us
+	KeyDNSServers   = "dns-servers"      // list, absent when empty, as the rest of what it has assigned (ours): those that are asked
+	KeyDNSDomains   = "dns-domains"      // the domains that they are asked for; absent: all, if there are servers
+	KeyEncDNS       = "enc-dns"          // encrypted ones, which nobody here is told of: name, addresses, protocols
+	KeyNetworks     = "internal-subnets" // networks behind the peer
+	KeyTasksQueued  = "tasks-queued"     // lists, absent when empty
 	KeyTasksActive  = "tasks-active"
 	KeyTasksPassive = "tasks-passive"
 	KeyChildSAs     = "child-sas" // section of sections "<name>-<uniqueid>", the last element
