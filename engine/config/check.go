@@ -35,6 +35,7 @@ func (l *loader) check(root *node) {
 	for _, p := range l.ppks {
 		l.cfg.IKE.PPKs = append(l.cfg.IKE.PPKs, p.PPK)
 	}
+	l.finishPools()
 	l.cfg.IKE.Ports = ike.Ports{IKE: l.cfg.Daemon.IKEPort, NATT: l.cfg.Daemon.NATTPort}
 	l.finishTrust()
 	for _, c := range l.conns {
@@ -51,6 +52,7 @@ func (l *loader) check(root *node) {
 			l.checkChild(ch)
 		}
 	}
+	l.checkPools()
 	l.checkSecrets()
 	l.checkPPKs()
 	l.checkManuals()
@@ -349,7 +351,7 @@ func (l *loader) checkSelectors(c *child) {
 	if c.t.bad || !good(c.t, "local_ts", "remote_ts") {
 		return
 	}
-	if c.t.get("remote_ts") == nil && !slices.ContainsFunc(c.LocalTS, isDynamic) {
+	if c.t.get("remote_ts") == nil && !slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.Pools) == 0 {
 		l.problem(c.t.key, `write remote_ts = ["…"] with what is behind the peer, or remote_ts = ["dynamic"] for the peer alone`,
 			"child %s has local_ts but no remote_ts", c.Name)
 		return
@@ -358,9 +360,13 @@ func (l *loader) checkSelectors(c *child) {
 	if !good(c.conn.t, "local_addrs", "remote_addrs") {
 		return
 	}
-	local := c.families(c.LocalTS, c.conn.LocalAddrs)
+	ours := c.conn.LocalAddrs
+	if len(c.conn.VIPs) > 0 {
+		ours = c.conn.VIPs
+	}
+	local := c.families(c.LocalTS, ours)
 	var peers []netip.Addr
-	if addrs, known := hosts(c.conn.Conn); known {
+	if addrs, known := hosts(c.conn.Conn); known && len(c.conn.Pools) == 0 {
 		peers = addrs
 	}
 	remote := c.families(c.RemoteTS, peers)

@@ -264,6 +264,7 @@ type loader struct {
 	ppks       []*ppk
 	table      []*tableEntry
 	manuals    []*manual
+	pools      []*poolTable
 	readSecret func(path string) ([]byte, error)
 	order      ike.CipherOrder // of the default proposals
 	headers    *Headers        // of the last child

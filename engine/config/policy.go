@@ -161,6 +161,9 @@ func (c *Config) policies(source func(remote netip.Addr) (netip.Addr, error), vi
 				}
 			}
 		}
+		if len(conn.Pools) > 0 {
+			remote = nil // dynamic selectors of the peer are what it gets of them
+		}
 		for _, child := range conn.Children {
 			ours := local
 			if !slices.ContainsFunc(child.RemoteTS, isFixed) {

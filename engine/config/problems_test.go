@@ -70,7 +70,7 @@ secret = "an example of 24 octets."
 func TestProblemsHaveTheirLine(t *testing.T) {
 	for _, c := range []struct{ name, text string }{
 		{"unknown keys", `
-daemon_name = "x"                  #! unknown key daemon_name; the top of the file has daemon, log, connections, authorities, policies, manual, secrets
+daemon_name = "x"                  #! unknown key daemon_name; the top of the file has daemon, log, connections, authorities, policies, pools, manual, secrets, ppks
 [deamon]                           #! unknown section deamon: did you mean daemon?
 [daemon]
 interfaces = "x"                   #! unknown key interfaces: did you mean interface?

@@ -148,6 +148,7 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 		"connections.NAME.fragmentation": true, "connections.NAME.fragment_size": true,
 		"daemon.state_dir": true, "daemon.qcd": true, "connections.NAME.resumption": true,
 		"connections.NAME.follow_redirects": true, "connections.NAME.redirect_to": true,
+		"pools.NAME.nbns": true, "pools.NAME.dnssec_ta": true, "pools.NAME.enc_dns": true,
 	}
 	for _, key := range []string{"reauth_time", "childless", "children.CHILD.inactivity", "children.CHILD.per_cpu_sas", "children.CHILD.tfc_padding", "children.CHILD.dummy"} {
 		rare["connections.NAME."+key] = true

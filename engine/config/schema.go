@@ -76,6 +76,7 @@ type scope struct {
 	manual *manual
 
 	authority *authority
+	pool      *poolTable
 }
 
 var rootSection = &section{
@@ -85,6 +86,7 @@ var rootSection = &section{
 		{name: "connections", named: true, sec: connSection, open: (*scope).openConn},
 		{name: "authorities", named: true, sec: authoritySection, open: (*scope).openAuthority},
 		{name: "policies", named: true, sec: policySection, open: (*scope).openPolicy},
+		{name: "pools", named: true, sec: poolSection, open: (*scope).openPool},
 		{name: "manual", named: true, sec: manualSection, open: (*scope).openManual},
 		{name: "secrets", named: true, sec: secretSection, open: (*scope).openSecret},
 		{name: "ppks", named: true, sec: ppkSection, open: (*scope).openPPK},
@@ -167,6 +169,8 @@ var connSection = &section{
 			func(s *scope, n *node) { s.virtualAddrs(n, &s.conn.VIPs) }},
 		{"dns_domains", aList, `as client in a split tunnel, domains for which the gateway's name servers may be asked, if it names them or something below them (RFC 8598); ".": any, and all names where it names none; where everything goes through the tunnel its servers are for all names; none`,
 			func(s *scope, n *node) { s.dnsDomains(n) }},
+		{"pools", aList, `as gateway, the sections [pools.…] from which the peer gets virtual addresses; "dynamic" in remote_ts is what it gets; none`,
+			func(s *scope, n *node) { s.poolNames(n, s.conn) }},
 		{"mobike", aSwitch, `let the tunnel move when addresses or routes change (RFC 4555); true`,
 			func(s *scope, n *node) { s.boolean(n, &s.conn.MOBIKE) }},
 		{"dpd_delay", aDuration, `ask a peer whether it lives that has not answered a packet for that time, or been silent for four times as long; 0: never; "30s"`,

@@ -144,23 +144,38 @@ var keyTests = map[string]struct {
 	"policies.NAME.local_ts":                              {`["10.1.0.0/24[tcp/502]"]`, "10.1.0.0/24[tcp/502]", func(c *Config) any { return c.SPD(nil)[0].LocalTS[0].String() }},
 	"policies.NAME.remote_ts":                             {`["10.3.0.0-10.3.0.4", "fd00::/8"]`, 2, func(c *Config) any { return len(c.SPD(nil)[0].RemoteTS) }},
 	"policies.NAME.child":                                 {`"NAME/CHILD"`, "CHILD", func(c *Config) any { return c.SPD(nil)[0].Carrier.Name }},
-	"manual.NAME.local_addrs":                             {`["192.0.2.7"]`, "192.0.2.7:0", func(c *Config) any { return c.Manual[0].Out.Local.String() }},
-	"manual.NAME.remote_addrs":                            {`["192.0.2.8"]`, "192.0.2.8:0", func(c *Config) any { return c.Manual[0].In.Remote.String() }},
-	"manual.NAME.local_ts":                                {`["dynamic[gre]", "224.0.0.5"]`, "192.0.2.1/32[gre]", func(c *Config) any { return c.Manual[0].In.LocalTS[0].String() }},
-	"manual.NAME.remote_ts":                               {`["10.0.0.0/8", "224.0.0.0/4"]`, 2, func(c *Config) any { return len(c.SPD(nil)[2].RemoteTS) }},
-	"manual.NAME.mode":                                    {`"beet"`, esp.BEET, func(c *Config) any { return c.Manual[0].Out.Mode }},
-	"manual.NAME.esp_proposals":                           {`["null-sha1"]`, "NULL/HMAC_SHA1_96", func(c *Config) any { return c.Manual[0].In.Suite.String() }},
-	"manual.NAME.ah_proposals":                            {`["sha1"]`, esp.AH, func(c *Config) any { return c.Manual[0].In.Proto }},
-	"manual.NAME.spi_in":                                  {`4294967295`, uint32(1<<32 - 1), func(c *Config) any { return c.Manual[0].In.SPI }},
-	"manual.NAME.spi_out":                                 {`0xabc`, uint32(0xabc), func(c *Config) any { return c.Manual[0].Out.SPI }},
-	"manual.NAME.encr_key_in":                             {`"0xff112233445566778899aabbccddeeff"`, uint8(0xff), func(c *Config) any { return c.Manual[0].In.EncrKey[0] }},
-	"manual.NAME.encr_key_out":                            {`"0xfe112233445566778899aabbccddeeff"`, uint8(0xfe), func(c *Config) any { return c.Manual[0].Out.EncrKey[0] }},
-	"manual.NAME.integ_key_in":                            {`"0xfd02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfd), func(c *Config) any { return c.Manual[0].In.IntegKey[0] }},
-	"manual.NAME.integ_key_out":                           {`"0xfc02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfc), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
-	"manual.NAME.key_file":                                {`"m.keys"`, uint8(0x21), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
-	"manual.NAME.encap":                                   {`true`, uint16(4500), func(c *Config) any { return c.Manual[0].Out.Remote.Port() }},
-	"manual.NAME.replay_window":                           {`256`, 256, func(c *Config) any { return c.Manual[0].In.ReplayWindow }},
-	"manual.NAME.keep_sequence":                           {`true`, "128 false", func(c *Config) any { return fmt.Sprint(c.Manual[0].In.ReplayWindow, c.Manual[0].Out.Cycle) }},
+	"connections.NAME.pools":                              {`["NAME"]`, []string{"NAME"}, func(c *Config) any { return c.IKE.Conns[0].Pools }},
+	"pools.NAME.addrs": {`["10.9.0.0/24", "10.8.0.10-10.8.0.99"]`, "10.9.0.1 10.9.0.254 10.8.0.10 10.8.0.99", func(c *Config) any {
+		r := c.IKE.Pools[0].Ranges
+		return fmt.Sprint(r[0].First, " ", r[0].Last, " ", r[1].First, " ", r[1].Last)
+	}},
+	"pools.NAME.leases": {`["alice@example.org=10.7.0.5"]`, []ike.StaticLease{{ID: ike.ID{Type: ike.IDRFC822, Data: "alice@example.org"}, Addr: netip.MustParseAddr("10.7.0.5")}},
+		func(c *Config) any { return c.IKE.Pools[0].Leases }},
+	"pools.NAME.dns":         {`["10.1.0.53", "fd00::53"]`, "[10.1.0.53 fd00::53]", func(c *Config) any { return fmt.Sprint(c.IKE.Pools[0].DNS) }},
+	"pools.NAME.nbns":        {`["10.1.0.54"]`, "[10.1.0.54]", func(c *Config) any { return fmt.Sprint(c.IKE.Pools[0].NBNS) }},
+	"pools.NAME.subnet":      {`["10.1.0.0/16", "fd00:1::/48"]`, "[10.1.0.0/16 fd00:1::/48]", func(c *Config) any { return fmt.Sprint(c.IKE.Pools[0].Subnets) }},
+	"pools.NAME.dns_domains": {`["Corp.Example."]`, []string{"corp.example"}, func(c *Config) any { return c.IKE.Pools[0].Domains }},
+	"pools.NAME.dnssec_ta": {`["corp.example 20326 8 2 E06D 44B8"]`, []ike.TrustAnchor{{Domain: "corp.example", KeyTag: 20326, Algorithm: 8, Digest: 2, Hex: "E06D44B8"}},
+		func(c *Config) any { return c.IKE.Pools[0].TrustAnchors }},
+	"pools.NAME.enc_dns": {`["dns.corp.example 10.1.0.53 alpn=dot,h2 port=8853"]`, []ike.EncryptedDNS{{ADN: "dns.corp.example",
+		Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.53")}, ALPN: []string{"dot", "h2"}, Port: 8853}}, func(c *Config) any { return c.IKE.Pools[0].EncDNS }},
+	"manual.NAME.local_addrs":   {`["192.0.2.7"]`, "192.0.2.7:0", func(c *Config) any { return c.Manual[0].Out.Local.String() }},
+	"manual.NAME.remote_addrs":  {`["192.0.2.8"]`, "192.0.2.8:0", func(c *Config) any { return c.Manual[0].In.Remote.String() }},
+	"manual.NAME.local_ts":      {`["dynamic[gre]", "224.0.0.5"]`, "192.0.2.1/32[gre]", func(c *Config) any { return c.Manual[0].In.LocalTS[0].String() }},
+	"manual.NAME.remote_ts":     {`["10.0.0.0/8", "224.0.0.0/4"]`, 2, func(c *Config) any { return len(c.SPD(nil)[2].RemoteTS) }},
+	"manual.NAME.mode":          {`"beet"`, esp.BEET, func(c *Config) any { return c.Manual[0].Out.Mode }},
+	"manual.NAME.esp_proposals": {`["null-sha1"]`, "NULL/HMAC_SHA1_96", func(c *Config) any { return c.Manual[0].In.Suite.String() }},
+	"manual.NAME.ah_proposals":  {`["sha1"]`, esp.AH, func(c *Config) any { return c.Manual[0].In.Proto }},
+	"manual.NAME.spi_in":        {`4294967295`, uint32(1<<32 - 1), func(c *Config) any { return c.Manual[0].In.SPI }},
+	"manual.NAME.spi_out":       {`0xabc`, uint32(0xabc), func(c *Config) any { return c.Manual[0].Out.SPI }},
+	"manual.NAME.encr_key_in":   {`"0xff112233445566778899aabbccddeeff"`, uint8(0xff), func(c *Config) any { return c.Manual[0].In.EncrKey[0] }},
+	"manual.NAME.encr_key_out":  {`"0xfe112233445566778899aabbccddeeff"`, uint8(0xfe), func(c *Config) any { return c.Manual[0].Out.EncrKey[0] }},
+	"manual.NAME.integ_key_in":  {`"0xfd02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfd), func(c *Config) any { return c.Manual[0].In.IntegKey[0] }},
+	"manual.NAME.integ_key_out": {`"0xfc02030405060708090a0b0c0d0e0f1011121314"`, uint8(0xfc), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
+	"manual.NAME.key_file":      {`"m.keys"`, uint8(0x21), func(c *Config) any { return c.Manual[0].Out.IntegKey[0] }},
+	"manual.NAME.encap":         {`true`, uint16(4500), func(c *Config) any { return c.Manual[0].Out.Remote.Port() }},
+	"manual.NAME.replay_window": {`256`, 256, func(c *Config) any { return c.Manual[0].In.ReplayWindow }},
+	"manual.NAME.keep_sequence": {`true`, "128 false", func(c *Config) any { return fmt.Sprint(c.Manual[0].In.ReplayWindow, c.Manual[0].Out.Cycle) }},
 	"secrets.NAME.id": {`["a.example", "b@c.example"]`, []ike.ID{{Type: ike.IDFQDN, Data: "a.example"}, {Type: ike.IDRFC822, Data: "b@c.example"}},
 		func(c *Config) any { return c.IKE.Secrets[0].IDs }},
 	"secrets.NAME.secret": {`"0x000102030405060708090a0b0c0d0e0f"`, []byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
@@ -245,16 +260,18 @@ func TestEveryKeySetsItsField(t *testing.T) {
 
 // alongside are lines that a key makes no sense without.
 var alongside = map[string][]string{
-	"dns_file":        {`dns = "dnsmasq"`},
-	"dns_domains":     {`vips = ["::"]`},
-	"iptfs":           {`iptfs_rate = "1M"`},
-	"iptfs_mode":      {`iptfs = true`},
-	"iptfs_rate":      {`iptfs = true`},
-	"iptfs_size":      {`iptfs = true`, `iptfs_rate = "1M"`},
-	"iptfs_dont_frag": {`iptfs = true`, `iptfs_rate = "1M"`},
-	"iptfs_trip_loss": {`iptfs = true`, `iptfs_rate = "1M"`, `iptfs_mode = "constant"`},
-	"iptfs_trip_time": {`iptfs = true`, `iptfs_rate = "1M"`},
-	"ppk_required":    {`ppk_id = "NAME"`},
+	"dns_file":               {`dns = "dnsmasq"`},
+	"dns_domains":            {`vips = ["0.0.0.0"]`},
+	"pools.NAME.dns_domains": {`dns = ["10.1.0.53"]`},
+	"pools.NAME.dnssec_ta":   {`dns = ["10.1.0.53"]`, `dns_domains = ["corp.example"]`},
+	"iptfs":                  {`iptfs_rate = "1M"`},
+	"iptfs_mode":             {`iptfs = true`},
+	"iptfs_rate":             {`iptfs = true`},
+	"iptfs_size":             {`iptfs = true`, `iptfs_rate = "1M"`},
+	"iptfs_dont_frag":        {`iptfs = true`, `iptfs_rate = "1M"`},
+	"iptfs_trip_loss":        {`iptfs = true`, `iptfs_rate = "1M"`, `iptfs_mode = "constant"`},
+	"iptfs_trip_time":        {`iptfs = true`, `iptfs_rate = "1M"`},
+	"ppk_required":           {`ppk_id = "NAME"`},
 }
 
 // documentWith returns a configuration that is right and has the key with that value.
@@ -272,6 +289,7 @@ func documentWith(name, value string) string {
 		{"connections.NAME.remote", nil},
 		{"connections.NAME.children.CHILD", map[string]string{"remote_ts": `["10.2.0.0/24"]`}},
 		{"policies.NAME", map[string]string{"action": `"protect"`}},
+		{"pools.NAME", map[string]string{"addrs": `["10.9.0.0/24"]`}},
 		{"manual.NAME", manualParts(name)},
 		{"secrets.NAME", map[string]string{"secret": `"an example of 24 octets."`}},
 		{"ppks.NAME", map[string]string{"secret": `"an example of a key of 32 octets."`}},
@@ -289,12 +307,19 @@ func documentWith(name, value string) string {
 		if s.path == "manual.NAME" && !strings.HasPrefix(name, s.path) {
 			continue // the tests of [policies] would have it without packets
 		}
+		if s.path == "pools.NAME" && !strings.Contains(name, "pools") {
+			continue
+		}
 		fmt.Fprintf(&b, "[%s]\n", s.path)
 		key, here := strings.CutPrefix(name, s.path+".")
 		here = here && !strings.Contains(key, ".")
 		if here {
 			fmt.Fprintf(&b, "%s = %s\n", key, value)
-			for _, more := range slices.Concat(alongside[key], alongside[name]) {
+			with := alongside[name]
+			if s.path != "pools.NAME" {
+				with = slices.Concat(alongside[key], with)
+			}
+			for _, more := range with {
 				if k, _, _ := strings.Cut(more, " = "); k == key {
 					continue
 				}

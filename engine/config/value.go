@@ -369,12 +369,15 @@ func (s *scope) directory(n *node, to *string) {
 const maxList = 32
 
 // texts returns the elements of a list, which must be texts.
-func (s *scope) texts(n *node) []*node {
+func (s *scope) texts(n *node) []*node { return s.manyTexts(n, maxList) }
+
+// manyTexts is texts with another bound.
+func (s *scope) manyTexts(n *node, most int) []*node {
 	switch {
 	case len(n.list) == 0:
 		s.problem(n.at, "leave the key out to get the default", "%s is empty", n.name)
-	case len(n.list) > maxList:
-		s.problem(n.at, "take some out, or join them in wider ones", "%s has %d elements; the most is %d", n.name, len(n.list), maxList)
+	case len(n.list) > most:
+		s.problem(n.at, "take some out, or join them in wider ones", "%s has %d elements; the most is %d", n.name, len(n.list), most)
 		return nil
 	}
 	var out []*node
