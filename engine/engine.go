@@ -123,7 +123,7 @@ func New(o Options) (*Engine, error) {
 	l = newIKELoop(d, o.OS.Network, o.Log, now)
 	m := ike.New(env{l}, ike.Limits{
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
-		AggFrags: o.Profile.Streams(),
+		AggFrags: o.Profile.Streams(), Leases: 2 * o.Profile.IKESAs,
 	})
 	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
@@ -133,6 +133,7 @@ func New(o Options) (*Engine, error) {
 	l.mtu = mtu
 	l.keepAlive, l.exportKeys = o.Config.Daemon.KeepAlive, o.Config.Daemon.ExportKeys
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
+	l.saveLeases = e.saveLeases
 	l.reserve, l.noteTops = e.reserveNumbers, e.noteTops
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown, d.grow = l.unknown, l.grow
@@ -199,7 +200,10 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	}
 	e.rotateTicketKeys(e.cfg)
 	e.loop.fetches.SetTrust(e.cfg.IKE.Trust)
-	if err := e.loop.m.Configure(e.loop.now(), e.ikeConfig(e.cfg)); err != nil {
+	ikeCfg := e.ikeConfig(e.cfg)
+	e.loadLeases(&ikeCfg)
+	undo.add("leases", e.settleLeases)
+	if err := e.loop.m.Configure(e.loop.now(), ikeCfg); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	e.loop.drain()

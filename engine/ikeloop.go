@@ -29,6 +29,8 @@ type machine interface {
 	Deadline() (at time.Duration, ok bool)
 	List(visit func(*ike.SAInfo) bool)
 	SetTicketKeys(keys []ike.TicketKey)
+	Leases(visit func(ike.Lease) bool)
+	Pools(visit func(ike.PoolInfo))
 }
 
 // Limits of the loop.
@@ -108,6 +110,9 @@ type ikeLoop struct {
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
 	exportKeys bool
 	devices    map[string]*childDevice // by name
+	// leases are those of the address pools; saveLeases writes them down when it is time.
+	leases     leaseKeeper
+	saveLeases func(now time.Duration)
 	// assigned is what gateways have assigned; assign and unassign change it.
 	assigned  assignments
 	assign    func(*ike.Assigned)
@@ -253,6 +258,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 				wake = min(wake, p.next)
 			}
 		}
+		if at, ok := l.leases.due(); ok {
+			wake = min(wake, at)
+		}
 		timer.Reset(max(wake-now.Mono, 0))
 
 		feed, job := chan *ike.Work(nil), (*ike.Work)(nil)
@@ -294,6 +302,9 @@ func (l *ikeLoop) run(stop <-chan struct{}) {
 			l.m.Timeout(now)
 			l.drain()
 			l.sendDummies(now.Mono)
+			if l.saveLeases != nil {
+				l.saveLeases(now.Mono)
+			}
 			if l.roamer.due(now.Mono) {
 				l.m.Command(now, ike.Command{Kind: ike.CmdAddresses})
 				l.drain()
@@ -384,6 +395,8 @@ func (l *ikeLoop) drainOnce() {
 			l.assign(o.Assigned)
 		case ike.OutUnassign:
 			l.unassign(o.Name)
+		case ike.OutLeases:
+			l.leases.changed = true
 		case ike.OutResolve:
 			l.lookups.ask(o.Name)
 		case ike.OutFetch:

@@ -71,6 +71,8 @@ func (h viciHandler) Command(name string, req *control.Message, stream func(stri
 		resp, err = h.listSPD(stream)
 	case control.CmdTestPolicy:
 		resp, err = h.testPolicy(req)
+	case control.CmdGetPools:
+		resp, err = h.getPools(req)
 	case control.CmdSAKeys:
 		resp, err = h.saKeys(stream)
 	case control.CmdInitiate:

@@ -162,6 +162,9 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		some(control.KeyEncDNS, encTexts(a.EncDNS))
 		some(control.KeyNetworks, texts(a.Subnets))
 	}
+	if len(v.RemoteVIPs) > 0 {
+		m.List(control.KeyRemoteVIPs, texts(v.RemoteVIPs)...)
+	}
 	if len(v.Tasks) > 0 {
 		m.List(control.KeyTasksActive, v.Tasks[:1]...)
 	}

@@ -18,7 +18,7 @@ type State struct {
 }
 
 // maxStateLen bounds what Load reads.
-const maxStateLen = 4 << 10
+const maxStateLen = 64 << 10
 
 var (
 	errExposed   = errors.New("others may read it, so it is no secret any more")

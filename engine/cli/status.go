@@ -63,6 +63,7 @@ type ikeSA struct {
 	tasks                 []string
 	vips, dns, domains    []string // that the peer has assigned to us
 	encDNS, networks      []string
+	given                 []string // virtual addresses that the peer has of us
 	children              []*childSA
 }
 
@@ -226,6 +227,7 @@ func readIKESA(m *control.Message) *ikeSA {
 		domains:     m.Items(control.KeyDNSDomains),
 		encDNS:      m.Items(control.KeyEncDNS),
 		networks:    m.Items(control.KeyNetworks),
+		given:       m.Items(control.KeyRemoteVIPs),
 	}
 	sa.id, _ = m.GetUint(control.KeyUniqueID)
 	sa.localAuth, sa.remoteAuth = m.Items(control.KeyLocalProofs), m.Items(control.KeyRemoteProofs)

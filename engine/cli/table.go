@@ -115,6 +115,9 @@ func (sa *ikeSA) table(b *strings.Builder) {
 	if len(sa.vips) > 0 {
 		line(b, "our IP", strings.Join(sa.vips, " "))
 	}
+	if len(sa.given) > 0 {
+		line(b, "its IP", strings.Join(sa.given, " "))
+	}
 	if len(sa.dns) > 0 {
 		what := "all names"
 		if len(sa.domains) > 0 {
@@ -311,7 +314,7 @@ func (sa *ikeSA) json(j *jsonWriter) {
 	for _, l := range []struct {
 		key  string
 		list []string
-	}{{"local_vips", sa.vips}, {"dns_servers", sa.dns}, {"dns_domains", sa.domains}, {"enc_dns", sa.encDNS}, {"internal_subnets", sa.networks}} {
+	}{{"local_vips", sa.vips}, {"remote_vips", sa.given}, {"dns_servers", sa.dns}, {"dns_domains", sa.domains}, {"enc_dns", sa.encDNS}, {"internal_subnets", sa.networks}} {
 		if len(l.list) > 0 {
 			j.strs(l.key, l.list)
 		}

@@ -23,6 +23,7 @@ const (
 	CmdListPols   = "list-policies"   // drop, pass, trap, child, ike => {}; streams list-policy
 	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
 	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
+	CmdGetPools   = "get-pools"       // leases (yes), name => <pool>{base size online offline leases{} and the attributes}
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 )
 
@@ -144,6 +145,7 @@ const (
 	KeyReauthTime   = "reauth-time"      // absent: we do not reauthenticate by time
 	KeyLifeTime     = "life-time"        // in so many seconds; also a CHILD SA's
 	KeyLocalVIPs    = "local-vips"       // list, absent when empty: addresses that the peer has assigned to us
+	KeyRemoteVIPs   = "remote-vips"      // the same: that we have given to the peer
 	KeyDNSServers   = "dns-servers"      // list, absent when empty, as the rest of what it has assigned (ours): those that are asked
 	KeyDNSDomains   = "dns-domains"      // the domains that they are asked for; absent: all, if there are servers
 	KeyEncDNS       = "enc-dns"          // encrypted ones, which nobody here is told of: name, addresses, protocols
@@ -249,4 +251,21 @@ const (
 	KeyIKESAName = "ikesa-name"
 	KeyMsg       = "msg"
 	KeyUp        = "up" // yes, or absent
+)
+
+// Keys of get-pools, which has a section for each pool, in charon's order; the attributes are
+// lists, absent when empty.
+const (
+	KeyBase        = "base" // the first address
+	KeySize        = "size"
+	KeyOnline      = "online"
+	KeyOffline     = "offline"
+	KeyLeases      = "leases" // section of sections "0", "1", …: address, identity, status; also asks for it
+	KeyAddress     = "address"
+	KeyIdentity    = "identity"
+	KeyStatus      = "status" // "online" or "offline"
+	KeyPoolDNS     = "dns"
+	KeyPoolNBNS    = "nbns"
+	KeyPoolSubnet  = "subnet"
+	KeyPoolDomains = "internal_dns_domain"
 )
