@@ -17,6 +17,7 @@
 //   - one per address family reads what routers say of packets that were too long (toobig.go)
 //   - one sends what IP-TFS has made of packets, at its times (pacer.go)
 //   - one waits for changes of the host's addresses (addresses.go)
+//   - one writes down the leases of address pools, only while it does (pools.go)
 //   - one tells who manages name servers of those that gateways assign, once one has (dns.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - two at most fetch what tells of revoked certificates, and one puts it on the disk, only

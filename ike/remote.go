@@ -260,16 +260,17 @@ func (m *Machine) lend(sa *ikeSA, want netip.Addr, is4, alone bool, g *grant) (g
 // address from the same place, as clients do that authenticate anew. Two devices with one
 // identity must not get the same address.
 func (m *Machine) mayShare(sa *ikeSA, a, want netip.Addr, alone bool) (found bool) {
+	all := alone || sa.conn.Unique == UniqueReplace
+	if !all && a != want {
+		return false // before the search: thousands of devices may have one identity
+	}
 	for i := range m.sas {
 		o := &m.sas[i]
 		if o == sa || o.state == StateFree || o.remote.given == nil || !o.peerID.Equal(sa.peerID) ||
 			!slices.ContainsFunc(o.remote.given.list, func(g granted) bool { return g.addr == a }) {
 			continue
 		}
-		if found = true; o.closeErr != nil || alone || sa.conn.Unique == UniqueReplace {
-			continue
-		}
-		if a != want || !sa.resume.on && !sameHost(o.path.Remote, sa.path.Remote) {
+		if found = true; !all && o.closeErr == nil && !sa.resume.on && !sameHost(o.path.Remote, sa.path.Remote) {
 			return false
 		}
 	}

@@ -49,3 +49,19 @@ func TestPoolsAreShown(t *testing.T) {
 		t.Errorf("a pool that is not there: status %d, %s", status, errs)
 	}
 }
+
+func TestStatusShowsTheAddressesGiven(t *testing.T) {
+	sa := readIKESA(new(control.Message).Set(control.KeyState, "ESTABLISHED").List(control.KeyRemoteVIPs, "10.9.0.1", "fd00:9::1"))
+	var b strings.Builder
+	sa.table(&b)
+	if !strings.Contains(b.String(), "its IP  10.9.0.1 fd00:9::1\n") {
+		t.Errorf("the table does not show the client's addresses:\n%s", b.String())
+	}
+	var j jsonWriter
+	j.open("", '{')
+	sa.json(&j)
+	j.close('}')
+	if !strings.Contains(string(j.bytes()), `"remote_vips"`) {
+		t.Errorf("the JSON does not show the client's addresses: %s", j.bytes())
+	}
+}
