@@ -139,7 +139,7 @@ func (e *Engine) readdress() {
 	for i := range spec {
 		// Without a way to the peer there is no new address. Until there is one the old
 		// policy stays, for without it packets would leave in clear.
-		if was := &s.spec[i]; !spec[i].virtual && unknown(spec[i].LocalTS) && !unknown(was.LocalTS) {
+		if was := &s.spec[i]; !spec[i].Virtual && unknown(spec[i].LocalTS) && !unknown(was.LocalTS) {
 			spec[i].LocalTS, spec[i].RemoteTS = was.LocalTS, was.RemoteTS
 		} else if !slices.Equal(spec[i].LocalTS, was.LocalTS) || !slices.Equal(spec[i].RemoteTS, was.RemoteTS) {
 			same = false

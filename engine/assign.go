@@ -101,7 +101,7 @@ func (e *Engine) assign(a *ike.Assigned) {
 	add("dns", join(st.dns.servers))
 	add("domains", strings.Join(st.dns.domains, " "))
 	add("networks", join(a.Subnets))
-	e.o.Log.Log(log.Net, log.Info, "the gateway has assigned addresses to this device", f...)
+	e.o.Log.Log(log.Net, log.Info, "what the gateway has assigned is in place", f...)
 	st.dns.report(e, a)
 }
 

@@ -360,7 +360,7 @@ func familyMissing(err error) bool {
 func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	var spec []policySpec
 	for _, entry := range cfg.SPDOf(e.o.OS.Network.Source, e.loop.assigned.virtual) {
-		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, virtual: entry.Virtual, via: e.loop.devices[entry.Device]}
+		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, via: e.loop.devices[entry.Device]}
 		if c := entry.Carrier; c != nil {
 			trap := c.StartAction == ike.StartTrap || c.DPDAction == ike.ActionTrap || c.CloseAction == ike.ActionTrap
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.

@@ -105,7 +105,6 @@ type policySpec struct {
 	conn, child   string
 	wait, acquire bool
 	dynamic       bool
-	virtual       bool // a gateway assigns the addresses of the local selectors
 	shunt         bool // conn and child name a child without SAs
 	lanes         *laneSpec
 	via           *childDevice
@@ -273,7 +272,7 @@ func (s *spd) entry(list []*policy, sp *policySpec, i int, local, remote []esp.S
 		return list
 	}
 	p := &policy{
-		Policy:  esp.Policy{Name: sp.Name, Action: sp.Action, Dir: sp.Dir, Own: sp.Own, LocalTS: local, RemoteTS: remote},
+		Policy:  esp.Policy{Name: sp.Name, Action: sp.Action, Dir: sp.Dir, Own: sp.Own, Virtual: sp.Virtual, LocalTS: local, RemoteTS: remote},
 		number:  i + 1,
 		conn:    sp.conn,
 		child:   sp.child,
@@ -401,7 +400,7 @@ func meet(a, b []esp.Selector) bool {
 
 func equalPolicies(a, b []esp.Policy) bool {
 	return slices.EqualFunc(a, b, func(x, y esp.Policy) bool {
-		return x.Action == y.Action && x.Dir == y.Dir && x.Count == y.Count && x.Own == y.Own && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
+		return x.Action == y.Action && x.Dir == y.Dir && x.Count == y.Count && x.Own == y.Own && x.Virtual == y.Virtual && slices.Equal(x.LocalTS, y.LocalTS) && slices.Equal(x.RemoteTS, y.RemoteTS)
 	})
 }
 

@@ -73,12 +73,15 @@ func (d Directions) String() string {
 // pass, so that it is counted before it is dropped: no policy would have such a packet sent
 // into a tunnel. Own says that the local selectors are this host's own address, which may be
 // another one by now: what it sends from an address that it has yet to choose is meant as well.
+// Virtual says that a gateway assigns that address, so that nothing else of this host may go to
+// RemoteTS for want of it.
 type Policy struct {
 	Name     string
 	Action   Action
 	Dir      Directions
 	Count    bool
 	Own      bool
+	Virtual  bool
 	LocalTS  []Selector
 	RemoteTS []Selector
 }

@@ -135,8 +135,9 @@ type familyPlan struct {
 
 // planner turns policies into rules.
 type planner struct {
-	device   string       // the device, if it is there
-	hosts    []netip.Addr // this host's addresses, of both families
+	device   string         // the device, if it is there
+	hosts    []netip.Addr   // this host's addresses, of both families
+	links    []netip.Prefix // the networks of IPv6 that these are in
 	tables   map[netip.Addr]uint32
 	assign   func(src netip.Addr) (uint32, error)
 	policies []esp.Policy
@@ -191,6 +192,9 @@ func (p *planner) plan(v6 bool) (*familyPlan, error) {
 				return nil, err
 			}
 		}
+	}
+	if v6 {
+		p.planStray(f)
 	}
 	if n := len(f.in); n > 0 && f.in[n-1].kind == passIn {
 		f.in = f.in[:n-1] // nothing left to pass by
@@ -315,6 +319,51 @@ var beyondLink = []netip.Prefix{
 
 func prefix6(first, second byte, bits int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{first, second}), bits)
+}
+
+// linkOnly is what never leaves a link: link-local addresses and multicasts, of which those that do
+// are few.
+var linkOnly = []netip.Prefix{
+	netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfe, 0x80}), 10),
+	netip.PrefixFrom(netip.AddrFrom16([16]byte{0xff}), 8),
+}
+
+// planStray drops, at the end of the SPD, what this host sends to the remote selectors of an entry
+// for virtual addresses from other ones. For a packet of IPv6 without a source for which planOwn
+// has none, or whose way into the tunnel is gone, the kernel chooses any source that the host has
+// and asks for a route again: to drop it there is too early, and here it cannot be told from one
+// whose program has chosen that source. Networks on a link of this host are left out: it must go on to
+// answer its neighbours. IPv4 gives up at once, so that packets with a source are what they seem.
+func (p *planner) planStray(f *familyPlan) {
+	pass := ruleKind{action: unix.FR_ACT_GOTO, target: prioEnd}
+	var near, far []ruleRun
+	for i := range p.policies {
+		pol := &p.policies[i]
+		if !pol.Virtual || pol.Action != esp.Protect || !pol.Dir.Out() {
+			continue
+		}
+		matches, err := policyMatches(pol, true)
+		if err != nil {
+			continue // plan has told of it
+		}
+		for _, m := range matches {
+			m.from = netip.Prefix{}
+			r := m.rule(true)
+			r.From, r.IIF = netip.Prefix{}, loopbackName
+			far = appendRule(far, blackhole, r)
+			for _, link := range slices.Concat(linkOnly, p.links) {
+				if link.Bits() > m.to.Bits() && m.to.Contains(link.Addr()) {
+					r.To = link
+					near = appendRule(near, pass, r)
+				}
+			}
+		}
+	}
+	for _, run := range slices.Concat(near, far) {
+		for _, r := range run.rules {
+			f.spd = appendRule(f.spd, run.kind, r)
+		}
+	}
 }
 
 // ownSource returns the first address of the host inside m.from that no earlier entry

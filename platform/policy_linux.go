@@ -43,6 +43,9 @@ import (
 //   - Strict reverse path filtering (rp_filter 1) on the outer interface drops ESP when
 //     a policy protects what goes from this host's outer address to the peer's own.
 //     Loose filtering (2), or none, lets it pass.
+//   - Of IPv6, what this host sends to the remote selectors of an entry for virtual addresses
+//     is dropped also from other sources of its own, unless that network is on one of its links:
+//     see planStray.
 //   - Addresses that the host gets later become sources of protected packets only with
 //     the next Apply, and the routes of a device that was set down come back with it;
 //     [WatchAddresses] tells when it is due.
@@ -96,6 +99,9 @@ func (n *Network) Apply(device string, policies []esp.Policy) error {
 		}
 		for _, a := range st.addrs {
 			p.hosts = append(p.hosts, a.Prefix.Addr())
+			if st.v6 && !a.Prefix.IsSingleIP() && !slices.Contains(p.links, a.Prefix.Masked()) {
+				p.links = append(p.links, a.Prefix.Masked())
+			}
 		}
 	}
 	// Everything is planned before anything is changed.

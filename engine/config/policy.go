@@ -23,8 +23,6 @@ type Entry struct {
 	// Device is the child's own TUN device: the entry is for what is routed into that, and
 	// for nothing else. "": for everything.
 	Device string
-	// Virtual: the local selectors are those of addresses that the gateway assigns.
-	Virtual bool
 	// Manual: Child is a manual SA, which has no Carrier.
 	Manual bool
 
@@ -51,7 +49,6 @@ func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtu
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
 			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child,
-				Virtual: isVirtual(conn, child),
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)
@@ -77,7 +74,7 @@ func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtu
 			e.LocalTS, e.RemoteTS = resolve(e.Carrier.LocalTS, nil), resolve(e.Carrier.RemoteTS, nil)
 		}
 		if t.local != nil {
-			e.LocalTS, e.Own = t.local, false
+			e.LocalTS, e.Own, e.Virtual = t.local, false, false
 		}
 		if t.remote != nil {
 			e.RemoteTS = t.remote
@@ -182,7 +179,7 @@ func (c *Config) policies(source func(remote netip.Addr) (netip.Addr, error), vi
 				}
 			}
 			if isVirtual(conn, child) {
-				p.Own, p.LocalTS = true, nil
+				p.Own, p.Virtual, p.LocalTS = true, true, nil
 				if virtual != nil {
 					p.LocalTS = single(child.LocalTS, virtual(conn.Name))
 				}
