@@ -4,8 +4,12 @@ import (
 	"crypto/elliptic"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -293,5 +297,55 @@ func TestCRLLimits(t *testing.T) {
 	})
 	if n != 2 {
 		t.Errorf("%d entries instead of 2", n)
+	}
+}
+
+// TestOCSPOfOpenSSL lets OpenSSL answer a request of ours, as the CA and as its delegate.
+func TestOCSPOfOpenSSL(t *testing.T) {
+	need(t, "openssl")
+	p := new(plant)
+	p.root = issue(t, "root", rsaKey(t, "rsa2048.pem"), nil, asCA)
+	p.leaf = issue(t, "moon", edKey("moon"), p.root, nil)
+	delegate := issue(t, "responder", rsaKey(t, "rsa3072.pem"), p.root, func(c *x509.Certificate) {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
+	})
+	dir := t.TempDir()
+	put := func(name string, data []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("ca", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.root.cert.Raw()}))
+	put("delegate", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: delegate.cert.Raw()}))
+	put("ca.key", read(t, "rsa2048.pem"))
+	put("delegate.key", read(t, "rsa3072.pem"))
+	put("request", ocspRequest(p.leaf.cert, p.root.cert))
+	for _, c := range []struct {
+		index  string
+		status OCSPStatus
+	}{
+		{"V\t361231000000Z\t\t%X\tunknown\t/CN=moon\n", OCSPGood},
+		{"R\t361231000000Z\t260501000000Z,keyCompromise\t%X\tunknown\t/CN=moon\n", OCSPRevoked},
+		{"", OCSPUnknown},
+	} {
+		if c.index != "" {
+			n := fmt.Sprintf("%X", p.leaf.cert.x.SerialNumber)
+			c.index = strings.Replace(c.index, "%X", strings.Repeat("0", len(n)%2)+n, 1)
+		}
+		put("index", []byte(c.index))
+		for _, signer := range []string{"ca", "delegate"} {
+			openssl(t, dir, "ocsp", "-index", "index", "-CA", "ca", "-rsigner", signer, "-rkey", signer+".key", "-reqin", "request", "-respout", "response", "-ndays", "2")
+			der, err := os.ReadFile(filepath.Join(dir, "response"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := CheckOCSP(der, p.leaf.cert, p.root.cert, theDay)
+			if err != nil || a.Status != c.status || a.NextUpdate.Sub(a.ThisUpdate) != 48*time.Hour {
+				t.Errorf("signed by %s: %+v, %v", signer, a, err)
+			}
+			if c.status == OCSPRevoked && (a.Reason != 1 || a.RevokedAt.Month() != time.May) {
+				t.Errorf("revoked: %+v", a)
+			}
+		}
 	}
 }
