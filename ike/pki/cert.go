@@ -140,11 +140,11 @@ func (c *Cert) Names() []string {
 func (c *Cert) label() string {
 	if c.subject == "" {
 		if names := c.Names(); len(names) > 0 {
-			return `certificate "` + names[0] + `"`
+			return `certificate "` + brief(names[0]) + `"`
 		}
 		return "certificate without a subject"
 	}
-	return `certificate "` + c.subject + `"`
+	return `certificate "` + brief(c.subject) + `"`
 }
 
 // Public is the certificate's key; the error says which kind of key it has that we do not take.
@@ -212,6 +212,10 @@ func (c *Cert) Confirms(idType uint8, idData []byte) error {
 	names := c.Names()
 	if len(names) > 8 {
 		names = append(names[:8], "…")
+	}
+	asked = brief(asked)
+	for i := range names {
+		names[i] = brief(names[i])
 	}
 	if len(names) == 0 {
 		return fmt.Errorf("%s does not name %q, and has no alternative names", c.label(), asked)

@@ -101,14 +101,14 @@ func readTime(s *cryptobyte.String, out *time.Time) bool {
 }
 
 // readExtension reads one Extension (RFC 5280 4.1).
-func readExtension(s *cryptobyte.String) (oid string, critical bool, value cryptobyte.String, ok bool) {
+func readExtension(s *cryptobyte.String) (oid []byte, critical bool, value cryptobyte.String, ok bool) {
 	var seq, id cryptobyte.String
 	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1(&id, asn1.OBJECT_IDENTIFIER) ||
 		seq.PeekASN1Tag(asn1.BOOLEAN) && !seq.ReadASN1Boolean(&critical) ||
 		!seq.ReadASN1(&value, asn1.OCTET_STRING) || !seq.Empty() {
-		return "", false, nil, false
+		return nil, false, nil, false
 	}
-	return string(id), critical, value, true
+	return id, critical, value, true
 }
 
 func (l *CRL) extensions(exts cryptobyte.String) error {
@@ -123,16 +123,16 @@ func (l *CRL) extensions(exts cryptobyte.String) error {
 			return damaged
 		}
 		switch {
-		case oid == oidExtensions+"\x14": // cRLNumber
+		case string(oid) == oidExtensions+"\x14": // cRLNumber
 			l.number = new(big.Int)
 			if !value.ReadASN1Integer(l.number) || l.number.BitLen() > 160 {
 				return damaged
 			}
-		case oid == oidExtensions+"\x1c": // issuingDistributionPoint
+		case string(oid) == oidExtensions+"\x1c": // issuingDistributionPoint
 			if !l.point(value) {
 				return errors.New("the CRL is indirect, or its distribution point is damaged")
 			}
-		case oid == oidExtensions+"\x1b":
+		case string(oid) == oidExtensions+"\x1b":
 			return errors.New("this is a delta CRL, which is of no use alone")
 		case critical:
 			return errors.New("the CRL has a critical extension that is not known here")
@@ -184,16 +184,28 @@ func (l *CRL) point(value cryptobyte.String) bool {
 	return ok && !indirect
 }
 
-// entry is one revoked certificate.
+// entry is one revoked certificate. When it was revoked stays in DER: reading the times of a
+// long list takes longer than everything else.
 type entry struct {
 	serial []byte
-	at     time.Time
+	when   cryptobyte.String
 	reason int // RFC 5280 5.3.1; 0: not said
+}
+
+// at is when it was revoked; zero if that is no time.
+func (e *entry) at() (t time.Time) {
+	when := e.when
+	if !readTime(&when, &t) {
+		return time.Time{}
+	}
+	return t
 }
 
 func readEntry(s *cryptobyte.String) (e entry, ok bool) {
 	var seq, serial cryptobyte.String
-	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1(&serial, asn1.INTEGER) || len(serial) == 0 || !readTime(&seq, &e.at) {
+	var tag asn1.Tag
+	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !seq.ReadASN1(&serial, asn1.INTEGER) || len(serial) == 0 ||
+		!seq.ReadAnyASN1Element(&e.when, &tag) || tag != asn1.UTCTime && tag != asn1.GeneralizedTime {
 		return e, false
 	}
 	e.serial = serial
@@ -209,10 +221,12 @@ func readEntry(s *cryptobyte.String) (e entry, ok bool) {
 		switch {
 		case !ok:
 			return e, false
-		case oid == oidExtensions+"\x15": // reasonCode
-			if !value.ReadASN1Enum(&e.reason) {
+		case string(oid) == oidExtensions+"\x15": // reasonCode
+			var v cryptobyte.String
+			if !value.ReadASN1(&v, asn1.ENUM) || len(v) != 1 {
 				return e, false
 			}
+			e.reason = int(v[0])
 		case critical: // such as certificateIssuer: it is another CA's
 			return e, false
 		}
@@ -239,7 +253,7 @@ func (l *CRL) Number() *big.Int { return l.number }
 func (l *CRL) Revoked(f func(serial *big.Int, at time.Time, reason int) bool) {
 	for entries := l.revoked; !entries.Empty(); {
 		e, ok := readEntry(&entries)
-		if !ok || !f(new(big.Int).SetBytes(e.serial), e.at, e.reason) {
+		if !ok || !f(new(big.Int).SetBytes(e.serial), e.at(), e.reason) {
 			return
 		}
 	}
@@ -264,7 +278,7 @@ func (l *CRL) find(serial *big.Int) (entry, bool) {
 // and the signature.
 func (l *CRL) CheckSignature(ca *Cert) error {
 	if !bytes.Equal(l.issuer, ca.x.RawSubject) {
-		return fmt.Errorf("the CRL is by another CA, %q", l.Issuer())
+		return fmt.Errorf("the CRL is by another CA, %q", brief(l.Issuer()))
 	}
 	if ca.x.KeyUsage != 0 && ca.x.KeyUsage&x509.KeyUsageCRLSign == 0 {
 		return fmt.Errorf("%s may not sign CRLs", ca.label())

@@ -399,6 +399,19 @@ func clean(s string) string {
 	}, s)
 }
 
+// brief shortens a name for a log line: a stranger may have one of any length.
+func brief(s string) string {
+	const most = 160
+	if len(s) <= most {
+		return s
+	}
+	n := most
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
+}
+
 // MatchDN compares two DER names, RDN by RDN in their order: attribute types exactly, values
 // without regard to the case of ASCII letters, to the string's ASN.1 type and to the number of
 // spaces (after RFC 5280 7.1). A value "*" in pattern matches any value. Names that are not well

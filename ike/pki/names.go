@@ -155,14 +155,14 @@ func (n *constraints) check(c *Cert, budget *int) error {
 func (g generalName) String() string {
 	switch g.kind {
 	case nameDir:
-		return `"` + FormatDN(g.value) + `"`
+		return `"` + brief(FormatDN(g.value)) + `"`
 	case nameIP:
 		if a, ok := netip.AddrFromSlice(g.value); ok {
 			return a.String()
 		}
 		return "(address)"
 	case nameEmail, nameDNS, nameURI:
-		return `"` + clean(string(g.value)) + `"`
+		return `"` + brief(clean(string(g.value))) + `"`
 	}
 	return "(of a kind that is not known)"
 }

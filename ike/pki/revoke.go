@@ -299,7 +299,7 @@ func (v *verifier) askCRLs(c, issuer *Cert, urls []string, all []list, k *knowle
 		}
 		const removeFromCRL = 8
 		if e, found := l.crl.find(c.x.SerialNumber); found && e.reason != removeFromCRL {
-			k.revoked = fmt.Errorf("%w since %s%s (CRL of %s)", ErrRevoked, day(e.at), reasonWords(e.reason), day(l.crl.this))
+			k.revoked = fmt.Errorf("%w since %s%s (CRL of %s)", ErrRevoked, day(e.at()), reasonWords(e.reason), day(l.crl.this))
 			return
 		}
 		at := urls

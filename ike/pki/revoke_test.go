@@ -349,3 +349,24 @@ func TestOCSPOfOpenSSL(t *testing.T) {
 		}
 	}
 }
+
+// TestLongCRLStaysInPieces counts allocations: a router reads lists with tens of thousands of
+// entries.
+func TestLongCRLStaysInPieces(t *testing.T) {
+	ca := issue(t, "root", edKey("root"), nil, asCA)
+	var serials []*big.Int
+	for i := range 3000 {
+		serials = append(serials, big.NewInt(int64(1_000_000+i)))
+	}
+	der := ca.revoke(t, theDay, theDay.AddDate(0, 0, 1), serials...)
+	l := mustCRL(t, der)
+	if n := testing.AllocsPerRun(3, func() { l.find(big.NewInt(7)) }); n > 10 {
+		t.Errorf("looking a serial number up takes %v allocations", n)
+	}
+	if n := testing.AllocsPerRun(3, func() { ParseCRL(der) }); n > 50 {
+		t.Errorf("reading a list of 3,000 takes %v allocations", n)
+	}
+	if e, found := l.find(serials[2999]); !found || !e.at().Equal(theDay.AddDate(0, -1, 0)) || e.reason != 1 {
+		t.Errorf("the last entry: %v, %+v", found, e)
+	}
+}

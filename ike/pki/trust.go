@@ -327,7 +327,7 @@ func (v *verifier) search(chain []*Cert, passed bool) []*Cert {
 	case !found && c.SelfSigned():
 		v.refuse(len(chain), true, fmt.Errorf("%s is self-signed and not a CA that is trusted for this", c.label()))
 	case !found:
-		v.refuse(len(chain), true, fmt.Errorf("%s: its issuer %q is not at hand", c.label(), c.Issuer()))
+		v.refuse(len(chain), true, fmt.Errorf("%s: its issuer %q is not at hand", c.label(), brief(c.Issuer())))
 	}
 	return nil
 }
@@ -361,7 +361,7 @@ func (v *verifier) link(p, c *Cert) error {
 			return fmt.Errorf("%s: no chain was found within %d signatures", c.label(), maxChecks)
 		}
 		if err := p.signed(c); err != nil {
-			return fmt.Errorf("%s, issued by %q: %w", c.label(), c.Issuer(), err)
+			return fmt.Errorf("%s, issued by %q: %w", c.label(), brief(c.Issuer()), err)
 		}
 		return nil
 	}()

@@ -347,3 +347,20 @@ func TestHostileChainIsBounded(t *testing.T) {
 		t.Errorf("%d signatures were checked; at most %d may be", done, maxChecks)
 	}
 }
+
+// TestRefusalsStayShort gives names of a stranger that would fill a log.
+func TestRefusalsStayShort(t *testing.T) {
+	root := issue(t, "root", edKey("root"), nil, asCA)
+	tr := mustTrust(t, []Authority{{Cert: root.cert}})
+	long := strings.Repeat("x", 3000)
+	for name, r := range map[string]*Request{
+		"subject":  {Certs: ders(issue(t, long, edKey("x"), nil, func(c *x509.Certificate) { c.DNSNames = nil }))},
+		"names":    {Certs: ders(issue(t, "moon", edKey("x"), root, func(c *x509.Certificate) { c.DNSNames = slices.Repeat([]string{long}, 10) })), IDType: idFQDN, IDData: []byte("a")},
+		"identity": {Certs: ders(issue(t, "moon", edKey("x"), root, nil)), IDType: idFQDN, IDData: []byte(long)},
+	} {
+		r.Now = theDay
+		if _, err := tr.Verify(r); err == nil || len(err.Error()) > 2000 {
+			t.Errorf("%s: the refusal has %d octets", name, len(fmt.Sprint(err)))
+		}
+	}
+}
