@@ -217,6 +217,17 @@ func TestCertificatesOfOthers(t *testing.T) {
 			}
 		}
 	}
+	// RSA keys are at hand: making them takes long.
+	keys := func(t *testing.T, dir string, rsa bool, gen ...string) {
+		t.Helper()
+		for out, file := range map[string]string{"ca.key": "rsa3072.pem", "leaf.key": "rsa2048.pem"} {
+			if !rsa {
+				run(t, dir, out, gen...)
+			} else if err := os.WriteFile(filepath.Join(dir, out), read(t, file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	check := func(t *testing.T, dir string, crl bool) {
 		t.Helper()
 		load := func(name string) []byte {
@@ -266,13 +277,12 @@ func TestCertificatesOfOthers(t *testing.T) {
 			"[leaf]\nsubjectAltName=DNS:moon.example.org\nkeyUsage=digitalSignature\nextendedKeyUsage=serverAuth,1.3.6.1.5.5.7.3.17\nauthorityKeyIdentifier=keyid\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for _, alg := range [][]string{{"RSA", "rsa_keygen_bits:2048"}, {"EC", "ec_paramgen_curve:P-384"}, {"ED25519"}} {
+		for _, alg := range [][]string{{"RSA"}, {"EC", "ec_paramgen_curve:P-384"}, {"ED25519"}} {
 			gen := []string{"openssl", "genpkey", "-algorithm", alg[0]}
 			if len(alg) > 1 {
 				gen = append(gen, "-pkeyopt", alg[1])
 			}
-			run(t, dir, "ca.key", gen...)
-			run(t, dir, "leaf.key", gen...)
+			keys(t, dir, alg[0] == "RSA", gen...)
 			run(t, dir, "ca.crt", "openssl", "req", "-x509", "-config", "c", "-extensions", "ca", "-key", "ca.key", "-subj", "/C=CH/O=plant/CN=CA", "-days", "9")
 			run(t, dir, "req", "openssl", "req", "-new", "-config", "c", "-key", "leaf.key", "-subj", "/C=CH/O=plant/CN=moon")
 			run(t, dir, "leaf.crt", "openssl", "x509", "-req", "-in", "req", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "c", "-extensions", "leaf", "-days", "3")
@@ -284,11 +294,7 @@ func TestCertificatesOfOthers(t *testing.T) {
 		for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
 			dir := t.TempDir()
 			gen := []string{"pki", "--gen", "--type", kind, "--outform", "pem"}
-			if kind == "rsa" {
-				gen = append(gen, "--size", "2048")
-			}
-			run(t, dir, "ca.key", gen...)
-			run(t, dir, "leaf.key", gen...)
+			keys(t, dir, kind == "rsa", gen...)
 			run(t, dir, "ca.crt", "pki", "--self", "--ca", "--in", "ca.key", "--type", "priv", "--dn", "C=CH, O=plant, CN=CA", "--outform", "pem")
 			run(t, dir, "leaf.pub", "pki", "--pub", "--in", "leaf.key", "--type", "priv")
 			run(t, dir, "leaf.crt", "pki", "--issue", "--in", "leaf.pub", "--cacert", "ca.crt", "--cakey", "ca.key", "--dn", "C=CH, O=plant, CN=moon", "--san", "moon.example.org", "--flag", "serverAuth", "--flag", "ikeIntermediate")
