@@ -173,6 +173,8 @@ func TestRefusals(t *testing.T) {
 		{"address not permitted", &Request{Now: theDay, Certs: ders(leaf(plain, func(c *x509.Certificate) { c.IPAddresses = []net.IP{{10, 2, 0, 1}} }), mid(func(c *x509.Certificate) { c.PermittedIPRanges = []*net.IPNet{block} }))}, nil, "10.2.0.1 is outside"},
 		{"e-mail excluded", &Request{Now: theDay, Certs: ders(leaf(plain, func(c *x509.Certificate) { c.EmailAddresses = []string{"joe@bad.example"} }), mid(func(c *x509.Certificate) { c.ExcludedEmailAddresses = []string{".example"} }))}, nil, `"joe@bad.example" is excluded`},
 		{"URI excluded", &Request{Now: theDay, Certs: ders(leaf(plain, func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "https", Host: "a.example:8080"}} }), mid(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"a.example"} }))}, nil, "is excluded"},
+		{"too many names", &Request{Now: theDay, Certs: ders(leaf(plain, func(c *x509.Certificate) { c.DNSNames = slices.Repeat([]string{"moon.example.org"}, 100) }),
+			mid(func(c *x509.Certificate) { c.PermittedDNSDomains = slices.Repeat([]string{"example.org"}, 100) }))}, nil, "more names than are compared"},
 		{"directory name not permitted", ask(leaf(plain), mid(critical(dirConstraint(false, subject("other")), nameConstraints...))), nil, `name "C=CH, O=plant, CN=moon" is outside`},
 		{"directory name excluded", ask(leaf(plain), mid(critical(dirConstraint(true, subject("PLANT")), nameConstraints...))), nil, `name "C=CH, O=plant, CN=moon" is excluded`},
 		{"pinned to another", &Request{Now: theDay, Certs: ders(leaf(plain), plain), Pinned: []*Cert{plain.cert}}, nil, "not one of the certificates"},
