@@ -6,7 +6,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # What no packet passes through is compiled without inlining: a twentieth of the binary on MIPS.
 COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/bench \
-	postern/engine/log postern/ike postern/ike/pki postern/esp/aggfrag github.com/pelletier/go-toml/v2/... fmt
+	postern/engine/log postern/engine/pkitool postern/ike postern/ike/pki postern/esp/aggfrag \
+	github.com/pelletier/go-toml/v2/... fmt
 
 BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)' $(foreach p,$(COLD),-gcflags=$(p)=-l)
 OUT      := build
@@ -70,6 +71,7 @@ lint:
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (run gofmt -w):"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags demo ./...
+	$(GO) vet -tags nopki .
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 cross:

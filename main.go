@@ -19,6 +19,7 @@ import (
 	"postern/engine/config"
 	"postern/engine/demo"
 	"postern/engine/log"
+	"postern/engine/pkitool"
 	"postern/platform"
 )
 
@@ -55,14 +56,18 @@ func cpu() engine.CPU {
 
 // commands are those that only some builds have.
 func commands() []cli.Command {
-	if !demo.Enabled {
-		return nil
+	var list []cli.Command
+	if pkitool.Enabled {
+		list = append(list, pkitool.Command(pkitool.System{Now: time.Now, Lock: platform.LockFile}))
 	}
-	return []cli.Command{demo.Command(demo.System{
-		NewLab:     func() demo.Lab { return lab{platform.NewLab()} },
-		Privileged: platform.LabPrivileged,
-		Reexec:     platform.ReexecForLab,
-	})}
+	if demo.Enabled {
+		list = append(list, demo.Command(demo.System{
+			NewLab:     func() demo.Lab { return lab{platform.NewLab()} },
+			Privileged: platform.LabPrivileged,
+			Reexec:     platform.ReexecForLab,
+		}))
+	}
+	return list
 }
 
 // daemon is the engine and what has to be closed after it.

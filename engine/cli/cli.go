@@ -104,7 +104,7 @@ func Main(args []string, sys System) int {
 	switch name {
 	case "help", "-h", "-help", "--help":
 		if len(rest) > 0 && rest[0] != "help" {
-			name, rest = rest[0], []string{"--help"}
+			name, rest = rest[0], append(rest[1:], "--help")
 			break
 		}
 		overview(sys.Stdout, &sys)
@@ -220,12 +220,16 @@ func argName(synopsis string, n int) string {
 
 func (o *options) synopsis() string {
 	s := strings.TrimSpace(o.cmd.Name + " " + o.cmd.Args)
+	all := s
 	o.VisitAll(func(f *flag.Flag) {
 		if len(f.Name) > 1 {
-			s += " [" + dashed(f) + "]"
+			all += " [" + dashed(f) + "]"
 		}
 	})
-	return s
+	if len("Usage: postern "+all) > width {
+		return s + " [OPTIONS]" // a list follows, or is a command away
+	}
+	return all
 }
 
 // dashed returns an option as it is typed, with the name of its value.
