@@ -59,6 +59,40 @@ func (f pkiFolder) credential(cert, key string, issuer *credential) *credential 
 	return out
 }
 
+// pkiPair makes, with 'postern pki', a root, an authority below it for each gateway, and a certificate
+// for each, and configurations that want revocation lists of all of them.
+func pkiPair(s *site, kind string) (f pkiFolder, ca, cb spec) {
+	s.t.Helper()
+	f = pkiFolder{s.t, posternBinary(s.t), filepath.Join(s.dir, "pki")}
+	if err := os.Mkdir(f.dir, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	authority := kind
+	if kind == "rsa2048" {
+		authority = "p256" // RSA keys take a while to make
+	}
+	f.do("ca", "@root", "--dn", "C=CH, O=Weir, CN=Root", "--type", authority)
+	root := f.credential("root/ca.pem", "root/ca.key", nil)
+	var ends [2]*credential
+	for i, n := range []string{"a", "b"} {
+		f.do("ca", "@mid-"+n, "--parent", "@root", "--dn", "C=CH, O=Weir, CN=Middle "+n, "--type", authority)
+		f.do("key", "@"+n+".key", "--type", kind)
+		f.do("req", "@"+n+".key", "--dn", "C=CH, O=Weir, CN="+n, "--san", n+".example", "--out", "@"+n+".req")
+		f.do("issue", "@"+n+".req", "--ca", "@mid-"+n, "--take", "all", "--flag", "ipsecIKE", "--out", "@"+n+".pem")
+		ends[i] = f.credential(n+".pem", n+".key", f.credential("mid-"+n+"/ca.pem", "mid-"+n+"/ca.key", root))
+	}
+	f.do("crl", "@root")
+	f.do("crl", "@mid-a")
+	f.do("crl", "@mid-b")
+	ca, cb = pairSpecs(false, false)
+	for i, c := range []*spec{&ca, &cb} {
+		c.conns[0].localAuth = []round{{auth: "pubkey", cert: ends[i]}}
+		c.conns[0].remoteAuth = []round{{auth: "pubkey", revocation: "strict"}}
+		c.certs = credentials{[]*credential{root}, []string{f.read("root/crl.pem"), f.read("mid-a/crl.pem"), f.read("mid-b/crl.pem")}}
+	}
+	return f, ca, cb
+}
+
 // What 'postern pki' makes is what charon authenticates with, over an authority between the root
 // and the gateways, and its revocation lists are believed.
 func TestPKIForCharon(t *testing.T) {
@@ -67,33 +101,7 @@ func TestPKIForCharon(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
-			f := pkiFolder{t, posternBinary(t), filepath.Join(s.dir, "pki")}
-			if err := os.Mkdir(f.dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			authority := kind
-			if kind == "rsa2048" {
-				authority = "p256" // RSA keys take a while to make
-			}
-			f.do("ca", "@root", "--dn", "C=CH, O=Weir, CN=Root", "--type", authority)
-			root := f.credential("root/ca.pem", "root/ca.key", nil)
-			var ends [2]*credential
-			for i, n := range []string{"a", "b"} {
-				f.do("ca", "@mid-"+n, "--parent", "@root", "--dn", "C=CH, O=Weir, CN=Middle "+n, "--type", authority)
-				f.do("key", "@"+n+".key", "--type", kind)
-				f.do("req", "@"+n+".key", "--dn", "C=CH, O=Weir, CN="+n, "--san", n+".example", "--out", "@"+n+".req")
-				f.do("issue", "@"+n+".req", "--ca", "@mid-"+n, "--take", "all", "--flag", "ipsecIKE", "--out", "@"+n+".pem")
-				ends[i] = f.credential(n+".pem", n+".key", f.credential("mid-"+n+"/ca.pem", "mid-"+n+"/ca.key", root))
-			}
-			f.do("crl", "@root")
-			f.do("crl", "@mid-a")
-			f.do("crl", "@mid-b")
-			ca, cb := pairSpecs(false, false)
-			for i, c := range []*spec{&ca, &cb} {
-				c.conns[0].localAuth = []round{{auth: "pubkey", cert: ends[i]}}
-				c.conns[0].remoteAuth = []round{{auth: "pubkey", revocation: "strict"}}
-				c.certs = credentials{[]*credential{root}, []string{f.read("root/crl.pem"), f.read("mid-a/crl.pem"), f.read("mid-b/crl.pem")}}
-			}
+			f, ca, cb := pkiPair(s, kind)
 			a, b := startPair(s, pair{"charon", "charon"}, ca, cb)
 			mustInitiate(t, "net", a, b)
 			if len(matching(b.log(), "certificate status is good")) < 2 {
@@ -113,6 +121,26 @@ func TestPKIForCharon(t *testing.T) {
 			if len(matching(b.log(), "certificate was revoked", "key compromise")) == 0 {
 				t.Errorf("the responder does not say that it was revoked%s", logs(b))
 			}
+		})
+	}
+}
+
+// The same with postern on one side and charon on the other.
+func TestPKIBetweenPosternAndCharon(t *testing.T) {
+	needCharon(t)
+	for _, p := range []pair{{"postern", "charon"}, {"charon", "postern"}} {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			_, ca, cb := pkiPair(s, "p256")
+			for kind, c := range map[string]*spec{p.a: &ca, p.b: &cb} {
+				if kind == "postern" {
+					// It takes lists of authorities that it has in its configuration; charon is strict.
+					c.certs.crls, c.conns[0].remoteAuth[0].revocation = c.certs.crls[:1], ""
+				}
+			}
+			a, b := startPair(s, p, ca, cb)
+			mustInitiate(t, "net", a, b)
 		})
 	}
 }
