@@ -48,7 +48,7 @@ var (
 	ErrWidened    = errors.New("the peer chose traffic selectors outside of those offered")
 	ErrNoIdentity = errors.New("identity is missing")
 	ErrNoAuth     = errors.New("AUTH is missing: the peer wants EAP, or gave no reason")
-	ErrAuthMethod = errors.New("the peer authenticates by another method than a pre-shared key")
+	ErrAuthMethod = errors.New("the peer authenticates by another method than is configured; compare auth of both sides")
 	ErrClosing    = errors.New("the SA in question is being closed")
 	ErrRekeying   = errors.New("the IKE SA is being rekeyed")
 
@@ -84,7 +84,7 @@ func (e *NotifyError) Error() string {
 	}
 	switch e.Type {
 	case NotifyAuthenticationFailed:
-		s += "; compare the pre-shared keys and the identities of both sides"
+		s += "; its log says why: compare the identities and the pre-shared keys or certificates of both sides"
 	case NotifyNoProposalChosen:
 		s += "; compare the proposals of both sides"
 	case NotifyTSUnacceptable:

@@ -436,6 +436,9 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 			LocalVIPs: sa.remote.vips, RemoteVIPs: sa.remoteVIPs(),
 		}
 		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
+		if sa.jobs[laneOurs] == jobSign && !sa.req.active {
+			info.Tasks = append(info.Tasks, taskAuth.String()) // it is being signed
+		}
 		for _, t := range sa.tasks {
 			info.Tasks = append(info.Tasks, t.kind.String())
 		}

@@ -219,6 +219,7 @@ func live(seed uint64, trace bool) *life {
 	l.hiding(seed)
 	l.ppks(seed)
 	l.quantum(seed)
+	l.rounds(seed)
 	if roams {
 		for _, c := range []*ike.Conn{l.cfgA.Conns[0], l.cfgB.Conns[0]} {
 			if len(c.RemoteAddrs) > 0 {

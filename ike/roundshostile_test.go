@@ -1,0 +1,211 @@
+package ike
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"postern/ike/pki"
+	"postern/ike/pki/pkitest"
+)
+
+// midway makes a pair in which the key exchange is over, and a has not sent IKE_AUTH.
+func midway(t *testing.T, change func(a, b *Conn, ca, cb *Config)) *pair {
+	t.Helper()
+	p := signing(t, change)
+	p.a.slow = func(w *Work) bool { return w.auth != nil }
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Conn: "link"})
+	p.run()
+	if len(p.a.held) != 1 {
+		t.Fatal("a does not sign")
+	}
+	return p
+}
+
+// auth makes an IKE_AUTH request of a's of payloads that fill writes.
+func (p *pair) auth(id uint32, fill func(*Builder)) []byte {
+	b := NewBuilder(nil, Header{})
+	fill(b)
+	msg := b.Finish()
+	return p.sealed(ExchangeAuth, id, PayloadType(msg[offNext]), msg[headerLen:])
+}
+
+// claimOf writes a round of a's with the certificates, signed by the key.
+func (p *pair) claimOf(b *Builder, id ID, key *pki.Key, certs ...*pki.Cert) {
+	method, data, err := key.Sign(&pki.Offer{Hashes: pki.Hashes()}, p.a.m.sas[0].octets(true, id.appendBody(nil)), nil)
+	if err != nil {
+		p.a.t.Fatal(err)
+	}
+	b.ID(PayloadIDi, id)
+	for _, x := range certs {
+		b.Cert(CertX509, x.Raw())
+	}
+	b.Auth(AuthMethod(method), data)
+}
+
+// A peer that has not authenticated may send what it likes: it gets one answer, and is gone.
+func TestHostileAuthentication(t *testing.T) {
+	x := certOf("a.test", pkitest.P256)
+	id := ID{IDFQDN, "a.test"}
+	sign := func(p *pair, b *Builder) { p.claimOf(b, id, x.Key, x.Chain()...) }
+	with := func(e CertEncoding, data []byte, n int) func(*pair, *Builder) {
+		return func(p *pair, b *Builder) {
+			for range n {
+				b.Cert(e, data)
+			}
+			p.claimOf(b, id, x.Key)
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		write func(p *pair, b *Builder)
+		want  NotifyType
+	}{
+		{"nothing", func(*pair, *Builder) {}, NotifyInvalidSyntax},
+		{"AUTH without an identity", func(_ *pair, b *Builder) { b.Auth(AuthSignature, []byte{1}) }, NotifyInvalidSyntax},
+		{"an identity without AUTH", func(_ *pair, b *Builder) { b.ID(PayloadIDi, id) }, NotifyAuthenticationFailed},
+		{"17 certificates", with(CertX509, x.Raw(), 17), NotifyInvalidSyntax},
+		{"11 certificates", with(CertX509, x.Raw(), 11), NotifyAuthenticationFailed},
+		{"a certificate that is none", with(CertX509, []byte("nonsense"), 1), NotifyAuthenticationFailed},
+		{"a certificate of no octets", with(CertX509, nil, 1), NotifyAuthenticationFailed},
+		{"the URL of a certificate", with(CertURL, bytes.Repeat([]byte{1}, 30), 1), NotifyAuthenticationFailed},
+		{"a raw key", with(CertRawKey, x.Key.Public().SPKI(), 1), NotifyAuthenticationFailed},
+		{"a raw key of 5,000 octets", with(CertRawKey, make([]byte, 5000), 1), NotifyAuthenticationFailed},
+		{"the CA first", func(p *pair, b *Builder) { p.claimOf(b, id, x.Key, testMid.Cert, x.Cert) }, NotifyAuthenticationFailed},
+		{"the CA as the peer", func(p *pair, b *Builder) { p.claimOf(b, id, testMid.Key, testMid.Cert) }, NotifyAuthenticationFailed},
+		{"no intermediate CA", func(p *pair, b *Builder) { p.claimOf(b, id, x.Key, x.Cert) }, NotifyAuthenticationFailed},
+		{"no certificate", func(p *pair, b *Builder) { p.claimOf(b, id, x.Key) }, NotifyAuthenticationFailed},
+		{"a shared key", func(_ *pair, b *Builder) { b.ID(PayloadIDi, id); b.Auth(AuthPSK, make([]byte, 32)) }, NotifyAuthenticationFailed},
+		{"an unknown method", func(_ *pair, b *Builder) {
+			b.ID(PayloadIDi, id)
+			b.Cert(CertX509, x.Raw())
+			b.Auth(99, make([]byte, 32))
+		}, NotifyAuthenticationFailed},
+		{"a signature of nonsense", func(_ *pair, b *Builder) {
+			b.ID(PayloadIDi, id)
+			b.Cert(CertX509, x.Raw())
+			b.Auth(AuthSignature, []byte{200, 1, 2, 3})
+		}, NotifyAuthenticationFailed},
+		{"a signature over the other side's octets", func(p *pair, b *Builder) {
+			method, data, _ := x.Key.Sign(&pki.Offer{Hashes: pki.Hashes()}, p.a.m.sas[0].octets(false, id.appendBody(nil)), nil)
+			b.ID(PayloadIDi, id)
+			b.Cert(CertX509, x.Raw())
+			b.Auth(AuthMethod(method), data)
+		}, NotifyAuthenticationFailed},
+		{"a round that does not follow", func(p *pair, b *Builder) {
+			sign(p, b)
+			b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil)
+		}, NotifyAuthenticationFailed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := midway(t, nil)
+			got := p.answer(toB, p.auth(1, func(b *Builder) { c.write(p, b) }))
+			if len(got) != 1 || len(got[0].Payloads) != 1 {
+				t.Fatalf("%d answers", len(got))
+			}
+			if _, ok := got[0].FindNotify(c.want); !ok {
+				t.Errorf("the answer is %s, want %v", got[0].summary(), c.want)
+			}
+			if p.b.reason(EvRefused) == nil {
+				t.Error("nothing says why")
+			}
+			p.b.m.List(func(sa *SAInfo) bool { t.Errorf("b still has %+v", sa); return true })
+		})
+	}
+}
+
+// What comes in the place of a second round, or after the rounds are over, is refused.
+func TestHostileLaterRounds(t *testing.T) {
+	x := certOf("a.test", pkitest.P256)
+	id := ID{IDFQDN, "a.test"}
+	another := func(b *Builder) { b.Notify(NotifyAnotherAuthFollows, ProtoNone, nil, nil) }
+	for _, c := range []struct {
+		name  string
+		write func(p *pair, b *Builder)
+		want  NotifyType
+	}{
+		{"nothing", func(*pair, *Builder) {}, NotifyInvalidSyntax},
+		{"another child", func(p *pair, b *Builder) {
+			p.claimOf(b, id, x.Key, x.Chain()...)
+			b.SA(mustProposals(t, ProtoESP, "aes128gcm16"))
+			b.TS(PayloadTSi, nil)
+			b.TS(PayloadTSr, nil)
+		}, NotifyInvalidSyntax},
+		{"another identity", func(p *pair, b *Builder) { p.claimOf(b, ID{IDFQDN, "c.test"}, x.Key, x.Chain()...) }, NotifyAuthenticationFailed},
+		{"one more that follows", func(p *pair, b *Builder) { p.claimOf(b, id, x.Key, x.Chain()...); another(b) }, NotifyAuthenticationFailed},
+	} {
+		p := midway(t, func(a, b *Conn, ca, cb *Config) {
+			b.RemoteAuth = append(b.RemoteAuth, Auth{Kind: AuthKindPubkey, ID: id})
+			b.Childless = ChildlessAllow
+		})
+		first := p.answer(toB, p.auth(1, func(b *Builder) {
+			p.claimOf(b, id, x.Key, x.Chain()...)
+			b.Notify(NotifyMultipleAuthSupported, ProtoNone, nil, nil)
+			another(b)
+		}))
+		if len(first) != 1 || first[0].Find(PayloadAuth) == nil || p.b.info().State != StateConnecting {
+			t.Fatalf("%s: the first round is not answered: %v", c.name, first)
+		}
+		got := p.answer(toB, p.auth(2, func(b *Builder) { c.write(p, b) }))
+		if len(got) != 1 {
+			t.Fatalf("%s: %d answers", c.name, len(got))
+		}
+		if _, ok := got[0].FindNotify(c.want); !ok {
+			t.Errorf("%s: the answer is %s, want %v", c.name, got[0].summary(), c.want)
+		}
+		p.b.m.List(func(sa *SAInfo) bool { t.Errorf("%s: b still has %+v", c.name, sa); return true })
+	}
+}
+
+// A peer that says it knows SHA-1 alone, or nothing, is not signed for with that under RFC 7427.
+func TestHashesOfThePeerAreBelieved(t *testing.T) {
+	for _, c := range []struct {
+		hashes []byte
+		ok     bool
+	}{{[]byte{0, 2}, true}, {[]byte{0, 1}, false}, {nil, false}, {[]byte{0}, false}} {
+		p := signing(t, nil)
+		p.a.slow = func(w *Work) bool { return w.auth != nil }
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		w := p.a.held[0]
+		w.auth.sign.offer.Hashes = parseHashes(c.hashes)
+		r := w.Run()
+		if (r.auth.err == nil) != c.ok {
+			t.Errorf("hashes % x: %v", c.hashes, r.auth.err)
+		}
+		p.a.m.Done(p.now, r)
+		p.run()
+		if !c.ok {
+			p.pass(time.Second)
+			p.done(p.a, 1, r.auth.err)
+		}
+	}
+}
+
+func FuzzCertPayloads(f *testing.F) {
+	f.Add([]byte{4, 1, 2, 3})
+	f.Add(append([]byte{4}, make([]byte, 40)...))
+	f.Add([]byte{0, 2, 0, 3, 0, 4, 0, 5})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if e, body, err := ParseCert(data); err == nil {
+			b := NewBuilder(nil, Header{})
+			b.Cert(e, body)
+			if msg := b.Finish(); msg != nil && !bytes.Equal(msg[headerLen+payloadHdr:], data) {
+				t.Fatalf("%x is written as %x", data, msg)
+			}
+		}
+		if e, body, err := ParseCertReq(data); err == nil {
+			if e == CertX509 && len(body)%keyIDLen != 0 {
+				t.Fatalf("a list of %d octets", len(body))
+			}
+			b := NewBuilder(nil, Header{})
+			b.CertReq(e, body)
+			if msg := b.Finish(); msg != nil && !bytes.Equal(msg[headerLen+payloadHdr:], data) {
+				t.Fatalf("%x is written as %x", data, msg)
+			}
+		}
+		if h := parseHashes(data); h == nil || len(h) > maxHashes {
+			t.Fatalf("%d hashes", len(h))
+		}
+	})
+}
