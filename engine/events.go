@@ -47,7 +47,7 @@ var eventLines = [...]eventLine{
 	ike.EvMoved:        {log.Info, "the peer has moved to another address, the tunnels follow", false},
 	ike.EvRoamed:       {log.Info, "moved to another path, the tunnels stay up", false},
 	ike.EvStranded:     {log.Warn, "no address, route or link leads to the peer: the tunnels are kept until one does; look at cable, modem and DHCP", false},
-	ike.EvTrust:        {log.Warn, "a certificate of the peer's", true},
+	ike.EvTrust:        {log.Warn, "a certificate is doubtful", true},
 	ike.EvResolved:     {log.Info, "the peer's name resolves to", false},
 	ike.EvNoPPK:        {log.Warn, "the tunnel is up without its post-quantum pre-shared key: who records it may read it one day", false},
 }

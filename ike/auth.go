@@ -231,6 +231,9 @@ type authState struct {
 	held  *held  // as initiator: the response at hand, while a job is out
 	claim *claim // what is being verified
 
+	staple *stapling // see stapleFirst
+	ocsp   []byte    // what goes with our certificate
+
 	ourProofs, theirProofs []Proof
 	anchors                [][keyIDLen]byte // CAs of Config.Trust that the peer's certificates lead to
 	until                  time.Duration    // when the peer's certificates end; 0: no limit

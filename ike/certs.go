@@ -3,6 +3,7 @@ package ike
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"postern/ike/pki"
 )
@@ -191,6 +192,9 @@ func (m *Machine) certRequests(b *Builder, conns ...*Conn) {
 	if raw {
 		b.CertReq(CertRawKey, nil)
 	}
+	if slices.ContainsFunc(conns, func(c *Conn) bool { return !c.NoCertReq && c.wantsOCSP() }) {
+		b.CertReq(CertOCSP, nil) // of whatever responder its CA trusts (RFC 4806 section 3.1)
+	}
 }
 
 // peers returns the connections that a peer at the other end of a path may be of, and that have
@@ -252,6 +256,9 @@ func writeCerts(b *Builder, c *Conn, a *Auth, st *authState) {
 	}
 	for _, x := range a.Certs {
 		b.Cert(CertX509, x.Raw())
+	}
+	if st.ocsp != nil {
+		b.Cert(CertOCSP, st.ocsp)
 	}
 }
 

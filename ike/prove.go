@@ -43,9 +43,13 @@ func (m *Machine) prove(sa *ikeSA, lane int, a *Auth, local, remote ID, octets .
 		m.proven(sa, m.macProof(sa, secret.Key, octets), nil)
 	case a.Key == nil:
 		m.proven(sa, proof{}, ErrNoKey)
+	case m.stapleFirst(sa, lane, a, local, remote, octets):
 	default:
 		st := &sa.init.auth
 		w := &signWork{key: a.Key, octets: octets, offer: pki.Offer{Hashes: st.hashes, Methods: st.methods, PSS: a.Scheme.PSS, Only: a.Scheme.Hashes}}
+		if st.staple != nil && st.staple.auth == a {
+			w.staple = st.staple
+		}
 		m.env.Random(w.seed[:])
 		m.startAuthWork(sa, lane, jobSign, authWork{sign: w})
 	}
@@ -69,6 +73,8 @@ type authWork struct {
 type authResult struct {
 	proof   proof
 	verdict judgement
+	staple  int    // which of the answers of OCSP goes with our certificate; -1: none
+	note    string // what they say against us
 	err     error
 }
 
@@ -90,6 +96,9 @@ func (w *authWork) run() *authResult {
 	r := new(authResult)
 	if w.sign != nil {
 		r.proof, r.err = w.sign.run()
+		if r.staple = -1; w.sign.staple != nil {
+			r.staple, r.note = w.sign.staple.pick()
+		}
 	} else {
 		r.verdict, r.err = w.judge.run()
 	}
@@ -102,6 +111,7 @@ type signWork struct {
 	offer  pki.Offer
 	octets [][]byte
 	seed   [32]byte
+	staple *stapling // nil: nothing goes with our certificate
 }
 
 func (w *signWork) run() (p proof, err error) {
@@ -194,9 +204,12 @@ func (m *Machine) judge(sa *ikeSA, lane int, c *claim) {
 
 func (w *judgeWork) run() (judgement, error) {
 	var first error
+	var used []int
 	for i := range w.cands {
 		j, err := w.try(&w.cands[i])
+		used = append(used, j.used...)
 		if err == nil {
+			j.used = used
 			j.which = i
 			j.proof.Kind, j.proof.ID = AuthKindPubkey, w.peer
 			return j, nil
@@ -208,7 +221,7 @@ func (w *judgeWork) run() (judgement, error) {
 	if first == nil {
 		first = ErrAuthMethod
 	}
-	return judgement{}, &TrustError{w.peer, first}
+	return judgement{used: used}, &TrustError{w.peer, first}
 }
 
 // try verifies the claim under one round. The signature is looked at first: who does not hold
@@ -253,6 +266,9 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		Pinned: a.Pinned, Anchors: a.Anchors, Revocation: a.Revocation, Got: w.got, Final: w.asked >= pki.MaxRounds,
 	})
 	if err != nil {
+		if v != nil {
+			j.used = v.Used
+		}
 		return j, err
 	}
 	if !v.Key.Equal(key) { // the chain is of another one than the first
@@ -332,7 +348,12 @@ const fetchMax = 15 * time.Second
 
 // fetch asks the caller for what tells whether certificates were revoked.
 func (m *Machine) fetch(sa *ikeSA, lane int, need []pki.Fetch) {
-	id := m.workID(sa, lane, jobFetch)
+	m.askFor(sa, lane, jobFetch, need)
+}
+
+// askFor has something fetched that the job j waits for.
+func (m *Machine) askFor(sa *ikeSA, lane int, j job, need []pki.Fetch) {
+	id := m.workID(sa, lane, j)
 	if sa.initiator {
 		m.arm(sa, tConnect, fetchMax) // an attempt has no other end to wait for
 	}
@@ -349,12 +370,18 @@ func (m *Machine) Fetched(now Time, id uint64, got []pki.Fetched) {
 		return
 	}
 	sa := &m.sas[slot]
-	if sa.state != StateConnecting || sa.jobs[lane] != jobFetch || sa.jobIDs[lane] != id {
+	j := sa.jobs[lane]
+	if sa.state != StateConnecting || j != jobFetch && j != jobStaple || sa.jobIDs[lane] != id {
 		return
 	}
 	sa.jobs[lane] = jobNone
 	if sa.initiator && sa.closeErr == nil {
 		sa.timers[tConnect] = never
+	}
+	if j == jobStaple {
+		m.stapled(sa, lane, got)
+		m.finish()
+		return
 	}
 	c := sa.init.auth.claim
 	c.got = append(c.got, got...)
@@ -366,6 +393,14 @@ func (m *Machine) Fetched(now Time, id uint64, got []pki.Fetched) {
 // worked takes the result of a Work that signs or verifies.
 func (m *Machine) worked(sa *ikeSA, j job, r *authResult) {
 	if j == jobSign {
+		sa.init.auth.ocsp = nil
+		if s := sa.init.auth.staple; s != nil && r.staple >= 0 && r.staple < len(s.got) {
+			sa.init.auth.ocsp = s.got[r.staple].Body
+			m.keep(s.got, []int{r.staple})
+		}
+		if r.note != "" {
+			m.event(Event{Kind: EvTrust, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: r.note})
+		}
 		m.proven(sa, r.proof, r.err)
 		return
 	}

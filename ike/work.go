@@ -59,6 +59,7 @@ const (
 	jobSign             // our signature for IKE_AUTH
 	jobJudge            // the peer's signature and certificates
 	jobFetch            // not a Work: what tells whether these certificates were revoked
+	jobStaple           // nor this: what tells the same of ours
 
 	// The same of an additional key exchange in IKE_INTERMEDIATE, and in IKE_FOLLOWUP_KE.
 	jobInterPair

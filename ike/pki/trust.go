@@ -129,7 +129,7 @@ type Verdict struct {
 	// ask again; after at most [MaxRounds] such verdicts comes one without Need.
 	Need []Fetch
 
-	Used     []int     // places in Got of what was authentic and told something: worth caching
+	Used     []int     // places in Got of what was authentic and told something: worth caching; also with an error
 	Notes    []string  // for the log: clock wrong, revocation unknown, …
 	NotAfter time.Time // the earliest end of a certificate of the chain
 }
@@ -198,7 +198,7 @@ func (t *Trust) Verify(r *Request) (*Verdict, error) {
 		}
 	}
 	if err := v.revocation(out); err != nil {
-		return nil, err
+		return &Verdict{Used: out.Used}, err // what revokes it is worth keeping most of all
 	}
 	return out, nil
 }
