@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -148,13 +149,17 @@ func (l *loader) checkAuthority(a *authority, now time.Time) {
 	}
 	for i, c := range a.CRLs {
 		at := a.lists[i].at
-		if err := c.CheckSignature(a.Cert); err != nil {
+		if !bytes.Equal(c.RawIssuer(), a.Cert.RawSubject()) {
+			// Of an intermediate CA, perhaps, that only peers send along.
+			l.warn(at, "put it under its own CA, unless that is one below this", "%s is the revocation list of another CA, %s, and counts for what that one has issued",
+				shownPath(a.lists[i].text), c.Issuer())
+		} else if err := c.CheckSignature(a.Cert); err != nil {
 			l.problem(at, "put it under the CA that made it", "%s is no revocation list of %s: %v", shownPath(a.lists[i].text), a.Cert.Subject(), err)
 			continue
 		}
 		if next := c.NextUpdate(); !next.IsZero() && now.After(next) {
 			l.warn(at, "get the new one from the CA, or name its place in crl_uris",
-				"the revocation list of %s ended on %s: what it lists stays revoked, and nothing else is known to be good by it", a.Cert.Subject(), day(next))
+				"the revocation list of %s ended on %s: what it lists stays revoked, and nothing else is known to be good by it", c.Issuer(), day(next))
 		}
 	}
 }

@@ -72,6 +72,9 @@ func publicFiles(t testing.TB) func(path string, most int64) ([]byte, error) {
 		"b.crl":    testCRL(t, b, bKey, far),
 		"text":     []byte("hello"),
 	}
+	forger, forgerKey := testCA(t, "X", far, true)
+	forger.RawSubject = a.RawSubject
+	files["forged.crl"] = testCRL(t, forger, forgerKey, far)
 	return func(path string, most int64) ([]byte, error) {
 		data, ok := files[path]
 		switch {
@@ -128,7 +131,7 @@ func TestAuthorityProblems(t *testing.T) {
 		"[authorities.a]\ncacert = \"leaf.pem\"  #! is no CA to be trusted\n",
 		"[authorities.a]\ncacert = \"a.crl\"  #! holds no certificate\n",
 		"[authorities.a]\ncacert = 5  #! must be a text\n",
-		"[authorities.a]\ncacert = \"a.pem\"\ncrls = [\"a.crl\",\n\"none.crl\",  #! cannot read \"none.crl\"\n\"text\",  #! holds no revocation list\n\"b.crl\"]  #! is no revocation list of CN=A\n",
+		"[authorities.a]\ncacert = \"a.pem\"\ncrls = [\"a.crl\",\n\"none.crl\",  #! cannot read \"none.crl\"\n\"text\",  #! holds no revocation list\n\"forged.crl\"]  #! is no revocation list of CN=A\n",
 		"[authorities.a]\ncacert = \"a.pem\"\ncrl_uris = [\"https://x.example/\"]  #! only http://\n",
 		"[authorities.a]\ncacert = \"a.pem\"\ncrl_uris = [\"ldap://x.example/\",  #! only http://\n\"http://u@x.example/\",  #! no URL that can be fetched\n\"http://x.example/\\u001b\"]  #! no URL that can be fetched\n",
 		"[authorities.a]\ncacert = \"a.pem\"\nocsp_uris = [\"http://x.example/\",\n\"http://x.example/\"]  #! stands here twice\n",
@@ -155,7 +158,8 @@ cacert = "old.pem"  #! the certificate of the CA CN=Old ended on 2021-02-03
 [authorities.a]
 cacert = "a.pem"
 crls = ["a.crl",
-"past.crl"]  #! the revocation list of CN=A ended on 2021-02-03
+"past.crl",  #! the revocation list of CN=A ended on 2021-02-03
+"b.crl"]  #! "b.crl" is the revocation list of another CA, CN=B
 `
 	c, err := loadAuthorities(t, text)
 	if err != nil {
