@@ -6,8 +6,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 
 # What no packet passes through is compiled without inlining: a twentieth of the binary on MIPS.
 COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/bench \
-	postern/engine/log postern/engine/pkitool postern/ike postern/ike/pki postern/esp/aggfrag \
-	github.com/pelletier/go-toml/v2/... fmt
+	postern/engine/log postern/engine/pkitool postern/engine/fetch postern/ike postern/ike/pki postern/ike/pool \
+	postern/esp/aggfrag github.com/pelletier/go-toml/v2/... fmt
 
 BUILD    := $(GO) build -trimpath -ldflags '$(LDFLAGS)' $(foreach p,$(COLD),-gcflags=$(p)=-l)
 OUT      := build

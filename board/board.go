@@ -28,7 +28,7 @@ type Profile struct {
 // Streams is how many CHILD SAs may have IP-TFS, each with a queue of its own.
 func (p Profile) Streams() int { return max(p.ChildSAs/8, 1) }
 
-// FetchOctets is how large a file may be that is fetched, a revocation list most of all, and how
+// FetchOctets is how large a file may be that is fetched, a revocation list most of all; twice as
 // much of such files is kept in memory. It takes several times its size to read one, and a list
 // has some 40 octets for each certificate.
 func (p Profile) FetchOctets() int {

@@ -27,12 +27,16 @@ type entry struct {
 	key
 	body       []byte
 	this, next time.Time
-	fetched    time.Duration
 	renew      time.Duration // when to look for a newer one
 	until      time.Duration // on the monotonic clock, while it is on probation or does not say
 	proven     bool
 	used       time.Duration
+	// before is, while this one is on probation, the proven file that it came for: it has ended, but
+	// what it says of revoked certificates counts until there is another that is proven.
+	before []byte
 }
+
+func (e *entry) size() int { return len(e.body) + len(e.before) }
 
 // soon sets when to look for a newer file: halfway to when there will be one.
 func (e *entry) soon(mono time.Duration, wall time.Time) {
@@ -83,12 +87,17 @@ func (c *cache) get(k key, mono time.Duration, wall time.Time) *entry {
 	return e
 }
 
-// old returns the file of a key though it may have ended; nil if there is none that was proven.
+// old returns the last file of a key that was proven, though it may have ended; nil if there is
+// none.
 func (c *cache) old(k key) []byte {
-	if e := c.find(k); e != nil && e.proven {
+	e := c.find(k)
+	switch {
+	case e == nil:
+		return nil
+	case e.proven:
 		return e.body
 	}
-	return nil
+	return e.before
 }
 
 // put takes a file in, in the place of the one of the same key, and drops those that were not
@@ -102,21 +111,21 @@ func (c *cache) put(e *entry, mono time.Duration, wall time.Time) bool {
 		}
 		c.drop(old)
 	}
-	if len(e.body) > c.octets || c.files == 0 {
+	if e.size() > c.octets || c.files == 0 {
 		return false
 	}
-	for len(c.list) >= c.files || c.held+len(e.body) > c.octets {
+	for len(c.list) >= c.files || c.held+e.size() > c.octets {
 		c.drop(slices.MinFunc(c.list, func(a, b *entry) int { return int(min(max(a.used-b.used, -1), 1)) }))
 	}
 	e.used = mono
 	c.list = append(c.list, e)
-	c.held += len(e.body)
+	c.held += e.size()
 	return true
 }
 
 func (c *cache) drop(e *entry) {
 	c.list = slices.DeleteFunc(c.list, func(x *entry) bool { return x == e })
-	c.held -= len(e.body)
+	c.held -= e.size()
 }
 
 // Keep ends the probation of files that a verdict has found to be authentic and of use. They are
@@ -129,7 +138,8 @@ func (q *Queue) Keep(list []pki.Fetched) {
 		if e == nil || e.proven || len(f.Body) == 0 || len(e.body) != len(f.Body) || &e.body[0] != &f.Body[0] {
 			continue
 		}
-		e.proven = true
+		q.cache.held -= len(e.before)
+		e.proven, e.before = true, nil
 		e.soon(mono, wall)
 		q.save(e)
 	}

@@ -83,3 +83,42 @@ func TestQueueReadsListsFromTheDiskUntilTheyEnd(t *testing.T) {
 		q.wantAsked(asked, at.String())
 	}
 }
+
+// A list that has ended is handed out beside the one that came for it, until that one is proven:
+// whoever answers in the server's place must not make a revocation forgotten.
+func TestForgedListDoesNotHideARevocation(t *testing.T) {
+	ca, other := pkitest.Root("Weir root"), pkitest.Root("Lock root")
+	revoked, forged := ca.CRL(testNow, other), other.CRL(testNow.Add(2*time.Hour))
+	for _, restart := range []bool{false, true} {
+		now := revoked
+		q := newQueue(t, func() []byte { return now })
+		q.Keep(q.get(listOf(t, ca)))
+		q.settle()
+		now = forged
+		q.mono = 2 * time.Hour
+		if restart {
+			q.restart(servers{server: func(string) string { q.asked.Add(1); return withBody(string(now)) }})
+		}
+		q.asked.Store(0)
+		// At once, while it is on probation, and after that.
+		for i, at := range []time.Duration{0, 0, 2 * time.Minute} {
+			q.mono += at
+			got := q.get(listOf(t, ca))
+			if len(got) != 2 || !bytes.Equal(got[0].Body, forged) || !bytes.Equal(got[1].Body, revoked) || got[1].URL != got[0].URL {
+				t.Fatalf("restart %v, time %d: %d answers", restart, i, len(got))
+			}
+		}
+		q.wantAsked(2, "the forged one serves for a minute")
+		now = ca.CRL(testNow.Add(2*time.Hour), other)
+		q.mono += 2 * time.Minute
+		got := q.get(listOf(t, ca))
+		q.Keep(got)
+		q.settle()
+		if got := q.get(listOf(t, ca)); len(got) != 1 || !bytes.Equal(got[0].Body, now) {
+			t.Errorf("restart %v: %d answers once there is a proven one", restart, len(got))
+		}
+		if held := len(q.cache.list[0].body); q.cache.held != held || len(q.cache.list) != 1 {
+			t.Errorf("the cache says that it holds %d octets, and has %d", q.cache.held, held)
+		}
+	}
+}

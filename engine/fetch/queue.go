@@ -42,8 +42,8 @@ var (
 // Options are what a Queue is made of.
 type Options struct {
 	Client
-	// MaxCRL is how many octets of a revocation list are taken, and of all that are kept in
-	// memory.
+	// MaxCRL is how many octets of a revocation list are taken. Twice as many of all files are kept
+	// in memory.
 	MaxCRL int
 	// Room is how many fetches may wait for their turn, and how many files are kept in memory.
 	Room int
@@ -129,7 +129,7 @@ func NewQueue(o Options) *Queue {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Queue{
 		o: o, jobs: make(map[key]*job), asks: make(map[uint64]*ask), events: make(chan Event), ctx: ctx, cancel: cancel,
-		cache: cache{octets: o.MaxCRL, files: o.Room},
+		cache: cache{octets: 2 * o.MaxCRL, files: o.Room},
 	}
 }
 
@@ -174,6 +174,7 @@ func (q *Queue) Ask(id uint64, list []pki.Fetch) {
 		k := keyOf(f)
 		if e := q.cache.get(k, mono, wall); e != nil {
 			a.answer(i, e.body, nil)
+			a.add(i, e.before)
 			if e.stale(mono) {
 				q.refresh(e, f)
 			}
@@ -211,6 +212,14 @@ func (a *ask) answer(i int, body []byte, err error) {
 	}
 	g.Body, g.Err = body, err
 	a.left--
+}
+
+// add adds an older file to the answer that is on probation: if that turns out to be forged, it
+// must not have taken the place of what is known to be true.
+func (a *ask) add(i int, old []byte) {
+	if old != nil {
+		a.got = append(a.got, pki.Fetched{Fetch: a.got[i].Fetch, Body: old})
+	}
 }
 
 // start makes a job and puts it last in the queue.
@@ -306,7 +315,10 @@ func (q *Queue) done(j *job) {
 			q.cache.put(&entry{key: j.key, body: j.old, this: j.this, next: j.next, proven: true}, mono, wall)
 		}
 	} else {
-		e := &entry{key: j.key, body: j.body, this: j.this, next: j.next, fetched: mono, proven: j.proven}
+		e := &entry{key: j.key, body: j.body, this: j.this, next: j.next, proven: j.proven}
+		if !e.proven {
+			e.before = j.old
+		}
 		e.soon(mono, wall)
 		if q.cache.put(e, mono, wall) && j.proven && !j.onDisk {
 			q.save(e)
@@ -327,6 +339,9 @@ func (q *Queue) done(j *job) {
 			body = j.old
 		}
 		w.ask.answer(w.i, body, j.err)
+		if j.err == nil && !j.proven {
+			w.ask.add(w.i, j.old)
+		}
 		q.finish(w.ask)
 	}
 }
