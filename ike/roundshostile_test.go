@@ -209,3 +209,45 @@ func FuzzCertPayloads(f *testing.F) {
 		}
 	})
 }
+
+// Who takes SIGNATURE_HASH_ALGORITHMS out of a first message on its way, so that older and weaker
+// signatures are made, is noticed: what is signed holds these messages.
+func TestDowngradeOfHashesIsNoticed(t *testing.T) {
+	for _, who := range []string{"request", "response"} {
+		p := signing(t, nil)
+		hidden := false
+		hide := func(o *Output) bool {
+			notify := []byte{0, 0, byte(NotifySignatureHashAlgorithms >> 8), byte(NotifySignatureHashAlgorithms & 0xff)}
+			if i := bytes.Index(o.Data, notify); !hidden && i > 0 && o.Data[18] == byte(ExchangeInit) {
+				o.Data[i+3], hidden = 0xff, true // a status that nobody knows
+			}
+			return true
+		}
+		if who == "request" {
+			p.a.mangle = hide
+		} else {
+			p.b.mangle = hide
+		}
+		if err := p.initiate(); err == nil || !hidden {
+			t.Errorf("%s: changed %v, and it ends with %v", who, hidden, err)
+		}
+		p.same(0)
+	}
+}
+
+// With a peer that says nothing of hashes the signatures are those of RFC 4754.
+func TestOldPeersGetOldSignatures(t *testing.T) {
+	for kind, method := range map[pkitest.Kind]AuthMethod{pkitest.P256: AuthECDSA256, pkitest.P384: AuthECDSA384, pkitest.P521: AuthECDSA521} {
+		p := midway(t, func(a, b *Conn, ca, cb *Config) { a.LocalAuth[0] = byCert(certOf("a.test", kind)) })
+		w := p.a.held[0]
+		w.auth.sign.offer.Hashes = nil
+		r := w.Run()
+		if r.auth.proof.method != method {
+			t.Errorf("%v: the method is %v, want %v", kind, r.auth.proof.method, method)
+		}
+		p.a.slow = nil
+		p.a.m.Done(p.now, r)
+		p.run()
+		p.same(1)
+	}
+}
