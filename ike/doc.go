@@ -10,10 +10,13 @@
 //	                  | ikeSA[]   childSA[] |      timer: deadlines
 //	proposal, ts, id  +----------+----------+      task: what we want to do next
 //	                             |
-//	  init  resume  auth  child  rekey  info  mobike        one file per exchange
-//	               rounds  prove  certs                     who is there
+//	  init  resume  intermediate  auth  child  followup  rekey  info  mobike
+//	                             |                          one file per exchange
+//	            rounds  prove  certs  staple                who is there
+//	            remote  assign                              addresses for clients
 //	                             |
-//	                          Next() -> Send, AddSA, DelSA, UseSA, MoveSA, Work, Fetch, Resolve, Event
+//	                          Next() -> Send, AddSA, DelSA, UseSA, MoveSA, Work,
+//	                                    Fetch, Resolve, Assign, Event
 //
 // Both roles of an exchange stand in one file. The tables of IKE SAs and CHILD SAs are
 // of fixed size; an IKE SPI of ours carries its slot in the low bits, so that finding

@@ -86,6 +86,21 @@ func TestFollowupsOfEveryKind(t *testing.T) {
 	}
 }
 
+func TestFollowupsForAH(t *testing.T) {
+	p := hybridPair(t, hybrid, func(a, b *Conn) {
+		for _, c := range []*Conn{a, b} {
+			c.Children[0].Proposals = mustProposals(t, ProtoAH, "sha256-x25519-ke1_mlkem768")
+		}
+	})
+	p.up()
+	for i, h := range []*host{p.a, p.b} {
+		p.renew(h, uint64(2+i), "net")
+		p.done(h, uint64(2+i), nil)
+		p.pass(2 * linger)
+		p.hybridOnce(t, AddKE{MLKEM768}, AddKE{MLKEM768})
+	}
+}
+
 // KEYMAT = prf+(SK_d, SK(0) | Ni | Nr | SK(1) | ... SK(n)) and SKEYSEED = prf(SK_d, SK(0) | Ni |
 // Nr | SK(1) | ... SK(n)), recomputed from what is seen on the wire (RFC 9370 section 2.2.4).
 func TestFollowupKeysAsTheRFCHasThem(t *testing.T) {

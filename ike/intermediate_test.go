@@ -468,6 +468,7 @@ func TestPreferredOrLeftOut(t *testing.T) {
 		{list(hybrid), list(plain, hybrid), "/KE1_ML_KEM_768"},
 		{list(hybrid + "-ke1_none"), list(hybrid), "/KE1_ML_KEM_768"},
 		{list(hybrid + "-ke1_none"), list(plain), ""},
+		{list("aes128gcm16-prfsha256-ecp256-x25519-ke1_mlkem768"), list(hybrid), "/KE1_ML_KEM_768"}, // after INVALID_KE_PAYLOAD
 	} {
 		p := newPair(t, func(a, b *Conn) { a.Proposals, b.Proposals = c.a, c.b })
 		p.up()

@@ -21,8 +21,10 @@ type Result struct {
 	err    error
 }
 
-// Run makes or verifies a signature, or makes a key pair unless there is one, and computes the shared secret if the
-// peer's public value is known. It touches nothing but the Work.
+// Run makes or verifies a signature, or makes a key pair unless there is one, and computes the
+// shared secret if the peer's public value is known. It touches nothing but the Work. All
+// randomness is in the Work, except that of the responder's half of ML-KEM, which is Go's own
+// (kem.go).
 func (w *Work) Run() Result {
 	if w.auth != nil {
 		return Result{id: w.id, auth: w.auth.run()}

@@ -323,6 +323,19 @@ func TestStatusSaysWhatAnSAIsFor(t *testing.T) {
 	}
 }
 
+// Nobody has to guess whether the key exchange had more than its group.
+func TestStatusNamesAdditionalKeyExchanges(t *testing.T) {
+	d := site()
+	d.sas = []*control.Message{listSA("plant", "ESTABLISHED", func(m *control.Message) {
+		m.Set(control.KeyEncrAlg, "AES_GCM_16").Set(control.KeyDHGroup, "CURVE_25519")
+		m.Set(control.KeyAdditionalKE(1), "ML_KEM_768").Set(control.KeyAdditionalKE(7), "ECP_256")
+	}, childSAOf("modbus", func(*control.Message) {}))}
+	_, out, _ := call(System{}, "status", "--socket", serve(t, d))
+	if want := "AES_GCM_16/CURVE_25519/KE1_ML_KEM_768/KE7_ECP_256"; !strings.Contains(out, want) {
+		t.Errorf("status does not say %s:\n%s", want, out)
+	}
+}
+
 func TestStatusFitsInto80ColumnsAndShowsEverything(t *testing.T) {
 	path := serve(t, site())
 	status, out, errs := call(System{}, "status", "--socket", path)

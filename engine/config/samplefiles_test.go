@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"postern/ike/pki/pkitest"
@@ -45,7 +46,11 @@ func sampleFiles(t *testing.T, dir, text string) {
 			if id := side.get("id"); id != nil {
 				name = id.text
 			}
-			leaf := mid.Issue(pkitest.Spec{Name: name})
+			who := pkitest.Spec{Name: name}
+			if strings.Contains(name, "@") {
+				who.Emails = []string{name}
+			}
+			leaf := mid.Issue(who)
 			for i, file := range texts(side, "certs") {
 				if i == 0 {
 					put(file, leaf.PEM())
