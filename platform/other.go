@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"time"
 
 	"postern/esp"
 )
@@ -18,8 +19,8 @@ func unsupported(op, object string) error {
 type Resolver struct{}
 
 // Resolve returns an error that wraps [ErrUnsupported].
-func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, error) {
-	return nil, unsupported("resolve", name)
+func (r *Resolver) Resolve(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
+	return nil, 0, unsupported("resolve", name)
 }
 
 // Dialer connects over TCP past the tunnel; it exists on Linux only.
