@@ -18,13 +18,16 @@ import (
 )
 
 // serialBits is the length of a serial number: random, so that nobody foretells what is signed.
-const serialBits = 128
+// It has whole octets but for the first bit: strongSwan 5.9 takes a number with that bit set, which
+// DER writes behind an octet of zeros, for another one when it reads an answer of OCSP.
+const serialBits = 127
 
 // newSerial returns a random serial number.
 func newSerial() *big.Int {
-	b := make([]byte, serialBits/8)
+	b := make([]byte, (serialBits+7)/8)
 	for {
 		_, _ = rand.Read(b) // never fails: Go ends the program if the system has no randomness
+		b[0] &= 0xff >> (-serialBits & 7)
 		if n := new(big.Int).SetBytes(b); n.Sign() > 0 {
 			return n
 		}

@@ -748,3 +748,19 @@ func TestHelpFitsTheTerminal(t *testing.T) {
 		t.Errorf("help pki issue: status %d: %s", status, out.String())
 	}
 }
+
+// What has its first bit set is written with one more octet, and strongSwan 5.9 does not know such
+// a number again in an answer of OCSP.
+func TestSerialNumbersHaveNoOctetOfZeros(t *testing.T) {
+	most := 0
+	for range 100 {
+		n := newSerial()
+		most = max(most, n.BitLen())
+		if n.Sign() <= 0 || n.BitLen() > 127 {
+			t.Fatalf("the serial number %x has %d bits", n, n.BitLen())
+		}
+	}
+	if most < 120 {
+		t.Errorf("the longest of 100 serial numbers has %d bits, which is not random", most)
+	}
+}
