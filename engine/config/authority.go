@@ -125,6 +125,7 @@ func (l *loader) finishTrust() {
 			continue
 		}
 		l.checkAuthority(a, now)
+		l.floor([]*pki.Cert{a.Cert})
 		list = append(list, a.Authority)
 	}
 	trust, err := pki.NewTrust(list, l.intermediates)

@@ -116,6 +116,9 @@ ocsp_uris = ["http://[2001:db8::1]/ocsp"]
 	if len(c.Warnings()) != 0 {
 		t.Errorf("warnings %v", c.Warnings())
 	}
+	if made := list[0].Cert.NotBefore(); made.IsZero() || !c.IKE.Floor.Equal(made) {
+		t.Errorf("a device without a clock believes that %v has passed; the CA was made at %v", c.IKE.Floor, made)
+	}
 	if c, err := loadAuthorities(t, ""); err != nil || c.IKE.Trust != nil {
 		t.Errorf("without authorities: %v, %v", c.IKE.Trust, err)
 	}
