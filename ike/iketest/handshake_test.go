@@ -20,11 +20,14 @@ var handshakes = []struct {
 	change    func(a, b *ike.Config)
 }{
 	{"PSK, X25519", "aes128gcm16-prfsha256-x25519", nil},
+	{"PSK, X25519 with ML-KEM-768", "aes128gcm16-prfsha256-x25519-ke1_mlkem768", nil},
 	{"PSK, X25519, PPK", "aes128gcm16-prfsha256-x25519", withPPK},
 	{"PSK, ECP-256", "aes128gcm16-prfsha256-ecp256", nil},
 	{"PSK, MODP-2048", "aes128-sha256-modp2048", nil},
 	{"ECDSA P-256, X25519", "aes128gcm16-prfsha256-x25519", withCerts(pkitest.P256)},
+	{"ECDSA P-256, X25519 with ML-KEM-768", "aes128gcm16-prfsha256-x25519-ke1_mlkem768", withCerts(pkitest.P256)},
 	{"RSA-2048, X25519", "aes128gcm16-prfsha256-x25519", withCerts(pkitest.RSA2048)},
+	{"RSA-2048, X25519 with ML-KEM-768", "aes128gcm16-prfsha256-x25519-ke1_mlkem768", withCerts(pkitest.RSA2048)},
 }
 
 // withCerts lets both sides authenticate with a certificate of that kind, below an intermediate CA
