@@ -53,7 +53,8 @@ func TestSamplesAreAllThere(t *testing.T) {
 		"site-to-site.toml", "host-to-host.toml", "strongswan-peer.toml", "responder-any.toml", "route-based.toml",
 		"modbus-gateway.toml", "modbus-plant.toml", "snmp-collector.toml", "policy-table.toml", "manual-sa.toml", "esp-in-ah.toml",
 		"aws.toml", "azure.toml", "google-cloud.toml", "hub.toml", "spoke.toml", "ppk-site.toml",
-		"site-to-site-cert.toml", "3gpp-segw.toml",
+		"site-to-site-cert.toml", "3gpp-segw.toml", "road-warrior.toml", "road-warrior-gateway.toml",
+		"road-warrior-cert.toml", "road-warrior-cert-gateway.toml",
 	} {
 		if all[name] == "" {
 			t.Errorf("there is no sample %s", name)
