@@ -73,6 +73,8 @@ func (h viciHandler) Command(name string, req *control.Message, stream func(stri
 		resp, err = h.testPolicy(req)
 	case control.CmdGetPools:
 		resp, err = h.getPools(req)
+	case control.CmdListCerts:
+		resp, err = h.listCerts(req, stream)
 	case control.CmdSAKeys:
 		resp, err = h.saKeys(stream)
 	case control.CmdInitiate:

@@ -24,6 +24,7 @@ const (
 	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
 	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
 	CmdGetPools   = "get-pools"       // leases (yes), name => <pool>{base size online offline leases{} and the attributes}
+	CmdListCerts  = "list-certs"      // type (X509, PUBKEY, ANY), flag (NONE, CA, ANY), subject => {}; streams list-cert
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 )
 
@@ -35,6 +36,7 @@ const (
 	EvListConn    = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
 	EvListPolicy  = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
 	EvListSPD     = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
+	EvListCert    = "list-cert"      // type, flag, has_privkey, data (DER), and with X509 subject, not-before, not-after (RFC 3339)
 	EvSAKey       = "sa-key"         // ours: line, of Wireshark's table esp_sa
 	EvIKEUpDown   = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
 	EvIKERekey    = "ike-rekey"      // <connection>{old{} new{}}
@@ -45,7 +47,7 @@ const (
 
 // Events lists the events that a client can register for.
 func Events() []string {
-	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvSAKey,
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert, EvSAKey,
 		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
 }
 
@@ -268,4 +270,15 @@ const (
 	KeyPoolNBNS    = "nbns"
 	KeyPoolSubnet  = "subnet"
 	KeyPoolDomains = "internal_dns_domain"
+)
+
+// Keys of list-certs and list-cert.
+const (
+	KeyCertType   = "type"
+	KeyCertFlag   = "flag"
+	KeySubject    = "subject"
+	KeyHasPrivate = "has_privkey" // yes, if we have the private key
+	KeyCertData   = "data"
+	KeyNotBefore  = "not-before"
+	KeyNotAfter   = "not-after"
 )
