@@ -88,7 +88,7 @@ type Command struct {
 // commands are those of every build, in the order of the overview.
 func commands() []Command {
 	return []Command{
-		runCommand, checkCommand, statusCommand, policyCommand, poolsCommand, saCommand, upCommand, downCommand, redirectCommand, reloadCommand,
+		runCommand, checkCommand, statusCommand, policyCommand, poolsCommand, certsCommand, saCommand, upCommand, downCommand, redirectCommand, reloadCommand,
 		benchCommand, versionCommand, pskCommand,
 	}
 }
