@@ -484,6 +484,8 @@ func (m *Machine) judged(sa *ikeSA, v *judgement, err error) {
 		k := &c.cands[v.which]
 		if m.stateOf(k.conn) == nil {
 			err = ErrTerminated // it is configured no more
+		} else if p := c.ppk; p != nil && !p.same(m.ppkFor(k.conn, p.ID)) {
+			err = ErrPPKUnknown // since the request came
 		} else {
 			sa.conn, sa.localID, sa.peerID = k.conn, k.local, c.peer
 		}

@@ -121,6 +121,9 @@ func (p PPK) String() string { return "PPK " + p.ID.String() }
 // GoString is String.
 func (p PPK) GoString() string { return p.String() }
 
+// same tells whether another PPK, or none, is the same.
+func (p *PPK) same(o *PPK) bool { return o != nil && p.ID == o.ID && constantEqual(p.Key, o.Key) }
+
 // ppkSA is an IKE SA's part.
 type ppkSA struct {
 	asked   bool  // initiator: USE_PPK is in our request

@@ -164,7 +164,8 @@ type claim struct {
 	cands []candidate
 	ppk   *PPK // that goes with all of them; nil: none
 	got   []pki.Fetched
-	asked int // how often something was fetched
+	asked int        // how often something was fetched
+	trust *pki.Trust // the CAs and lists that the last verdict rests on
 }
 
 type candidate struct {
@@ -199,6 +200,7 @@ type judgeWork struct {
 // judge has a claim by signature verified, and its outcome handed to judged.
 func (m *Machine) judge(sa *ikeSA, lane int, c *claim) {
 	sa.init.auth.claim = c
+	c.trust = m.trust
 	m.startAuthWork(sa, lane, jobJudge, authWork{judge: &judgeWork{claim: c, trust: m.trust, now: m.now.Wall, floor: m.floor}})
 }
 
@@ -413,6 +415,10 @@ func (m *Machine) worked(sa *ikeSA, j job, r *authResult) {
 
 // judgedAs looks at a verdict: what has to be fetched is, and else it goes on.
 func (m *Machine) judgedAs(sa *ikeSA, lane int, r *authResult) {
+	if c := sa.init.auth.claim; c.trust != m.trust {
+		m.judge(sa, lane, c) // a CA may be trusted no more, or a list may name the certificate now
+		return
+	}
 	for _, n := range r.verdict.notes {
 		m.event(Event{Kind: EvTrust, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: n})
 	}

@@ -188,13 +188,19 @@ func sameRounds(a, b []Auth) bool {
 	})
 }
 
-// trusts tells whether the CAs that an IKE SA rests on are still trusted.
+// trusts tells whether the CAs that an IKE SA rests on, or a round of one that is on its way, are
+// still trusted.
 func (m *Machine) trusts(sa *ikeSA) bool {
-	if len(sa.anchors) == 0 {
+	return m.anchored(sa.anchors) && m.anchored(sa.init.auth.anchors)
+}
+
+// anchored tells whether these are CAs of Config.Trust.
+func (m *Machine) anchored(anchors [][keyIDLen]byte) bool {
+	if len(anchors) == 0 {
 		return true
 	}
 	ids := m.trust.KeyIDs()
-	return !slices.ContainsFunc(sa.anchors, func(id [keyIDLen]byte) bool { return !slices.Contains(ids, id) })
+	return !slices.ContainsFunc(anchors, func(id [keyIDLen]byte) bool { return !slices.Contains(ids, id) })
 }
 
 func sameCerts(a, b []*pki.Cert) bool {
