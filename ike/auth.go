@@ -237,6 +237,7 @@ type authState struct {
 	ourProofs, theirProofs []Proof
 	anchors                [][keyIDLen]byte // CAs of Config.Trust that the peer's certificates lead to
 	until                  time.Duration    // when the peer's certificates end; 0: no limit
+	born                   time.Duration    // of a resumed session: when it was authenticated
 }
 
 // proved notes a round of ours.
@@ -627,7 +628,7 @@ func (m *Machine) authFinish(sa *ikeSA, from Path, mine proof) {
 		}
 		m.writeAddresses(b, sa, &req.cp)
 		if !eager {
-			m.writeLifetime(b, sa, sa.conn.ReauthTime)
+			m.writeLifetime(b, sa, sa.origin.at+sa.conn.ReauthTime-m.now.Mono)
 		}
 		if c != nil {
 			writeMode(b, c.mode)
@@ -661,6 +662,9 @@ func (m *Machine) establish(sa *ikeSA) {
 	sa.mobike.first = sa.path.Remote.Addr()
 	m.noteLocal(sa)
 	sa.origin = origin{ours: sa.initiator, spiI: sa.spiI, at: m.now.Mono, began: sa.unique, done: m.nextIKE, dialled: sa.dialled}
+	if sa.resume.on {
+		sa.origin.at = sa.init.auth.born
+	}
 	sa.anchors = sa.init.auth.anchors
 	sa.proofs, sa.origin.until = [2][]Proof{sa.init.auth.ourProofs, sa.init.auth.theirProofs}, sa.init.auth.until
 	sa.timers[tConnect] = never

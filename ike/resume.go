@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"errors"
+	"time"
 )
 
 // IKE_SESSION_RESUME (RFC 5723): a client that has lost its IKE SA shows the gateway the
@@ -64,7 +65,7 @@ func (m *Machine) resumeStart(sa *ikeSA, s *connState) bool {
 	if t == nil {
 		return false
 	}
-	if !s.conn.Resumption || m.now.Mono >= t.expires || s.conn.PPKRequired && t.ppk == (PPKID{}) { // must not be presented (section 4.3.1)
+	if !s.conn.Resumption || m.now.Mono >= t.expires || s.conn.PPKRequired && t.ppk == (PPKID{}) || !m.anchored(t.anchors) { // must not be presented (section 4.3.1)
 		s.dropTicket()
 		return false
 	}
@@ -134,6 +135,7 @@ func (m *Machine) resumeResponse(sa *ikeSA, p Path, h *Header, b []byte) {
 		return
 	}
 	sa.resume.on, sa.ppk.id = true, t.ppk
+	sa.restOn(t.born, t.until, t.anchors)
 	if s := sa.conns; s.ticket == t {
 		s.ticket = nil // whatever comes of it, it is not shown again
 	}
@@ -206,8 +208,20 @@ func (m *Machine) authenticateResumed(sa *ikeSA, idi, idr, auth *Payload) error 
 	}
 	m.revoke(s.nonce) // it is used now (section 4.3.1)
 	sa.ppk.id = s.ppkID()
+	until := time.Duration(0)
+	if s.until != 0 {
+		until = max(m.mono(s.until), 1)
+	}
+	sa.restOn(min(m.mono(s.born), m.now.Mono), until, s.anchors)
 	sa.conn, sa.localID, sa.peerID = conn, s.gateway, peer
 	return nil
+}
+
+// restOn notes what the authentication of a resumed session rests on: it took place at born, and
+// ends at until (0: never). Whoever could prolong it by losing the session again and again would
+// never have to show that the certificate is still good.
+func (sa *ikeSA) restOn(born, until time.Duration, anchors [][keyIDLen]byte) {
+	sa.init.auth.born, sa.init.auth.until, sa.init.auth.anchors = born, until, anchors
 }
 
 // resumeTicket returns the ticket of the request that sa came about by.

@@ -576,7 +576,11 @@ func TestResumptionGoesOnWithoutCertificates(t *testing.T) {
 			c.RemoteAuth = []Auth{{Kind: AuthKindPubkey, Anchors: []*pki.Cert{testMid.Cert}}}
 		},
 		"revocation": func(c *Conn, _ *Machine) { c.RemoteAuth = []Auth{{Kind: AuthKindPubkey, Revocation: pki.RevokeStrict}} },
-		"our key":    func(c *Conn, _ *Machine) { c.LocalAuth = []Auth{byCert(certOf("b.test", pkitest.Ed25519))} },
+		"scheme":     func(c *Conn, _ *Machine) { c.RemoteAuth = []Auth{{Kind: AuthKindPubkey, Scheme: Scheme{Key: "ECDSA"}}} },
+		"hash": func(c *Conn, _ *Machine) {
+			c.RemoteAuth = []Auth{{Kind: AuthKindPubkey, Scheme: Scheme{Hashes: []pki.Hash{pki.SHA2_384}}}}
+		},
+		"our key": func(c *Conn, _ *Machine) { c.LocalAuth = []Auth{byCert(certOf("b.test", pkitest.Ed25519))} },
 	} {
 		if mark(change) == same {
 			t.Errorf("another %s leaves tickets good", name)

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,7 +34,7 @@ import (
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 const (
-	ticketVersion  = 2 // 1 had no PPK and no additional key exchanges
+	ticketVersion  = 3 // 1 had no PPK and no additional key exchanges, 2 not what the authentication rests on
 	ticketNonceLen = 12
 	ticketHead     = 1 + 8 + ticketNonceLen
 	// maxTicket bounds a ticket that we keep for a gateway; ours stay below 2 KiB with the
@@ -91,6 +92,11 @@ type sessionState struct {
 	ppk             []byte // PPK_ID and mark of the PPK that is in skd; empty: none
 	skd             []byte
 
+	// What the authentication rests on, which a resumption does not renew: when it took place and
+	// when it ends by the peer's certificate (0: never), in seconds since 1970, and the CAs.
+	born, until int64
+	anchors     [][keyIDLen]byte
+
 	nonce [ticketNonceLen]byte // names the ticket; beside the seal
 }
 
@@ -140,6 +146,7 @@ func (m *Machine) authMark(k *sealKey, c *Conn, local, remote ID) (mark [pskMark
 		return s != nil
 	}
 	for i, a := range c.localRounds() {
+		part("our round", a.ID.appendBody(nil))
 		switch {
 		case a.Kind == AuthKindPSK && !secret(c.ownRoundID(i, local), remote), a.Kind == AuthKindPubkey && a.Key == nil:
 			return mark, false
@@ -148,6 +155,8 @@ func (m *Machine) authMark(k *sealKey, c *Conn, local, remote ID) (mark [pskMark
 		}
 	}
 	for i, a := range c.remoteRounds() {
+		part("the peer's round", a.ID.appendBody(nil))
+		part("scheme", append([]byte(a.Scheme.Key), fmt.Sprint(a.Scheme.PSS, a.Scheme.Hashes)...))
 		if a.Kind == AuthKindPSK {
 			id := remote
 			if i > 0 {
@@ -194,6 +203,12 @@ func (k *sealKey) seal(s *sessionState) []byte {
 	b = s.suite.KE.appendTo(b)
 	b = append(b, byte(AuthPSK))
 	b = append(b, s.pskMark[:]...)
+	b = e.AppendUint64(b, uint64(s.born))
+	b = e.AppendUint64(b, uint64(s.until))
+	b = append(b, byte(len(s.anchors)))
+	for i := range s.anchors {
+		b = append(b, s.anchors[i][:]...)
+	}
 	for _, v := range [...][]byte{[]byte(s.conn), s.client.appendBody(nil), s.gateway.appendBody(nil), s.ppk, s.skd} {
 		b = e.AppendUint16(b, uint16(len(v)))
 		b = append(b, v...)
@@ -228,6 +243,12 @@ func (j *ticketJar) open(t []byte) (*sessionState, *sealKey, error) {
 	s.suite.KE.read(&c)
 	method := AuthMethod(c.u8())
 	copy(s.pskMark[:], c.take(pskMarkLen))
+	s.born, s.until = int64(c.u64()), int64(c.u64())
+	for range c.u8() {
+		var id [keyIDLen]byte
+		copy(id[:], c.take(keyIDLen))
+		s.anchors = append(s.anchors, id)
+	}
 	name, client, gateway, ppk, skd := c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16())), c.take(int(c.u16()))
 	if !c.ok() || c.left() != 0 || method != AuthPSK || s.suite.validate() != nil || len(skd) != s.suite.PRF.keyLen() {
 		return nil, nil, errTicketForm
@@ -249,6 +270,12 @@ func (m *Machine) revoke(nonce [ticketNonceLen]byte) {
 	j.next = (j.next + 1) % len(j.used)
 }
 
+// unix returns the wall clock's time, in seconds since 1970, at a time of the monotonic clock, and
+// mono the reverse.
+func (m *Machine) unix(at time.Duration) int64 { return m.now.Wall.Add(at - m.now.Mono).Unix() }
+
+func (m *Machine) mono(at int64) time.Duration { return m.now.Mono + time.Unix(at, 0).Sub(m.now.Wall) }
+
 // ticketNotify answers TICKET_REQUEST with a ticket for sa, or with a refusal.
 func (m *Machine) ticketNotify(b *Builder, sa *ikeSA) {
 	now := m.now.Wall.Unix()
@@ -265,7 +292,10 @@ func (m *Machine) ticketNotify(b *Builder, sa *ikeSA) {
 	s := sessionState{
 		issued: now, expires: now + int64(life/time.Second), spiI: sa.spiI, spiR: sa.spiR, suite: sa.suite,
 		pskMark: mark, conn: sa.conn.Name, client: sa.peerID, gateway: sa.localID, skd: sa.keys.d,
-		ppk: m.ticketPPK(k, sa.ppk.id),
+		ppk: m.ticketPPK(k, sa.ppk.id), born: m.unix(sa.origin.at), anchors: sa.anchors,
+	}
+	if sa.origin.until != 0 {
+		s.until = m.unix(sa.origin.until)
 	}
 	m.env.Random(s.nonce[:])
 	sealed := k.seal(&s)
@@ -325,6 +355,10 @@ type ticket struct {
 	local, remote ID
 	ppk           PPKID      // that is in skd
 	gateway       netip.Addr // where we connected to
+
+	// What the gateway's authentication rests on; times of the monotonic clock.
+	born, until time.Duration
+	anchors     [][keyIDLen]byte
 }
 
 func (t *ticket) wipe() {
@@ -353,6 +387,7 @@ func (m *Machine) takeTicket(sa *ikeSA) {
 	sa.resume.ticket = &ticket{
 		opaque: append([]byte(nil), n.Data[4:]...), expires: m.now.Mono + life, suite: sa.suite,
 		skd: append([]byte(nil), sa.keys.d...), local: sa.localID, remote: sa.peerID, ppk: sa.ppk.id, gateway: sa.mobike.first,
+		born: sa.origin.at, until: sa.origin.until, anchors: sa.anchors,
 	}
 	m.arm(sa, tTicket, life*3/4)
 }

@@ -2,7 +2,9 @@ package ike
 
 import (
 	"errors"
+	"slices"
 	"testing"
+	"time"
 
 	"postern/ike/pki"
 	"postern/ike/pki/pkitest"
@@ -120,5 +122,86 @@ func TestPPKIsTakenOutDuringAuthentication(t *testing.T) {
 		if got := p.b.reason(EvRefused); got != c.want || p.b.count(EvIKEUp) != 0 == (c.want != nil) {
 			t.Errorf("%s: the attempt ended with %v, want %v", name, got, c.want)
 		}
+	}
+}
+
+// A session that was lost and goes on by its ticket, again and again, has the authentication of
+// the first: when that ends by the certificate, by reauth_time or with a CA, so does the session.
+func TestResumptionProlongsNoAuthentication(t *testing.T) {
+	const left = 20 * time.Minute
+	start := func(change func(a, b *Conn)) *pair {
+		p := signing(t, func(a, b *Conn, _, _ *Config) {
+			for _, c := range []*Conn{a, b} {
+				c.Resumption, c.KeyingTries, c.RekeyTime = true, 0, 0
+				c.Children[0].DPDAction = ActionRestart
+			}
+			change(a, b)
+		})
+		p.b.m.SetTicketKeys([]TicketKey{{ID: [8]byte{1}}})
+		p.up()
+		return p
+	}
+	again := func(p *pair) {
+		p.a.events, p.b.events = nil, nil
+		p.a.m.peerRestarted(p.a.m.established(p.a.m.conns[0].conn))
+		p.run()
+	}
+	brief := func(name string) Auth {
+		return byCert(testMid.Issue(pkitest.Spec{Name: name, Until: wall.Add(left)}))
+	}
+	for name, c := range map[string]struct {
+		change func(a, b *Conn)
+		a, b   bool // whose end is to come
+	}{
+		"the client's certificate":  {func(a, b *Conn) { a.LocalAuth[0] = brief("a.test") }, false, true},
+		"the gateway's certificate": {func(a, b *Conn) { b.LocalAuth[0] = brief("b.test") }, true, false},
+		"reauth_time": {func(a, b *Conn) {
+			a.ReauthTime, b.ReauthTime, a.OverTime, b.OverTime = left-time.Minute, left-time.Minute, time.Minute, time.Minute
+		}, true, true},
+	} {
+		p := start(c.change)
+		began := p.now.Mono
+		for range 3 {
+			p.pass(5 * time.Minute)
+			p.now.Wall = wall.Add(p.now.Mono - began)
+			if again(p); !resumedUp(p.a) || !resumedUp(p.b) {
+				t.Fatalf("%s: the session was not resumed", name)
+			}
+			for h, ends := range map[*host]bool{p.a: c.a, p.b: c.b} {
+				if sa := h.info(); ends && (sa.ExpireAt == 0 || sa.ExpireAt > began+left+5*time.Second) {
+					t.Errorf("%s: %v after it was authenticated the session is to end in %v, which is more than %v in all",
+						name, p.now.Mono-began, sa.ExpireAt-p.now.Mono, left)
+				}
+			}
+		}
+	}
+
+	p := start(func(a, b *Conn) {})
+	again(p)
+	for _, h := range []*host{p.a, p.b} {
+		same := *h.m.conns[0].conn
+		if err := h.m.Configure(p.now, Config{Conns: []*Conn{&same}, Trust: pkitest.Trust(otherRoot), Floor: h.m.floor, Secrets: h.m.secrets}); err != nil {
+			t.Fatal(err)
+		}
+		if h.m.established(h.m.conns[0].conn) != nil {
+			t.Errorf("%v keeps a resumed session that rests on a CA that is trusted no more", h.addr)
+		}
+	}
+
+	p = start(func(a, b *Conn) {})
+	kept := *p.a.m.established(p.a.m.conns[0].conn).resume.ticket
+	kept.skd = slices.Clone(kept.skd)
+	p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 2, Conn: "link"})
+	p.run()
+	p.a.m.conns[0].ticket = &kept
+	same := *p.a.m.conns[0].conn
+	if err := p.a.m.Configure(p.now, Config{Conns: []*Conn{&same}, Trust: pkitest.Trust(otherRoot), Floor: p.a.m.floor, Secrets: p.a.m.secrets}); err != nil {
+		t.Fatal(err)
+	}
+	sent := exchanges(p.a)
+	p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 3, Conn: "link"})
+	p.run()
+	if len(*sent) == 0 || (*sent)[0] != "IKE_SA_INIT" {
+		t.Errorf("the client started %q: it must not go on with a gateway whose CA it does not trust any more", *sent)
 	}
 }
