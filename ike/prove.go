@@ -195,6 +195,29 @@ type judgeWork struct {
 	trust *pki.Trust
 	now   time.Time
 	floor time.Time
+
+	checked pki.Checked // a stranger's certificates are looked at once, not once for each candidate
+	tried   []tried
+}
+
+// tried is what came of a signature under a key and the hashes that are taken.
+type tried struct {
+	key    *pki.PublicKey
+	only   []pki.Hash
+	scheme string
+	err    error
+}
+
+// verify checks the signature, once for each key and choice of hashes.
+func (w *judgeWork) verify(key *pki.PublicKey, only []pki.Hash) (scheme string, err error) {
+	for i := range w.tried {
+		if t := &w.tried[i]; t.key.Equal(key) && (t.only == nil) == (only == nil) && slices.Equal(t.only, only) {
+			return t.scheme, t.err
+		}
+	}
+	scheme, err = key.Verify(uint8(w.method), w.data, w.octets, only)
+	w.tried = append(w.tried, tried{key, only, scheme, err})
+	return scheme, err
 }
 
 // judge has a claim by signature verified, and its outcome handed to judged.
@@ -265,7 +288,7 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 	v, err := w.trust.Verify(&pki.Request{
 		Now: w.now, Floor: w.floor, Certs: certs, OCSP: w.ocsp, CRLs: w.crls,
 		IDType: uint8(w.peer.Type), IDData: []byte(w.peer.Data),
-		Pinned: a.Pinned, Anchors: a.Anchors, Revocation: a.Revocation, Got: w.got, Final: w.asked >= pki.MaxRounds,
+		Pinned: a.Pinned, Anchors: a.Anchors, Revocation: a.Revocation, Got: w.got, Final: w.asked >= pki.MaxRounds, Checked: &w.checked,
 	})
 	if err != nil {
 		if v != nil {
@@ -318,7 +341,7 @@ func (w *judgeWork) signed(a *Auth, key *pki.PublicKey) (scheme string, err erro
 	if !a.Scheme.fits(key) {
 		return "", fmt.Errorf("%w: its key is %s", ErrKeyKind, key)
 	}
-	scheme, err = key.Verify(uint8(w.method), w.data, w.octets, a.Scheme.Hashes)
+	scheme, err = w.verify(key, a.Scheme.Hashes)
 	if err == nil && a.Scheme.PSS && !isPSS(scheme) {
 		err = fmt.Errorf("%w: it is %s", ErrKeyKind, scheme)
 	}

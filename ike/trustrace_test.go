@@ -205,3 +205,30 @@ func TestResumptionProlongsNoAuthentication(t *testing.T) {
 		t.Errorf("the client started %q: it must not go on with a gateway whose CA it does not trust any more", *sent)
 	}
 }
+
+// A stranger's signature is checked once, however many connections it may be for.
+func TestStrangersSignatureIsCheckedOnce(t *testing.T) {
+	p := signing(t, nil)
+	x := otherRoot.Issue(pkitest.Spec{Name: "a.test", Kind: pkitest.P256})
+	octets := []byte("what is signed")
+	method, data, err := x.Key.Sign(&pki.Offer{Hashes: pki.Hashes()}, octets, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &claim{peer: ID{IDFQDN, "a.test"}, method: AuthMethod(method), data: data, octets: octets}
+	c.certs = [][]byte{x.Raw()}
+	conn := p.b.m.conns[0].conn
+	for range maxCandidates {
+		c.cands = append(c.cands, candidate{conn, conn.RemoteAuth[0], conn.LocalID})
+	}
+	w := &judgeWork{claim: c, trust: p.b.m.trust, now: wall}
+	if _, err := w.run(); err == nil || len(w.tried) != 1 {
+		t.Errorf("%d signatures were checked, want 1; the verdict is %v", len(w.tried), err)
+	}
+	c.cands[maxCandidates-1].round.Scheme.Hashes = []pki.Hash{pki.SHA2_512}
+	w = &judgeWork{claim: c, trust: pkitest.Trust(otherRoot), now: wall}
+	c.cands = c.cands[maxCandidates-1:]
+	if _, err := w.run(); !errors.Is(err, pki.ErrScheme) {
+		t.Errorf("a signature with a hash that is not taken: %v", err)
+	}
+}

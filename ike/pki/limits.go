@@ -12,6 +12,7 @@ const (
 	MaxOCSPOctets = 64 << 10   // octets of an OCSP response that are looked at
 	maxFileOctets = 4 << 20    // octets of a file of certificates or keys
 	maxChecks     = 16         // signatures checked in search of a chain
+	maxChecked    = 64         // and in all searches that share a Checked
 	maxDepth      = 10         // certificates in a chain, with the anchor
 	maxNames      = 4096       // comparisons of a name with a name constraint
 	minRSABits    = 2048       // shorter RSA keys are refused everywhere

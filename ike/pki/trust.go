@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
@@ -116,6 +117,36 @@ type Request struct {
 	Revocation Revocation
 	Got        []Fetched // everything that was fetched for earlier verdicts on the same question
 	Final      bool      // nothing more can be fetched: decide
+
+	// Checked, if not nil, is what several questions about the same Certs have found out together.
+	Checked *Checked
+}
+
+// Checked keeps who signed what, so that the signatures of a stranger's certificates are checked
+// once however many questions are asked about them. The zero value knows nothing. It serves one
+// question at a time.
+type Checked struct{ links map[[sha256.Size]byte]error }
+
+// link returns what check says of the pair, or has said before.
+func (k *Checked) link(p, c *Cert, spent *int, check func() error) error {
+	h := sha256.New()
+	_, _ = h.Write(p.x.Raw)
+	_, _ = h.Write(c.x.Raw)
+	pair := [sha256.Size]byte(h.Sum(nil))
+	err, known := k.links[pair]
+	if !known && len(k.links) < maxChecked {
+		if *spent++; *spent <= maxChecks {
+			if err = check(); k.links == nil {
+				k.links = make(map[[sha256.Size]byte]error)
+			}
+			k.links[pair] = err
+			return err
+		}
+	}
+	if !known {
+		return fmt.Errorf("%s: no chain was found within %d signatures", c.label(), maxChecks)
+	}
+	return err
 }
 
 // Verdict is the answer.
@@ -142,6 +173,7 @@ type verifier struct {
 	anchors []*Cert
 	pool    []*Cert // what may stand between
 	checks  int
+	known   *Checked
 	links   map[[2]*Cert]error
 	at      time.Time // when the chain that was found is judged
 	why     error     // the refusal of the most promising path
@@ -157,6 +189,9 @@ func (t *Trust) Verify(r *Request) (*Verdict, error) {
 	}
 	v := &verifier{t: t, r: r, links: make(map[[2]*Cert]error), at: r.Now}
 	v.early = !r.Floor.IsZero() && r.Now.Before(r.Floor)
+	if v.known = r.Checked; v.known == nil {
+		v.known = new(Checked)
+	}
 
 	peers, err := v.read()
 	if err != nil {
@@ -357,13 +392,12 @@ func (v *verifier) link(p, c *Cert) error {
 		case p.keyErr != nil:
 			return fmt.Errorf("%s: %w", p.label(), p.keyErr)
 		}
-		if v.checks++; v.checks > maxChecks {
-			return fmt.Errorf("%s: no chain was found within %d signatures", c.label(), maxChecks)
-		}
-		if err := p.signed(c); err != nil {
-			return fmt.Errorf("%s, issued by %q: %w", c.label(), brief(c.Issuer()), err)
-		}
-		return nil
+		return v.known.link(p, c, &v.checks, func() error {
+			if err := p.signed(c); err != nil {
+				return fmt.Errorf("%s, issued by %q: %w", c.label(), brief(c.Issuer()), err)
+			}
+			return nil
+		})
 	}()
 	v.links[[2]*Cert{p, c}] = err
 	return err

@@ -329,7 +329,7 @@ func TestHostileChainIsBounded(t *testing.T) {
 		list = append(list, issue(t, "x", edKey(fmt.Sprint("x", i)), issue(t, "x", edKey(fmt.Sprint("x", (i+1)%9)), nil, asCA), asCA))
 	}
 	leaf := issue(t, "moon", edKey("moon"), list[0], nil)
-	v := &verifier{t: tr, r: &Request{Now: theDay}, links: make(map[[2]*Cert]error), at: theDay, anchors: []*Cert{root.cert}}
+	v := &verifier{t: tr, r: &Request{Now: theDay}, known: new(Checked), links: make(map[[2]*Cert]error), at: theDay, anchors: []*Cert{root.cert}}
 	for _, p := range list {
 		v.pool = append(v.pool, p.cert)
 	}
@@ -364,5 +364,37 @@ func TestRefusalsStayShort(t *testing.T) {
 		if _, err := tr.Verify(r); err == nil || len(err.Error()) > 2000 {
 			t.Errorf("%s: the refusal has %d octets", name, len(fmt.Sprint(err)))
 		}
+	}
+}
+
+// TestQuestionsShareTheirChecks asks for many connections about the certificates of one stranger.
+func TestQuestionsShareTheirChecks(t *testing.T) {
+	root := issue(t, "root", edKey("root"), nil, asCA)
+	mid := issue(t, "mid", edKey("mid"), root, asCA)
+	moon := issue(t, "moon", edKey("moon"), mid, nil)
+	tr := mustTrust(t, []Authority{{Cert: root.cert}})
+	known := new(Checked)
+	for range 3 {
+		if _, err := tr.Verify(&Request{Now: theDay, Certs: ders(moon, mid), Checked: known}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(known.links) != 2 {
+		t.Errorf("%d signatures were checked for a chain of two", len(known.links))
+	}
+
+	var list []*party
+	for i := range 9 {
+		list = append(list, issue(t, "x", edKey(fmt.Sprint("x", i)), issue(t, "x", edKey(fmt.Sprint("x", (i+1)%9)), nil, asCA), asCA))
+	}
+	strange := ders(append([]*party{issue(t, "moon", edKey("moon"), list[0], nil)}, list...)...)
+	known = new(Checked)
+	for range 16 {
+		if _, err := tr.Verify(&Request{Now: theDay, Certs: strange, Checked: known}); err == nil {
+			t.Fatal("a chain was found where there is none")
+		}
+	}
+	if n := len(known.links); n == 0 || n > maxChecked {
+		t.Errorf("%d signatures were checked for 16 questions; at most %d may be", n, maxChecked)
 	}
 }
