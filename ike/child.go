@@ -125,7 +125,7 @@ func (m *Machine) createSend(sa *ikeSA, r Result) {
 	}
 	lane := t.lane
 	if old != nil {
-		lane = old.lane.n
+		lane = m.heirLane(old).n
 	}
 	spi, ok := m.allocSPI(old != nil, t.cfg, lane)
 	if !ok {

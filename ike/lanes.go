@@ -39,6 +39,7 @@ type laneState struct {
 	beside  bool          // the peer has made it beside another one
 	crossed bool          // the peer asked for it while we asked for one of the same child
 	until   time.Duration // no further lanes are asked for before
+	shared  bool          // its successor is to be for whatever has no lane
 }
 
 // up tells whether a CHILD SA carries traffic, or its successor soon does.
@@ -116,11 +117,32 @@ func (m *Machine) needless(sa *ikeSA, t *task) bool {
 // ownLane returns the lane of the CHILD SA that our request has made.
 func (m *Machine) ownLane(req *request) laneState {
 	if old := m.findChild(req.task.target); old != nil && req.task.kind == taskRekeyChild {
-		l := old.lane
+		l := m.heirLane(old)
 		l.crossed = false
 		return l
 	}
 	return laneState{n: req.task.lane, perCPU: req.perCPU && req.task.cfg.PerCPU}
+}
+
+// heirLane returns the lane of the CHILD SA by which either side rekeys c: the same, unless it
+// is to be for all packets and no other one is by now.
+func (m *Machine) heirLane(c *childSA) laneState {
+	l := c.lane
+	if l.shared {
+		l.shared = false
+		if m.baseless(c) {
+			l.n = 0
+		}
+	}
+	return l
+}
+
+// baseless tells whether c is one of several that are up, and none of them is for what has no
+// lane.
+func (m *Machine) baseless(c *childSA) bool {
+	none := true
+	m.alike(c.ike, c, func(o *childSA) { none = none && o.lane.n > 0 })
+	return none
 }
 
 // ownLane returns the lane for a CHILD SA that we make in the place of c on another IKE SA. What
@@ -137,7 +159,7 @@ func (m *Machine) theirLane(sa *ikeSA, req *peerCreate) (laneState, *refusal) {
 	l := laneState{perCPU: req.perCPU && req.cfg.PerCPU}
 	l.crossed = sa.outstanding(func(r *request) bool { return r.task.cfg == req.cfg }) != nil
 	if old := m.findChild(req.target); old != nil && req.kind == taskRekeyChild {
-		h := old.lane
+		h := m.heirLane(old)
 		h.crossed = l.crossed
 		return h, nil
 	}
@@ -236,10 +258,51 @@ func (m *Machine) checkLane(sa *ikeSA, c *childSA, base uint32) {
 	m.closeChild(sa, c, ErrNotAlike, nil)
 }
 
+// shareLane has one of the CHILD SAs that are each for one CPU rekeyed as the one for all, because
+// the peer makes no more (RFC 9611 sections 4 and 6): it may have closed the one that was for all
+// here, which it had for something else, and goes on to count the others. Those of whose lane
+// there are more come first. false: there is no need, or no such CHILD SA.
+func (m *Machine) shareLane(sa *ikeSA, t *task) bool {
+	old := m.findChild(t.target)
+	var used [MaxLanes + 1]int
+	var best *childSA
+	fits := func(c *childSA) bool {
+		return c.ike == sa.slot && c.cfg == t.cfg && c.up() && c.lane.perCPU && c.lane.n > 0 &&
+			(old != nil && sameTS(c, old) || old == nil && flowOf(c, &Command{Flow: t.flow}))
+	}
+	for i := range m.children {
+		if c := &m.children[i]; fits(c) {
+			used[c.lane.n]++
+		}
+	}
+	for i := range m.children {
+		c := &m.children[i]
+		if !fits(c) || c.state != ChildInstalled || !m.baseless(c) {
+			continue
+		}
+		if best == nil || used[c.lane.n] > used[best.lane.n] || c.lane.shared {
+			best = c
+		}
+		if c.lane.shared {
+			break // asked for already
+		}
+	}
+	if best == nil {
+		return false
+	}
+	best.lane.shared = true
+	m.queue(sa, task{kind: taskRekeyChild, cfg: best.cfg, target: best.unique, waiters: t.waiters})
+	t.waiters = nil
+	return true
+}
+
 // laneFailed ends our attempt to make a CHILD SA for a lane, if t is one: what has no SA of its
 // own goes on through the one that it has, so that there is nothing to repair. false: it is
 // none, or is to be tried again as others are.
 func (m *Machine) laneFailed(sa *ikeSA, t *task, err error) bool {
+	if t.kind == taskCreateChild && t.lane == 0 && t.cfg.PerCPU && isNotify(err, NotifyTSMaxQueue) && m.shareLane(sa, t) {
+		return true
+	}
 	if old := m.findChild(t.target); t.kind != taskCreateChild || t.lane == 0 && (old == nil || old.ike != sa.slot) ||
 		isNotify(err, NotifyTemporaryFailure) {
 		return false

@@ -252,3 +252,55 @@ func TestIdleLanesEnd(t *testing.T) {
 		_ = p.nothingLeft()
 	})
 }
+
+// speak sends packets one way.
+func (p *pair) speak(f Flow, n int) {
+	for range n {
+		if p.Err() == nil {
+			f.From.Send(f.Src, f.Dst, f.Port)
+			_ = p.Run(p.Now() + 700*time.Millisecond)
+		}
+	}
+}
+
+// Both sides ask at once for the SA that is for all workers, and the request of the one comes
+// late, when the other has filled its lanes: whichever of the two is closed, both have one for
+// all in the end.
+func TestBothAskForTheFirstOfTheLanes(t *testing.T) {
+	for _, late := range []string{"a", "b"} {
+		t.Run(late, func(t *testing.T) {
+			o := laneOptions(1, 3, true)
+			o.children, o.retry = 2, time.Minute
+			seeds(t, 12, o, func(p *pair) {
+				p.Pair(p.a, p.b, Link{Delay: 20 * time.Millisecond})
+				p.boot()
+				ask := func(h *Host, child string) {
+					h.Command("initiate", ike.Command{Kind: ike.CmdInitiate, Conn: connName, Child: child})
+				}
+				ask(p.a, p.children[0])
+				p.settle(time.Minute)
+				slow, fast, f := p.a, p.b, p.flows[1].reverse()
+				if late == "b" {
+					slow, fast, f = p.b, p.a, p.flows[1]
+				}
+				p.Link(slow, fast).Delay = 30 * time.Second
+				ask(slow, p.children[1])
+				_ = p.Run(p.Now() + time.Millisecond)
+				p.Link(slow, fast).Delay = 20 * time.Millisecond
+				ask(fast, p.children[1])
+				p.speak(f, 30)
+				p.settle(time.Minute)
+				for range 3 {
+					p.Traffic(p.flows[1], 100*time.Millisecond, p.Now()+30*time.Second)
+					_ = p.Run(p.Now() + 40*time.Second)
+					p.settle(10 * time.Minute)
+				}
+				for _, h := range []*Host{p.a, p.b} {
+					if m := p.held(h, p.children[1]); m[0] == 0 && p.Err() == nil {
+						p.Fail("%s has no SA for all workers, but %v: %s", h.Name, m, p.Describe())
+					}
+				}
+			})
+		})
+	}
+}
