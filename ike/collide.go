@@ -77,7 +77,7 @@ func (m *Machine) announce(c, old *childSA) {
 		e.Kind, e.Old = EvChildRekeyed, old.unique
 		old.told = false
 	} else {
-		sa.live.unused = false
+		sa.live.unused, sa.live.lost = false, false
 	}
 	c.told = true
 	m.event(e)
@@ -203,6 +203,7 @@ func (m *Machine) closeChild(sa *ikeSA, c *childSA, err error, w *waiter) {
 func (m *Machine) childDown(c *childSA, err error) {
 	if c.told {
 		c.told = false
+		m.sas[c.ike].live.lost = true
 		m.event(Event{Kind: EvChildDown, Conn: c.conn.Name, Child: c.cfg.Name, IKE: m.sas[c.ike].unique, ChildID: c.unique,
 			Path: m.sas[c.ike].path, Err: err})
 	}

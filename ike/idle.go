@@ -17,6 +17,7 @@ type livenessState struct {
 	in, out time.Duration // when the last packet of a CHILD SA arrived, and when one left
 	calm    time.Duration // when it was last seen that nothing sent was without an answer
 	unused  bool          // a CHILD SA was closed here that nobody used, and none has come since
+	lost    bool          // one has gone, for whatever reason, and none has come since
 }
 
 // checkLiveness asks a peer whether it is there if something was sent to it and nothing
@@ -119,12 +120,36 @@ func (m *Machine) checkIdle(c *childSA) {
 }
 
 // endUnused closes an IKE SA whose CHILD SAs have been closed, not by us alone: when each side
-// closes one that nobody uses neither of the two was the last.
+// closes one that nobody uses neither of the two was the last. It also closes one that is spare.
 func (m *Machine) endUnused(sa *ikeSA) {
-	if !sa.live.unused || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() || m.carries(sa, nil) {
+	if !sa.live.unused && !sa.live.lost || sa.state != StateEstablished || sa.closeErr != nil || !sa.idle() || m.carries(sa, nil) {
 		return
 	}
-	if s := m.stateOf(sa.conn); s == nil || len(s.wanted) == 0 {
+	s := m.stateOf(sa.conn)
+	switch {
+	case s != nil && len(s.wanted) > 0:
+	case sa.live.unused:
 		m.closeIKE(sa, ErrInactive, nil)
+	case len(sa.tasks) == 0 && m.spare(sa):
+		m.closeIKE(sa, ErrReplaced, nil)
 	}
+}
+
+// spare tells whether an IKE SA has lost the CHILD SAs that it had while another one with the
+// peer carries some. Nobody would make a new one on it, and it would stay, and be authenticated
+// anew, for as long as the peer lives. With UniqueNever, devices at several addresses may share
+// an identity.
+func (m *Machine) spare(sa *ikeSA) bool {
+	if !sa.live.lost || m.carries(sa, nil) {
+		return false
+	}
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o != sa && o.state == StateEstablished && o.closeErr == nil && o.conn == sa.conn &&
+			o.localID.Equal(sa.localID) && o.peerID.Equal(sa.peerID) && m.carries(o, nil) &&
+			(sa.conn.Unique != UniqueNever || sameHost(o.path.Remote, sa.path.Remote)) {
+			return true
+		}
+	}
+	return false
 }

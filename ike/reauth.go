@@ -225,6 +225,8 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 		return
 	}
 	old := m.findIKE(sa.reauth.old)
+	// The peer may have closed meanwhile what this one was to carry on, or carry it on itself.
+	needless := old == nil || !m.carries(old, nil) && (old.closeErr != nil || m.spare(old))
 	if old != nil && old.state == StateEstablished && old.closeErr == nil {
 		if c := m.reauthNext(sa); c != nil {
 			m.queue(sa, task{kind: taskCreateChild, cfg: c.cfg, target: c.unique, lane: c.ownLane()})
@@ -244,8 +246,8 @@ func (m *Machine) reauthStep(sa *ikeSA) {
 		m.closeIKE(old, ErrReplaced, nil)
 	}
 	sa.reauth.old, sa.reauth.tried, sa.reauth.closeAt = 0, nil, 0
-	if old == nil && !m.carries(sa, nil) {
-		m.closeIKE(sa, ErrReplaced, nil) // the peer has closed meanwhile what it was to carry on
+	if needless && !m.carries(sa, nil) && len(sa.tasks) == 0 {
+		m.closeIKE(sa, ErrReplaced, nil)
 		return
 	}
 	m.closeDoubles(sa)

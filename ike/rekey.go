@@ -224,7 +224,7 @@ func (m *Machine) succeed(sa, nsa *ikeSA, suite IKESuite, k *rest, ni, nr []byte
 	nsa.inheritAddresses(sa)
 	nsa.reauth.at, nsa.reauth.asked, nsa.reauth.tries = sa.reauth.at, sa.reauth.asked, sa.reauth.tries
 	nsa.live, nsa.flood, nsa.replaced = sa.live, sa.flood, sa.replaced
-	nsa.live.unused = false // it has no CHILD SA yet, and must not end for that
+	nsa.live.unused, nsa.live.lost = false, false // it has no CHILD SA yet, and must not end for that
 	nsa.established, nsa.lastIn = m.now.Mono, m.now.Mono
 	m.armLife(nsa)
 	if m.leftOver(sa) {
@@ -256,6 +256,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 		}
 	}
 	nsa.live.unused = nsa.live.unused || sa.live.unused
+	nsa.live.lost = nsa.live.lost || sa.live.lost
 	nsa.reauth.old, nsa.reauth.tried, nsa.reauth.last = sa.reauth.old, sa.reauth.tried, sa.reauth.last
 	sa.reauth.old = 0
 	tasks := sa.tasks
