@@ -957,6 +957,7 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 		switch {
 		case later && contact:
 			m.handTasks(o, sa) // it had ours, and has lost it
+			m.startAgain(o, sa)
 			m.destroy(o, ErrReplaced)
 			continue
 		case later && sa.conn.Unique == UniqueReplace:
@@ -968,6 +969,7 @@ func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
 			loser, winner = sa, o
 		case both:
 		case contact:
+			m.startAgain(o, sa)
 			m.destroy(o, ErrReplaced)
 			continue
 		case sa.conn.Unique == UniqueReplace && !sa.origin.ours:

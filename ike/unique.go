@@ -63,3 +63,14 @@ func (m *Machine) replacedStill(o *ikeSA) bool {
 	}
 	return false
 }
+
+// startAgain has those CHILD SAs of o wanted again that are to be up for ever and that sa has not:
+// o ends because the peer has said, by INITIAL_CONTACT under sa, that it does not have it any
+// more (RFC 7296 section 2.4), and it may be for us alone to start them.
+func (m *Machine) startAgain(o, sa *ikeSA) {
+	for i := range m.children {
+		if c := &m.children[i]; c.ike == o.slot && c.up() && c.cfg.StartAction == StartStart && !m.carries(sa, c.cfg) {
+			m.wishAgain(c.conn, c.cfg)
+		}
+	}
+}
