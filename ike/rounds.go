@@ -132,15 +132,15 @@ func (c *Conn) peerRoundID(i int) ID {
 
 // exactRemote returns the peer's identity, zero if the configuration leaves it open.
 func (c *Conn) exactRemote() ID {
-	if c.RemoteID.wild() {
+	if c.RemoteID.IsPattern() {
 		return ID{}
 	}
 	return c.RemoteID
 }
 
-// wild tells whether an identity of the configuration is a pattern: "*.example.org",
+// IsPattern tells whether an identity of the configuration is a pattern: "*.example.org",
 // "*@example.org", or a distinguished name with a value "*".
-func (id ID) wild() bool {
+func (id ID) IsPattern() bool {
 	switch id.Type {
 	case IDFQDN:
 		return strings.HasPrefix(id.Data, "*.")
@@ -160,7 +160,7 @@ func (id ID) Admits(peer ID) bool {
 	if id == (ID{}) || id.Equal(peer) {
 		return true
 	}
-	if id.Type != peer.Type || !id.wild() {
+	if id.Type != peer.Type || !id.IsPattern() {
 		return false
 	}
 	if id.Type == IDDERDN {

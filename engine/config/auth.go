@@ -318,6 +318,10 @@ func (l *loader) checkRound(c *conn, p *peer, side authSide, i int) {
 			l.problem(where(t, "cacerts"), "put the peer's own certificate into certs", "%s is no certificate of a CA", x.Subject())
 		}
 	}
+	// A certificate says whose it is; a bare key goes with whatever its holder claims to be.
+	if id := *p.id; i == 0 && len(a.Keys) > 0 && (id == ike.ID{} || id.IsPattern()) && good(t, "id") {
+		l.problem(where(t, "pubkeys"), `write id = "…" with the one name that goes with the key`, "whoever has one of these keys could claim any name")
+	}
 	if *p.id == (ike.ID{}) && len(a.Pinned)+len(a.Keys) == 0 && c.initiates() && good(t, "id") {
 		l.warn(t.key, `write id = "…" with the name in the peer's certificate`, "whoever has a certificate of the CA can pose as the peer of connection %s", c.Name)
 	}

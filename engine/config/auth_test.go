@@ -90,7 +90,7 @@ func init() {
 		remote("auth", `"rsa/pss"`, "{RSA true []}", func(c *Config) any { return fmt.Sprint(theirs(c).Scheme) })
 		remote("cacerts", `["weir.pem", "sites.pem"]`, "C=CH, O=Weir, CN=Sites", func(c *Config) any { return theirs(c).Anchors[1].Subject() })
 		remote("certs", `["pump.pem"]`, "C=CH, O=Weir, CN=pump.example", func(c *Config) any { return theirs(c).Pinned[0].Subject() })
-		remote("pubkeys", `["gw.pub", "pump.pub"]`, "ECDSA P-256", func(c *Config) any { return theirs(c).Keys[0].String() })
+		remote("pubkeys", `["gw.pub", "pump.pub"]`, "ECDSA P-256", func(c *Config) any { return theirs(c).Keys[0].String() }, `id = "gw.example"`)
 		remote("revocation", `"strict"`, pki.RevokeStrict, func(c *Config) any { return theirs(c).Revocation }, `auth = "pubkey"`)
 		if i > 0 {
 			local("id", `"c.example"`, "c.example", func(c *Config) any { return ours(c).ID.String() }, psk...)
@@ -190,6 +190,8 @@ func TestAuthenticationProblems(t *testing.T) {
 		{local("certs = [\"gw.pem\"]\nkey = \"gw.key\"\n[connections.a.local-3]\nauth = \"pubkey\"\nkey = \"gw.key\""), "the section before local-3 is missing", false},
 		{remote(`auth = "pubkey"`), "nothing says whom the peer's certificate may come from", false},
 		{remote(`cacerts = ["pump.pem"]`), "is no certificate of a CA", false},
+		{remote(`pubkeys = ["pump.pub"]`), "could claim any name", false},
+		{remote("id = \"*.example\"\npubkeys = [\"pump.pub\"]"), "could claim any name", false},
 		{remote("cacerts = [\"weir.pem\"]\nrevocation = \"maybe\""), `revocation "maybe" is not known`, false},
 		{remote("auth = \"psk\"\ncacerts = [\"weir.pem\"]"), "cacerts has no meaning", false},
 		{remote(`auth = "psk"`), "no secret fits connection a", false},
