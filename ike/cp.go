@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 )
@@ -481,7 +482,7 @@ func (p CP) assigned(n4, n6 int) Assigned {
 		}
 		return true
 	})
-	slices.SortStableFunc(as.EncDNS, func(a, b EncryptedDNS) int { return int(a.Priority) - int(b.Priority) })
+	sort.SliceStable(as.EncDNS, func(i, j int) bool { return as.EncDNS[i].Priority < as.EncDNS[j].Priority })
 	p.Each(func(a Attr) bool { // they may stand before the resolvers
 		if a.Type == AttrEncDNSHash {
 			as.takeDigest(&a)

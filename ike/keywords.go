@@ -3,6 +3,7 @@ package ike
 import (
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -230,7 +231,7 @@ func (p *Proposal) complete() error {
 	if p.Proto != ProtoIKE && !p.hasType(TransformESN) {
 		p.Transforms = append(p.Transforms, Transform{Type: TransformESN, ID: noESN})
 	}
-	slices.SortStableFunc(p.Transforms, func(a, b Transform) int { return int(a.Type) - int(b.Type) })
+	sort.SliceStable(p.Transforms, func(i, j int) bool { return p.Transforms[i].Type < p.Transforms[j].Type })
 	return nil
 }
 

@@ -3,6 +3,7 @@ package platform
 import (
 	"net/netip"
 	"slices"
+	"sort"
 )
 
 // mergeRules returns rules that take the same packets as those of a run, which do all the
@@ -31,7 +32,7 @@ func mergeBy(rules []Rule, by func(*Rule) *netip.Prefix) []Rule {
 		prefixes []netip.Prefix
 	}
 	sorted := slices.Clone(rules)
-	slices.SortStableFunc(sorted, func(a, b Rule) int { return comparePrefixes(*by(&a), *by(&b)) })
+	sort.SliceStable(sorted, func(i, j int) bool { return comparePrefixes(*by(&sorted[i]), *by(&sorted[j])) < 0 })
 	at := make(map[Rule]int, len(rules))
 	var sets []set
 	for _, r := range sorted {

@@ -1,11 +1,11 @@
 package platform
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"sort"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -397,7 +397,7 @@ func (n *Network) changeRules(add, del []Rule, routes []Route, w *familyRoutes, 
 		}
 		// The route that counts goes last.
 		list := members[dest{r.Group, r.To}]
-		slices.SortFunc(list, func(a, b Route) int { return cmp.Compare(b.Metric, a.Metric) })
+		sort.SliceStable(list, func(i, j int) bool { return list[i].Metric > list[j].Metric })
 		for _, t := range list {
 			if err := n.nl.DeleteRoute(t); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err

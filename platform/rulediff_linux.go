@@ -1,9 +1,9 @@
 package platform
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,7 +38,7 @@ import (
 // called again with what the kernel has then, until there is nothing left to do.
 func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 	have = slices.Clone(have)
-	slices.SortStableFunc(have, func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) })
+	sort.SliceStable(have, func(i, j int) bool { return have[i].Priority < have[j].Priority })
 	want, err := layout(have, f)
 	if err != nil {
 		return nil, nil, err
@@ -71,7 +71,7 @@ func ruleDiff(have []Rule, f *familyPlan) (add, del []Rule, err error) {
 		}
 		// The frame goes last, the ends of gotos at the very last, and only once the next
 		// comparison shows that everything else is gone.
-		slices.SortStableFunc(nowDel, func(a, b Rule) int { return cmp.Compare(frameRank(a), frameRank(b)) })
+		sort.SliceStable(nowDel, func(i, j int) bool { return frameRank(nowDel[i]) < frameRank(nowDel[j]) })
 		if i := slices.IndexFunc(nowDel, func(r Rule) bool { return frameRank(r) > 0 }); i > 0 {
 			nowDel = nowDel[:i]
 		}

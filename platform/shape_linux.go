@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"golang.org/x/sys/unix"
 )
@@ -249,7 +250,7 @@ func coverOf(a, b netip.Prefix) netip.Prefix {
 // leaves most parts as they are.
 func cutLeaves(rules []Rule, by func(*Rule) *netip.Prefix, n int) [][]Rule {
 	sorted := slices.Clone(rules)
-	slices.SortStableFunc(sorted, func(a, b Rule) int { return comparePrefixes(*by(&a), *by(&b)) })
+	sort.SliceStable(sorted, func(i, j int) bool { return comparePrefixes(*by(&sorted[i]), *by(&sorted[j])) < 0 })
 	parts := [][]Rule{sorted}
 	whole := map[*Rule]bool{} // first rules of parts that cannot be cut
 	for {

@@ -19,7 +19,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -150,11 +150,9 @@ func (ps Problems) Error() string {
 
 // sorted puts the problems into the order of the file.
 func (ps Problems) sorted() Problems {
-	slices.SortStableFunc(ps, func(a, b Problem) int {
-		if a.Line != b.Line {
-			return a.Line - b.Line
-		}
-		return a.Col - b.Col
+	sort.SliceStable(ps, func(i, j int) bool {
+		a, b := &ps[i], &ps[j]
+		return a.Line < b.Line || a.Line == b.Line && a.Col < b.Col
 	})
 	return ps
 }

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sort"
 )
 
 // Range is the addresses from First to Last, both included, of one family.
@@ -364,6 +365,6 @@ func (p *Pool) inUse() []*lease {
 			list = append(list, l)
 		}
 	}
-	slices.SortFunc(list, func(a, b *lease) int { return a.addr.Compare(b.addr) })
+	sort.SliceStable(list, func(i, j int) bool { return list[i].addr.Less(list[j].addr) })
 	return list
 }
