@@ -276,6 +276,7 @@ type undoStep struct {
 	f    func() error
 }
 
+//go:noinline
 func (u *undoList) add(what string, f func() error) {
 	u.steps = append(u.steps, undoStep{what, f})
 }

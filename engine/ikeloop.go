@@ -196,6 +196,8 @@ func (l *ikeLoop) wish(c ike.Command) bool {
 
 // do runs f on the loop's goroutine and returns when it has. It must not be called
 // from there.
+//
+//go:noinline
 func (l *ikeLoop) do(f func()) error {
 	done := make(chan struct{})
 	select {

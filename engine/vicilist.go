@@ -108,6 +108,7 @@ func (v *saView) name() string {
 	return v.Conn
 }
 
+//go:noinline
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
 // message writes an IKE SA without its children, in charon's order.
@@ -234,6 +235,8 @@ func (c *childView) lane(m *control.Message) {
 }
 
 // yes writes a condition that holds; charon leaves out those that do not.
+//
+//go:noinline
 func yes(m *control.Message, key string, v bool) {
 	if v {
 		m.Set(key, "yes")
@@ -273,6 +276,7 @@ func idText(id ike.ID) string {
 	return id.String()
 }
 
+//go:noinline
 func selectorTexts(list []esp.Selector) []string {
 	out := make([]string, len(list))
 	for i := range list {

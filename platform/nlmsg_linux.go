@@ -26,6 +26,7 @@ var native = binary.NativeEndian
 
 var errNetlinkShort = errors.New("netlink: a message or attribute is cut short")
 
+//go:noinline
 func nlAlign(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
 // nlMessage is one message as it was received; body aliases the receive buffer.
@@ -84,6 +85,8 @@ func (a *attrs) next() bool {
 }
 
 // want returns the value if it has exactly n octets.
+//
+//go:noinline
 func (a *attrs) want(n int) []byte {
 	if len(a.val) != n {
 		a.err = errNetlinkShort
@@ -99,6 +102,7 @@ func (a *attrs) u8() uint8 {
 	return 0
 }
 
+//go:noinline
 func (a *attrs) u32() uint32 {
 	if b := a.want(4); b != nil {
 		return native.Uint32(b)
@@ -141,9 +145,11 @@ func (a *attrs) prefix(bits uint8) netip.Prefix {
 func (a *attrs) nested() attrs { return attrs{rest: a.val} }
 
 // request builds one message. The header's length, sequence and flags are set when it
-// is sent.
+// is sent. Its methods and those of attrs are called from everywhere and where time does not
+// matter: they are not inlined, for the binary's size.
 type request struct{ b []byte }
 
+//go:noinline
 func newRequest(typ, flags uint16) *request {
 	r := &request{b: make([]byte, unix.SizeofNlMsghdr, 256)}
 	native.PutUint16(r.b[4:], typ)
@@ -151,16 +157,19 @@ func newRequest(typ, flags uint16) *request {
 	return r
 }
 
+//go:noinline
 func (r *request) raw(b ...byte) *request {
 	r.b = append(r.b, b...)
 	return r
 }
 
+//go:noinline
 func (r *request) u32(v uint32) *request {
 	r.b = native.AppendUint32(r.b, v)
 	return r
 }
 
+//go:noinline
 func (r *request) attr(typ uint16, val []byte) {
 	r.b = native.AppendUint16(r.b, uint16(unix.SizeofRtAttr+len(val)))
 	r.b = native.AppendUint16(r.b, typ)
@@ -168,6 +177,7 @@ func (r *request) attr(typ uint16, val []byte) {
 	r.pad()
 }
 
+//go:noinline
 func (r *request) pad() {
 	for len(r.b)%unix.NLMSG_ALIGNTO != 0 {
 		r.b = append(r.b, 0)

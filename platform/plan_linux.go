@@ -554,6 +554,7 @@ func matchOf(action esp.Action, l, r esp.Selector) (m ruleMatch, ok bool, err er
 
 func opaque(s esp.Selector) bool { return s.StartPort > s.EndPort }
 
+//go:noinline
 func anyPorts(s esp.Selector) bool { return s.StartPort == 0 && s.EndPort == 65535 }
 
 // maxRulePort is the last port that a rule can name.

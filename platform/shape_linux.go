@@ -44,6 +44,7 @@ const (
 	groupLast     = groupFirst + (2+maxSources)*groupsPerKind - 1
 )
 
+//go:noinline
 func isGroup(table uint32) bool { return table >= groupFirst && table <= groupLast }
 
 // groupKind is the kind of the rules that became members of a group.
@@ -67,6 +68,8 @@ func groupBase(kind ruleKind) uint32 {
 }
 
 // isHead tells whether a rule looks up a group.
+//
+//go:noinline
 func isHead(r Rule) bool { return r.Action == unix.FR_ACT_TO_TBL && isGroup(r.Table) }
 
 // headOf returns the rule that looks up the group of a member.
