@@ -177,6 +177,9 @@ func (m *Machine) fireSA(sa *ikeSA, t saTimer) {
 			m.closeIKE(sa, why, nil)
 			m.arm(sa, tExpire, expireGrace) // whether the peer answers or not
 		} else {
+			if sa.collision.slot != 0 && sa.closeErr == ErrLifetime {
+				m.adoptRival(sa) // the peer's rekeying of it was answered, and the CHILD SAs are of that one
+			}
 			m.destroy(sa, ErrLifetime)
 		}
 	case tTicket:
