@@ -364,8 +364,8 @@ func parseClaim(idi, idr, auth *Payload) (peer, asked ID, method AuthMethod, pro
 	if idi == nil {
 		return peer, asked, 0, nil, ErrNoIdentity
 	}
-	if peer, err = ParseID(idi.Body); err == nil && idr != nil {
-		asked, err = ParseID(idr.Body)
+	if peer, err = parsePeerID(idi.Body); err == nil && idr != nil {
+		asked, err = parsePeerID(idr.Body)
 	}
 	if err != nil {
 		return peer, asked, 0, nil, err
@@ -738,7 +738,7 @@ func (m *Machine) authResponse(sa *ikeSA, p Path) {
 		m.authGoOn(sa)
 		return
 	}
-	peer, err := ParseID(idr.Body)
+	peer, err := parsePeerID(idr.Body)
 	if want := sa.conn.peerRoundID(a.theirs); err == nil && !want.Admits(peer) {
 		err = &IdentityError{peer, want}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"postern/ike/pki"
@@ -50,6 +51,26 @@ func ParseID(b []byte) (ID, error) {
 		return ID{}, err
 	}
 	return ID{Type: t, Data: string(data)}, nil
+}
+
+// parsePeerID is ParseID for what a peer says of itself: names with control characters are
+// refused, since no honest one has any, and people are to read them.
+func parsePeerID(b []byte) (ID, error) {
+	id, err := ParseID(b)
+	if err != nil {
+		return id, err
+	}
+	switch id.Type {
+	case IDFQDN, IDRFC822:
+		if strings.ContainsFunc(id.Data, unicode.IsControl) {
+			err = ErrControl
+		}
+	case IDDERDN:
+		if !pki.PlainDN([]byte(id.Data)) {
+			err = ErrControl
+		}
+	}
+	return id, err
 }
 
 // checkID says whether n octets can be the data of an identity of type t.

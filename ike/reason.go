@@ -47,6 +47,7 @@ var (
 	ErrAddresses  = errors.New("the addresses of the two hosts have changed, and transport mode cannot follow")
 	ErrWidened    = errors.New("the peer chose traffic selectors outside of those offered")
 	ErrNoIdentity = errors.New("identity is missing")
+	ErrControl    = errors.New("identity with control characters, or that is no name")
 	ErrNoAuth     = errors.New("AUTH is missing: the peer wants EAP, or gave no reason")
 	ErrAuthMethod = errors.New("the peer authenticates by another method than is configured; compare auth of both sides")
 	ErrClosing    = errors.New("the SA in question is being closed")

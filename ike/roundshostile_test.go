@@ -2,6 +2,9 @@ package ike
 
 import (
 	"bytes"
+	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -249,5 +252,72 @@ func TestOldPeersGetOldSignatures(t *testing.T) {
 		p.a.m.Done(p.now, r)
 		p.run()
 		p.same(1)
+	}
+}
+
+// What a peer announces (RFC 9593) decides how we sign, in both roles.
+func TestAnnouncedMethodsSteerSignatures(t *testing.T) {
+	for _, who := range []string{"initiator", "responder"} {
+		p := signing(t, func(a, b *Conn, _, _ *Config) {
+			a.LocalAuth[0], b.LocalAuth[0] = byCert(certOf("a.test", pkitest.RSA2048)), byCert(certOf("b.test", pkitest.RSA2048))
+		})
+		h := map[string]*host{"initiator": p.a, "responder": p.b}[who]
+		h.slow = func(w *Work) bool { return w.auth != nil && w.auth.sign != nil }
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link"})
+		p.run()
+		offer := &h.held[0].auth.sign.offer
+		all := pki.OurMethods(false, nil)
+		if !slices.EqualFunc(offer.Methods, all, func(x, y pki.Announced) bool { return x.Method == y.Method && bytes.Equal(x.Algorithm, y.Algorithm) }) {
+			t.Fatalf("%s: knows of the methods %v, the peer has announced %v", who, offer.Methods, all)
+		}
+		seen := map[string]bool{}
+		for _, m := range all {
+			if m.Method != pki.MethodSignature {
+				continue
+			}
+			offer.Methods = []pki.Announced{m}
+			if r := h.held[0].Run(); r.auth.err == nil {
+				seen[r.auth.proof.scheme] = true
+			}
+		}
+		for _, want := range []string{"RSA_EMSA_PKCS1_SHA2_256", "RSA_EMSA_PKCS1_SHA2_512", "RSA_EMSA_PSS_SHA2_256"} {
+			if !seen[want] {
+				t.Errorf("%s: nothing announced leads to %s, but to %v", who, want, seen)
+			}
+		}
+	}
+}
+
+// A clock that is plainly wrong excuses certificates that are not yet valid, and says so.
+func TestWrongClockIsTold(t *testing.T) {
+	p := signing(t, func(_, _ *Conn, ca, cb *Config) { ca.Floor, cb.Floor = wall, wall })
+	p.now.Wall = time.Unix(0, 0).UTC()
+	if err := p.initiate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*host{p.a, p.b} {
+		i := slices.IndexFunc(h.events, func(e Event) bool { return e.Kind == EvTrust })
+		if i < 0 || !strings.Contains(h.events[i].Text, "plainly wrong") {
+			t.Errorf("%v tells nothing of its clock", h.addr)
+		}
+	}
+}
+
+func TestNamesWithControlCharactersAreRefused(t *testing.T) {
+	for _, id := range []ID{
+		{IDFQDN, "a.test\x1b[2J"}, {IDRFC822, "a\n@test"},
+		{IDDERDN, "\x30\x0f\x31\x0d\x30\x0b\x06\x03\x55\x04\x03\x0c\x04a\x1b[A"},
+	} {
+		p := newPair(t, func(a, b *Conn) { a.LocalID, b.RemoteID = id, id })
+		for _, h := range []*host{p.a, p.b} {
+			h.m.secrets = []Secret{{Key: []byte("a secret of the two")}}
+		}
+		var n *NotifyError
+		if err := p.initiate(); !errors.As(err, &n) || n.Type != NotifyAuthenticationFailed {
+			t.Errorf("%q: the initiator learns %v", id.Data, err)
+		}
+		if got := p.b.reason(EvRefused); got != ErrControl {
+			t.Errorf("%q: the reason is %v, want %v", id.Data, got, ErrControl)
+		}
 	}
 }

@@ -3,6 +3,8 @@ package iketest
 import (
 	"slices"
 	"strings"
+	"testing"
+	"time"
 
 	"postern/ike"
 )
@@ -45,4 +47,36 @@ func (l *life) quantum(seed uint64) {
 // fits tells whether both sides have the same proposals.
 func (l *life) fits(a, b []ike.Proposal) bool {
 	return slices.EqualFunc(a, b, func(x, y ike.Proposal) bool { return slices.Equal(x.Transforms, y.Transforms) })
+}
+
+// The halves of ML-KEM are larger than small fragments, and each has to arrive whole over a
+// network that loses, repeats and reorders: both sides end with keys of both exchanges or with
+// none.
+func TestAdditionalKeysArriveInFragments(t *testing.T) {
+	words := "aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke2_mlkem1024"
+	seeds(t, 20, options{ike: words, fragA: 576, fragB: 576, start: ike.StartStart, retry: time.Second, retryTries: 8}, func(p *pair) {
+		p.Pair(p.a, p.b, Link{Loss: 0.2, Dup: 0.05, Delay: 10 * time.Millisecond, Jitter: 20 * time.Millisecond})
+		p.boot()
+		up := func() (yes bool) {
+			p.a.M.List(func(sa *ike.SAInfo) bool { yes = sa.State == ike.StateEstablished; return !yes })
+			return yes
+		}
+		if p.Err() == nil && !p.RunUntil(time.Hour, up) {
+			p.Fail("there is no IKE SA: %s", p.Describe())
+		}
+		p.Pair(p.a, p.b, Link{Delay: 10 * time.Millisecond})
+		_ = p.upAndRunning()
+		// IKE_AUTH with a shared key fits into one: all of these are of IKE_INTERMEDIATE.
+		if p.stats.Fragments < 2*(3+3) {
+			p.Fail("%d fragments are too few for two exchanges", p.stats.Fragments)
+		}
+		for _, h := range []*Host{p.a, p.b} {
+			h.M.List(func(sa *ike.SAInfo) bool {
+				if got := sa.Suite.String(); !strings.HasSuffix(got, "CURVE_25519/KE1_ML_KEM_768/KE2_ML_KEM_1024") {
+					p.Fail("%s has agreed on %s", h.Name, got)
+				}
+				return true
+			})
+		}
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -331,6 +332,19 @@ func (a *ava) text() (string, bool) {
 		return string(r), true
 	}
 	return "", false
+}
+
+// PlainDN tells whether der is a distinguished name whose texts have no control characters.
+func PlainDN(der []byte) bool {
+	name, ok := readDN(der)
+	for _, rdn := range name {
+		for i := range rdn {
+			if text, isText := rdn[i].text(); isText && strings.ContainsFunc(text, unicode.IsControl) {
+				return false
+			}
+		}
+	}
+	return ok
 }
 
 // FormatDN writes a DER name in the notation that [ParseDN] reads, and without control
