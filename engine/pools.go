@@ -74,6 +74,7 @@ func (e *Engine) settleLeases() error {
 		<-k.writing
 	}
 	if b := e.encodeLeases(); k.changed && !bytes.Equal(b, k.last) && e.keep.dir != nil {
+		k.last = b
 		e.storeLeases(b)
 	}
 	return nil

@@ -224,6 +224,9 @@ func TestLeasesAreWrittenAtAPace(t *testing.T) {
 	}
 	k.changed = true
 	e.saveLeases(time.Hour)
+	if k.writing != nil {
+		<-k.writing
+	}
 	if _, again := disk.leases(); again != n || k.changed {
 		t.Error("what has not changed is written again")
 	}
