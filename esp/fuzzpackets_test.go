@@ -16,6 +16,8 @@ func fuzzPackets(f *testing.F) {
 	}
 	f.Add(uint8(1), ipv6Packet(ProtoUDP, ports, fragHeader(0, false)))
 	f.Add(uint8(2), ipv4Packet(ProtoUDP, 0x2000, 40))
+	f.Add(uint8(9), ipv4Packet(ProtoNoNext, 0, 40))
+	f.Add(uint8(67), ipv6Packet(ProtoNoNext, nil))
 	f.Add(uint8(3), append([]byte{17, 0, 4, 0, 1, 1, 1, 1}, ports...))
 	f.Add(uint8(4), append([]byte{6, 1, 0, 0, 7, 4, 4, 0, 1, 1, 1, 1}, make([]byte, 40)...))
 }
@@ -171,11 +173,14 @@ func FuzzTransport(f *testing.F) {
 		}
 		in := arrive(out, OpenRoom)
 		pkt, err := e.in.OpenPacket(0, &in, 16)
+		var p prefix
+		if err == ErrDummy && p.split(data) == nil && p.next == ProtoNoNext {
+			return // what has no payload says the same as what only hides traffic
+		}
 		if err != nil {
 			t.Fatalf("sealed %x of %x, opened: %v", out.Buf, data, err)
 		}
 		n, _ := InnerLen(data)
-		var p prefix
 		if p.split(data) == nil && p.skip == 0 && p.n+len(pkt)-16 < n {
 			t.Fatalf("sealed\n%x, opened\n%x", data, pkt[16:])
 		}
