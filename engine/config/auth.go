@@ -2,8 +2,6 @@ package config
 
 import (
 	"errors"
-	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -142,20 +140,25 @@ func (s *scope) authMethod(n *node) {
 	}
 }
 
+// eachFile reads the files of a list, of at most that many octets each, and hands them to take,
+// whose error says why one holds no such thing.
+func (s *scope) eachFile(n *node, most int, what string, take func(e *node, data []byte) error) {
+	for _, e := range s.texts(n) {
+		if data, ok := s.publicFile(e, e.text, most); ok {
+			if err := take(e, data); err != nil {
+				s.problem(e.at, "name a file with a "+what+", in PEM or DER", "%s holds no %s: %v", shownPath(e.text), what, err)
+			}
+		}
+	}
+}
+
 // certFiles reads the certificates of a list of files.
 func (s *scope) certFiles(n *node) (list []*pki.Cert) {
-	for _, e := range s.texts(n) {
-		data, ok := s.publicFile(e, e.text, maxCertFile)
-		if !ok {
-			continue
-		}
+	s.eachFile(n, maxCertFile, "certificate", func(_ *node, data []byte) error {
 		certs, err := pki.ParseCerts(data)
-		if err != nil {
-			s.problem(e.at, "name a file with a certificate, in PEM or DER", "%s holds no certificate: %v", shownPath(e.text), err)
-			continue
-		}
 		list = append(list, certs...)
-	}
+		return err
+	})
 	return list
 }
 
@@ -203,15 +206,11 @@ const maxKeyFile = 16 << 10
 
 // secretData reads the file that n names, which nobody else must be able to read.
 func (s *scope) secretData(n *node, most int) ([]byte, bool) {
-	path := n.text
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(s.cfg.File), path)
-	}
 	read := s.readKey
 	if read == nil {
 		read = readPrivateFile
 	}
-	data, err := read(path, most)
+	data, err := read(s.inFolder(n.text), most)
 	if err != nil {
 		s.unreadableKey(n, err)
 	}
@@ -220,18 +219,13 @@ func (s *scope) secretData(n *node, most int) ([]byte, bool) {
 
 // pubkeys reads public keys.
 func (s *scope) pubkeys(n *node) {
-	for _, e := range s.texts(n) {
-		data, ok := s.publicFile(e, e.text, maxCertFile)
-		if !ok {
-			continue
-		}
+	s.eachFile(n, maxCertFile, "public key", func(_ *node, data []byte) error {
 		key, err := pki.ParsePublicKey(data)
-		if err != nil {
-			s.problem(e.at, "name a file with a public key, in PEM or DER", "%s holds no public key: %v", shownPath(e.text), err)
-			continue
+		if err == nil {
+			s.peer.auth.Keys = append(s.peer.auth.Keys, key)
 		}
-		s.peer.auth.Keys = append(s.peer.auth.Keys, key)
-	}
+		return err
+	})
 }
 
 // finishAuth puts the rounds of a connection together, after finishTrust.
@@ -385,26 +379,4 @@ func (c *conn) usesSecret() bool {
 		return len(list) == 0 || slices.ContainsFunc(list, func(a ike.Auth) bool { return a.Kind == ike.AuthKindPSK })
 	}
 	return psk(c.LocalAuth) || psk(c.RemoteAuth)
-}
-
-// readPrivateFile returns what stands in the file of a private key, of at most that many octets.
-func readPrivateFile(path string, most int) ([]byte, error) {
-	f, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Perm()&openToOthers != 0 {
-		return nil, errExposed
-	}
-	data, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
-	if err == nil && len(data) > most {
-		clear(data)
-		err = errTooLong
-	}
-	return data, err
 }

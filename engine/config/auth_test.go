@@ -33,8 +33,8 @@ var authFiles = map[string][]byte{
 }
 
 // withAuthFiles lets a loader see them, beside the others that it sees.
-func withAuthFiles(l *loader, others func(string, int64) ([]byte, error)) *loader {
-	l.readPublic = func(path string, most int64) ([]byte, error) {
+func withAuthFiles(l *loader, others func(string, int) ([]byte, error)) *loader {
+	l.readPublic = func(path string, most int) ([]byte, error) {
 		if b, ok := authFiles[filepath.Base(path)]; ok {
 			return b, nil
 		}

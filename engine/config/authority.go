@@ -3,7 +3,6 @@ package config
 import (
 	"bytes"
 	"errors"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -78,19 +77,14 @@ func (s *scope) caCert(n *node) {
 
 // crlFiles reads the revocation lists of an authority.
 func (s *scope) crlFiles(n *node) {
-	for _, e := range s.texts(n) {
-		data, ok := s.publicFile(e, e.text, maxCRLFile)
-		if !ok {
-			continue
-		}
+	s.eachFile(n, maxCRLFile, "revocation list", func(e *node, data []byte) error {
 		list, err := pki.ParseCRL(data)
-		if err != nil {
-			s.problem(e.at, "name a file with a revocation list, in PEM or DER", "%s holds no revocation list: %v", shownPath(e.text), err)
-			continue
+		if err == nil {
+			s.authority.CRLs = append(s.authority.CRLs, list)
+			s.authority.lists = append(s.authority.lists, e)
 		}
-		s.authority.CRLs = append(s.authority.CRLs, list)
-		s.authority.lists = append(s.authority.lists, e)
-	}
+		return err
+	})
 }
 
 // uris reads where something can be fetched.
@@ -171,22 +165,14 @@ func day(t time.Time) string { return t.UTC().Format("2006-01-02") }
 // shownPath returns the name of a file for a problem, without what could do harm on a terminal.
 func shownPath(path string) string { return shown(filepath.Base(path)) }
 
-var (
-	errChangeable = errors.New("the group or others can change it")
-	errFileSize   = errors.New("it is too large for what it should be")
-)
-
 // publicFile reads the file that n names, from the place of the configuration. It is no
 // secret, but whoever can change it decides whom we trust.
-func (s *scope) publicFile(n *node, path string, most int64) (data []byte, ok bool) {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(s.cfg.File), path)
-	}
+func (s *scope) publicFile(n *node, path string, most int) (data []byte, ok bool) {
 	read := s.readPublic
 	if read == nil {
 		read = readPublicFile
 	}
-	data, err := read(path, most)
+	data, err := read(s.inFolder(path), most)
 	if err == nil {
 		return data, true
 	}
@@ -203,30 +189,9 @@ func (s *scope) publicFile(n *node, path string, most int64) (data []byte, ok bo
 	return nil, false
 }
 
-func sizeWords(n int64) string {
+func sizeWords(n int) string {
 	if n >= 1<<20 {
-		return strconv.FormatInt(n>>20, 10) + " MiB"
+		return strconv.Itoa(n>>20) + " MiB"
 	}
-	return strconv.FormatInt(n>>10, 10) + " KiB"
-}
-
-// readPublicFile reads a plain file of at most that many octets that only its owner can change.
-func readPublicFile(path string, most int64) ([]byte, error) {
-	f, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Perm()&0o022 != 0 {
-		return nil, errChangeable
-	}
-	data, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(data)) > most {
-		err = errFileSize
-	}
-	return data, err
+	return strconv.Itoa(n>>10) + " KiB"
 }

@@ -53,7 +53,7 @@ func pemOf(kind string, der []byte) []byte {
 }
 
 // publicFiles stands for the file system with the files of some authorities.
-func publicFiles(t testing.TB) func(path string, most int64) ([]byte, error) {
+func publicFiles(t testing.TB) func(path string, most int) ([]byte, error) {
 	t.Helper()
 	far, past := time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2021, 2, 3, 0, 0, 0, 0, time.UTC)
 	a, aKey := testCA(t, "A", far, true)
@@ -75,14 +75,14 @@ func publicFiles(t testing.TB) func(path string, most int64) ([]byte, error) {
 	forger, forgerKey := testCA(t, "X", far, true)
 	forger.RawSubject = a.RawSubject
 	files["forged.crl"] = testCRL(t, forger, forgerKey, far)
-	return func(path string, most int64) ([]byte, error) {
+	return func(path string, most int) ([]byte, error) {
 		data, ok := files[path]
 		switch {
 		case path == "open.pem":
 			return nil, errChangeable
 		case !ok:
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
-		case int64(len(data)) > most:
+		case len(data) > most:
 			return nil, errFileSize
 		}
 		return data, nil

@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"sort"
 	"strings"
 	"time"
@@ -270,9 +269,9 @@ type loader struct {
 	broken     bool            // TOML's syntax or rules are violated: something may be missing
 
 	authorities   []*authority
-	intermediates []*pki.Cert                                   // that come with our own certificates
-	readKey       func(path string, most int) ([]byte, error)   // nil: readPrivateFile
-	readPublic    func(path string, most int64) ([]byte, error) // nil: readPublicFile
+	intermediates []*pki.Cert                                 // that come with our own certificates
+	readKey       func(path string, most int) ([]byte, error) // nil: readPrivateFile
+	readPublic    func(path string, most int) ([]byte, error) // nil: readPublicFile
 }
 
 func newLoader(file string, readSecret func(string) ([]byte, error)) *loader {
@@ -316,24 +315,6 @@ func (l *loader) problem(at pos, hint, format string, args ...any) {
 
 func (l *loader) warn(at pos, hint, format string, args ...any) {
 	l.cfg.warnings = append(l.cfg.warnings, Problem{l.cfg.File, at.line, at.col, fmt.Sprintf(format, args...), hint})
-}
-
-// openToOthers are the permission bits that a file with a secret must not have.
-const openToOthers = 0o066
-
-var errNotRegular = errors.New("it is not a regular file")
-
-// openRegular opens a file for reading. It looks before it opens, because opening a
-// FIFO or a device can block or have effects.
-func openRegular(path string) (*os.File, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, errNotRegular
-	}
-	return os.Open(path)
 }
 
 // reason takes the operation and the path off an error of package os.

@@ -5,9 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
-	"path/filepath"
 	"strings"
 
 	"postern/ike"
@@ -63,11 +61,7 @@ func (s *scope) fileSecret(n *node) {
 
 // secretFile reads the file that n names, from the place of the configuration.
 func (s *scope) secretFile(n *node) (data []byte, ok bool) {
-	path := n.text
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(filepath.Dir(s.cfg.File), path)
-	}
-	data, err := s.readSecret(path)
+	data, err := s.readSecret(s.inFolder(n.text))
 	if err != nil {
 		s.unreadableKey(n, err)
 	}
@@ -123,36 +117,13 @@ func (s *scope) decoded(n *node, text []byte) []byte {
 	return key
 }
 
-var (
-	errExposed = errors.New("the group or others can read or change it")
-	errTooLong = errors.New("it is too large for a key")
-)
-
 // readSecretFile returns what stands in a secret's file, less one final newline. It
 // refuses files that are open to others, and whatever is not a plain file of
 // sensible length.
 func readSecretFile(path string) ([]byte, error) {
-	f, err := openRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Perm()&openToOthers != 0 {
-		return nil, errExposed
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxSecretLen+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxSecretLen {
-		return nil, errTooLong
-	}
+	data, err := readPrivateFile(path, maxSecretLen)
 	if line, ok := bytes.CutSuffix(data, []byte("\n")); ok {
-		return bytes.TrimSuffix(line, []byte("\r")), nil
+		data = bytes.TrimSuffix(line, []byte("\r"))
 	}
-	return data, nil
+	return data, err
 }
