@@ -58,7 +58,7 @@ func cpu() engine.CPU {
 func commands() []cli.Command {
 	var list []cli.Command
 	if pkitool.Enabled {
-		list = append(list, pkitool.Command(pkitool.System{Now: time.Now, Lock: platform.LockFile}))
+		list = append(list, pkitool.Command(pkitool.System{Now: time.Now, Lock: platform.LockFile, Replace: platform.ReplaceFile, Rename: platform.Rename}))
 	}
 	if demo.Enabled {
 		list = append(list, demo.Command(demo.System{

@@ -3,13 +3,11 @@ package platform
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -48,24 +46,7 @@ func bare(err error) error {
 // Load returns what Store kept under the name. The error wraps fs.ErrNotExist if that is
 // nothing. What somebody else may have changed is refused.
 func (d *Files) Load(name string) ([]byte, error) {
-	path := filepath.Join(d.dir, name)
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%s: %w", path, errShared)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, d.octets+1))
-	if err == nil && int64(len(b)) > d.octets {
-		err = fmt.Errorf("%s: %w", path, errStateSize)
-	}
-	return b, err
+	return loadOwn(filepath.Join(d.dir, name), d.octets, 0o022, errShared)
 }
 
 // Store keeps b under the name, readable by the owner alone. After a power cut either it or
@@ -77,7 +58,7 @@ func (d *Files) Store(name string, b []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.makeRoom(name, int64(len(b)))
-	return (&State{dir: d.dir}).Store(name, b)
+	return ReplaceFile(filepath.Join(d.dir, name), b, 0o600)
 }
 
 // makeRoom removes the oldest files until one of that name and size has room among the others,

@@ -2,8 +2,6 @@ package platform
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,10 +18,7 @@ type State struct {
 // maxStateLen bounds what Load reads.
 const maxStateLen = 64 << 10
 
-var (
-	errExposed   = errors.New("others may read it, so it is no secret any more")
-	errStateSize = errors.New("it is larger than anything that belongs there")
-)
+var errExposed = errors.New("others may read it, so it is no secret any more")
 
 // OpenState opens the directory and makes it, for the owner alone, if it is not there.
 // The errors name the directory.
@@ -52,55 +47,13 @@ func OpenState(dir string) (*State, error) {
 // Load returns what Store kept under the name. The error wraps fs.ErrNotExist if that is
 // nothing, and refuses what somebody else may have read.
 func (s *State) Load(name string) ([]byte, error) {
-	path := filepath.Join(s.dir, name)
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s: %w", path, errExposed)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxStateLen+1))
-	if err == nil && len(b) > maxStateLen {
-		err = fmt.Errorf("%s: %w", path, errStateSize)
-	}
-	return b, err
+	return loadOwn(filepath.Join(s.dir, name), maxStateLen, 0o077, errExposed)
 }
 
 // Store keeps b under the name, readable by the owner alone. After a power cut either it or
 // what was there before is found.
 func (s *State) Store(name string, b []byte) error {
-	path := filepath.Join(s.dir, name)
-	next := path + ".new"
-	_ = os.Remove(next)
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		_ = os.Remove(next)
-		return err
-	}
-	if d, derr := os.Open(s.dir); derr == nil {
-		_ = d.Sync() // some file systems have nothing to sync here
-		_ = d.Close()
-	}
-	return nil
+	return ReplaceFile(filepath.Join(s.dir, name), b, 0o600)
 }
 
 // Close lets another process have the directory.

@@ -27,6 +27,7 @@ const (
 
 // authority is an opened folder. It is this process's alone until it is closed.
 type authority struct {
+	t      *tool
 	dir    string
 	cert   *x509.Certificate
 	chain  []*x509.Certificate // cert and those above it, without the root; empty for a root
@@ -53,7 +54,7 @@ func (t *tool) openAuthority(dir, passFile string) (*authority, error) {
 	if st, err := os.Stat(filepath.Join(dir, fileCert)); err != nil || !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not the folder of an authority, it has no %s; 'postern pki ca' makes one", cli.Clean(dir), fileCert)
 	}
-	ca := &authority{dir: dir}
+	ca := &authority{t: t, dir: dir}
 	var err error
 	if ca.unlock, err = t.os.Lock(ca.file(fileLock)); err != nil {
 		return nil, err
@@ -103,10 +104,12 @@ func (ca *authority) enter(cert *x509.Certificate) error {
 	if err := os.Mkdir(ca.file(dirCerts), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fileError(ca.file(dirCerts), err)
 	}
-	return replace(ca.file(filepath.Join(dirCerts, serial+".pem")), pemText(pemCert, cert.Raw), modeOpen)
+	return ca.t.replace(ca.file(filepath.Join(dirCerts, serial+".pem")), pemText(pemCert, cert.Raw), modeOpen)
 }
 
-func (ca *authority) save() error { return replace(ca.file(fileIndex), ca.index.text(), modeSecret) }
+func (ca *authority) save() error {
+	return ca.t.replace(ca.file(fileIndex), ca.index.text(), modeSecret)
+}
 
 // chainDER is what goes behind a certificate of this authority.
 func (ca *authority) chainDER() [][]byte {

@@ -94,7 +94,7 @@ func runBundle(t *tool, cmd *cli.Command, args []string) error {
 	}
 	err = t.bundle(work, *caDir, *caPass, *kind, valid, halves)
 	if err == nil {
-		if err = os.Rename(work, dir); err != nil {
+		if err = t.os.Rename(work, dir); err != nil {
 			err = fileError(dir, err)
 		}
 	}
@@ -102,7 +102,6 @@ func runBundle(t *tool, cmd *cli.Command, args []string) error {
 		_ = os.RemoveAll(work)
 		return err
 	}
-	syncDir(filepath.Dir(dir))
 	keep := *caDir
 	if keep == "" {
 		keep = filepath.Join(dir, "ca")
@@ -266,7 +265,7 @@ func (t *tool) writeHalf(dir string, ca *authority, kind string, valid validity,
 		{halfCA, pemText(pemCert, ca.root.Raw)},
 		{halfConfig, []byte(h.config(peer))},
 	} {
-		if err := create(filepath.Join(dir, f.name), f.data, modeOpen, false); err != nil {
+		if err := t.create(filepath.Join(dir, f.name), f.data, modeOpen, false); err != nil {
 			return err
 		}
 	}

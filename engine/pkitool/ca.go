@@ -143,7 +143,7 @@ func (t *tool) newAuthority(dir string, c caOptions) (*authority, error) {
 		return nil, err
 	}
 	defer clear(data)
-	ca := &authority{dir: dir, key: key, index: &index{}}
+	ca := &authority{t: t, dir: dir, key: key, index: &index{}}
 	if err := ca.layOut(t, tmpl, c.parent, data); err != nil {
 		ca.close()
 		return nil, err
@@ -193,7 +193,7 @@ func (ca *authority) layOut(t *tool, tmpl *x509.Certificate, parent *authority, 
 	if ca.unlock, err = t.os.Lock(ca.file(fileLock)); err != nil {
 		return err
 	}
-	if err := create(ca.file(fileKey), key, modeSecret, false); err != nil {
+	if err := t.create(ca.file(fileKey), key, modeSecret, false); err != nil {
 		return err
 	}
 	if err := ca.save(); err != nil {
@@ -204,12 +204,12 @@ func (ca *authority) layOut(t *tool, tmpl *x509.Certificate, parent *authority, 
 		if err := parent.enter(ca.cert); err != nil {
 			return err
 		}
-		if err := create(ca.file(fileRoot), pemText(pemCert, ca.root.Raw), modeOpen, false); err != nil {
+		if err := t.create(ca.file(fileRoot), pemText(pemCert, ca.root.Raw), modeOpen, false); err != nil {
 			return err
 		}
 		ders = ca.chainDER()
 	}
-	return create(ca.file(fileCert), pemText(pemCert, ders...), modeOpen, false)
+	return t.create(ca.file(fileCert), pemText(pemCert, ders...), modeOpen, false)
 }
 
 // emptyDir makes a folder for the owner alone, or finds one that is empty.

@@ -21,6 +21,7 @@ package pkitool
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -33,6 +34,10 @@ type System struct {
 	Now func() time.Time
 	// Lock takes a file for this process alone, without waiting; the error says what to do.
 	Lock func(path string) (unlock func(), err error)
+	// Replace writes a file as a whole: after a power cut either it or what was there is found.
+	Replace func(path string, data []byte, mode fs.FileMode) error
+	// Rename gives a file or folder another name, which survives a power cut.
+	Rename func(from, to string) error
 }
 
 // tool is one run of a command.

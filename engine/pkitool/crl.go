@@ -193,8 +193,8 @@ func (ca *authority) makeList(at time.Time, days int) (*x509.RevocationList, err
 	if err := l.CheckSignatureFrom(ca.cert); err != nil {
 		return nil, err
 	}
-	if err := replace(ca.file(filePEM), pemText(pemCRL, der), modeOpen); err != nil {
+	if err := ca.t.replace(ca.file(filePEM), pemText(pemCRL, der), modeOpen); err != nil {
 		return nil, err
 	}
-	return l, replace(ca.file(fileCRL), der, modeOpen)
+	return l, ca.t.replace(ca.file(fileCRL), der, modeOpen)
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"postern/engine/cli"
@@ -135,7 +134,7 @@ func free(path string, force bool) error {
 }
 
 // create writes a file that is not there yet, unless force is set, as a whole and synced.
-func create(path string, data []byte, mode fs.FileMode, force bool) error {
+func (t *tool) create(path string, data []byte, mode fs.FileMode, force bool) error {
 	if err := free(path, force); err != nil {
 		return err
 	}
@@ -152,41 +151,15 @@ func create(path string, data []byte, mode fs.FileMode, force bool) error {
 			return err
 		}
 	}
-	return replace(path, data, mode)
+	return t.replace(path, data, mode)
 }
 
 // replace writes a file as a whole: after a power cut either it or what was there before is found.
-func replace(path string, data []byte, mode fs.FileMode) error {
-	next := path + ".new"
-	_ = os.Remove(next)
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return fileError(next, err)
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		_ = os.Remove(next)
+func (t *tool) replace(path string, data []byte, mode fs.FileMode) error {
+	if err := t.os.Replace(path, data, mode); err != nil {
 		return fileError(path, err)
 	}
-	syncDir(filepath.Dir(path))
 	return nil
-}
-
-// syncDir makes the names in a folder survive a power cut, where the file system can.
-func syncDir(dir string) {
-	if d, err := os.Open(dir); err == nil {
-		_ = d.Sync()
-		_ = d.Close()
-	}
 }
 
 // output is where a command leaves what it made.
@@ -225,7 +198,7 @@ func (out output) write(t *tool, kind string, objects ...[]byte) error {
 		_, err := t.sys.Stdout.Write(data)
 		return err
 	}
-	return create(*out.file, data, modeOpen, *out.force)
+	return t.create(*out.file, data, modeOpen, *out.force)
 }
 
 // pemText writes DER objects as PEM (RFC 7468).

@@ -118,7 +118,7 @@ func (t *tool) newKey(path, kind string, der, force bool) (*pki.Key, error) {
 		return nil, err
 	}
 	defer clear(data)
-	if err := create(path, data, modeSecret, force); err != nil {
+	if err := t.create(path, data, modeSecret, force); err != nil {
 		return nil, err
 	}
 	return parseKey(path, data, nil)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -63,7 +64,7 @@ func (b *bench) run(line ...string) (status int, stdout, stderr string) {
 	}
 	status = cli.Main(args, cli.System{
 		Stdout: &out, Stderr: &errs, Version: "test",
-		Commands: []cli.Command{Command(System{Now: func() time.Time { return b.now }, Lock: b.lock})},
+		Commands: []cli.Command{Command(System{Now: func() time.Time { return b.now }, Lock: b.lock, Replace: replaceFile, Rename: os.Rename})},
 	})
 	if len(b.locks) > 0 {
 		b.t.Errorf("%q: a lock was not given back", line)
@@ -673,7 +674,7 @@ func (b *bench) runHeld(line ...string) (status int, stdout, stderr string) {
 	}
 	status = cli.Main(args, cli.System{
 		Stdout: &out, Stderr: &errs,
-		Commands: []cli.Command{Command(System{Now: func() time.Time { return b.now }, Lock: lock})},
+		Commands: []cli.Command{Command(System{Now: func() time.Time { return b.now }, Lock: lock, Replace: replaceFile, Rename: os.Rename})},
 	})
 	return status, out.String(), errs.String()
 }
@@ -763,4 +764,12 @@ func TestSerialNumbersHaveNoOctetOfZeros(t *testing.T) {
 	if most < 120 {
 		t.Errorf("the longest of 100 serial numbers has %d bits, which is not random", most)
 	}
+}
+
+// replaceFile stands for the system's writing of whole files.
+func replaceFile(path string, data []byte, mode fs.FileMode) error {
+	if err := os.WriteFile(path+".new", data, mode); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
