@@ -244,6 +244,9 @@ func (m *Machine) installOurs(sa *ikeSA, shared []byte) {
 		m.createFailed(sa, err)
 		return
 	}
+	if req.dropped && req.refused == nil {
+		req.refused = ErrTerminated
+	}
 	rival := m.findChild(req.rival)
 	loses := rival != nil && (rival.state == ChildInstalled || rival.state == ChildRekeying) &&
 		bytes.Compare(lowest(req.ni, req.nr), rival.nonceLow) < 0
@@ -315,6 +318,10 @@ func (m *Machine) createFailed(sa *ikeSA, err error) {
 		sa.req = request{}
 	}
 	t := req.task
+	if req.dropped && t.kind == taskCreateChild {
+		m.settle(t.waiters, ErrTerminated)
+		return
+	}
 	if t.kind != taskCreateChild || t.lane > 0 { // EvFailed tells of the others
 		m.event(Event{Kind: EvNotify, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Text: t.kind.String(), Err: err})
 	}

@@ -96,6 +96,9 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			w.left++
 			m.closeChild(sa, k, ErrTerminated, w)
 		}
+		if c.ChildID == 0 && m.dropCreating(sa, c.Child) {
+			found = true
+		}
 	}
 	for _, s := range m.conns {
 		if c.IKE != 0 || c.ChildID != 0 || c.Conn != "" && s.conn.Name != c.Conn {
@@ -128,6 +131,30 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 		return ErrNotFound
 	}
 	return nil
+}
+
+// dropCreating ends our attempts to make a CHILD SA of that name on an IKE SA, and tells whether
+// there were any. What the peer may have made already is closed when it is known.
+func (m *Machine) dropCreating(sa *ikeSA, child string) (found bool) {
+	var waiters []*waiter
+	creates := func(t *task) bool {
+		if t.kind != taskCreateChild || t.cfg == nil || t.cfg.Name != child {
+			return false
+		}
+		found = true
+		waiters = append(waiters, t.waiters...)
+		t.waiters = nil
+		return true
+	}
+	sa.tasks = slices.DeleteFunc(sa.tasks, func(t task) bool { return creates(&t) })
+	sa.outstanding(func(r *request) bool {
+		if creates(&r.task) {
+			r.dropped = true
+		}
+		return false
+	})
+	m.settle(waiters, ErrTerminated)
+	return found
 }
 
 func (m *Machine) cmdRekey(c *Command, w *waiter) error {

@@ -31,6 +31,7 @@ type request struct {
 	spiIn   uint32
 	rest
 	link    []byte // what the peer wants to see in the next IKE_FOLLOWUP_KE
+	dropped bool   // the user has closed meanwhile what it makes
 	waits   bool   // for room in the window, to send that
 	ts      [2][]esp.Selector
 	mode    esp.Mode // asked for, then granted
@@ -38,7 +39,7 @@ type request struct {
 	seen    seenAs
 	padding bool // the peer takes it
 	agg     AggFrag
-	refused error // of a CHILD SA that the peer has and that cannot be used
+	refused error // of a CHILD SA that the peer has and that cannot be used, or may not any more
 	chosen  Proposal
 	peerSPI []byte
 	gotTS   [2][]esp.Selector

@@ -70,6 +70,7 @@ func (m *Machine) queue(sa *ikeSA, t task) {
 	}
 	if r := sa.outstanding(func(r *request) bool { return r.task.same(&t) }); r != nil {
 		r.task.waiters = append(r.task.waiters, t.waiters...)
+		r.dropped = false // it is wanted again
 		return
 	}
 	for i := range sa.tasks {

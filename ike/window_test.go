@@ -246,3 +246,51 @@ func TestDeadPeerFreesTheWholeWindow(t *testing.T) {
 		t.Errorf("%d SPIs and %d SAs are left", len(p.a.spis), len(p.a.sas))
 	}
 }
+
+// What the user closes while it is being made does not come up afterwards, unless it is asked for
+// again.
+func TestTerminateWhileTheChildIsMade(t *testing.T) {
+	for _, c := range []struct {
+		name, child string
+		again       bool
+		n           int
+	}{
+		{"with IKE_AUTH", "net", false, 0},
+		{"by itself", "host0", false, 1},
+		{"and asked for again", "host0", true, 2},
+	} {
+		p := newPair(t, manyChildren(1))
+		if c.child != "net" {
+			p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 1, Conn: "link", Child: "net"})
+			p.run()
+			p.same(1)
+		}
+		under := 0
+		p.b.mangle = func(o *Output) bool {
+			if h, _ := ParseHeader(o.Data); h.Exchange == ExchangeInit {
+				return true
+			}
+			under++
+			return false
+		}
+		p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 2, Conn: "link", Child: c.child})
+		p.run()
+		p.a.m.Command(p.now, Command{Kind: CmdTerminate, Tag: 3, Conn: "link", Child: c.child})
+		p.run()
+		p.done(p.a, 3, nil)
+		p.done(p.a, 2, ErrTerminated)
+		if c.again {
+			p.a.m.Command(p.now, Command{Kind: CmdInitiate, Tag: 4, Conn: "link", Child: c.child})
+			p.run()
+		}
+		if under == 0 {
+			t.Fatalf("%s: nothing was under way", c.name)
+		}
+		p.b.mangle = nil
+		p.pass(time.Minute)
+		p.same(c.n)
+		if c.again {
+			p.done(p.a, 4, nil)
+		}
+	}
+}
