@@ -74,3 +74,61 @@ func (m *Machine) startAgain(o, sa *ikeSA) {
 		}
 	}
 }
+
+// crosses tells whether two IKE SAs, one that we began and one that the peer began, were
+// under way here at the same time: the later one began (for the peer's: its first message
+// came) before the earlier one was established. Both sides connected then without knowing
+// of the other's attempt. An IKE SA that begins when the other one is established was meant
+// to: the peer authenticates anew, or, if it says INITIAL_CONTACT, has lost the other one.
+//
+// A message that took long may let one side alone see that they cross. It acts alone then,
+// and the other side leaves to it what stays; where both see it, both come to the same result.
+func (o *origin) crosses(other *origin) bool {
+	first, second := o, other
+	if second.began < first.began {
+		first, second = second, first
+	}
+	return o.ours != other.ours && second.began <= first.done
+}
+
+// resolveDuplicates looks for other IKE SAs between the same two, after sa has been
+// established. If the peer says that it knows of no other, those are gone. If both sides
+// have connected at once, the SA with the higher initiator's SPI stays.
+func (m *Machine) resolveDuplicates(sa *ikeSA, contact bool) {
+	for i := range m.sas {
+		o := &m.sas[i]
+		if o == sa || o.state != StateEstablished || o.closeErr != nil || sa.conn.Unique == UniqueNever ||
+			!o.localID.Equal(sa.localID) || !o.peerID.Equal(sa.peerID) || o.unique == sa.reauth.old {
+			continue
+		}
+		both := o.conn == sa.conn && o.origin.ours != sa.origin.ours
+		later := both && !sa.origin.ours && !o.origin.crosses(&sa.origin) // the peer began it beside ours, which it had
+		loser, winner := o, sa
+		switch {
+		case later && contact:
+			m.handTasks(o, sa) // it had ours, and has lost it
+			m.startAgain(o, sa)
+			m.destroy(o, ErrReplaced)
+			continue
+		case later && sa.conn.Unique == UniqueReplace:
+			m.replaceLater(o, sa)
+			continue
+		case later:
+			continue // it knows both, and what it wants: it may be reauthenticating
+		case both && sa.origin.spiI < o.origin.spiI:
+			loser, winner = sa, o
+		case both:
+		case contact:
+			m.startAgain(o, sa)
+			m.destroy(o, ErrReplaced)
+			continue
+		case sa.conn.Unique == UniqueReplace && !sa.origin.ours:
+			m.replaceLater(o, sa)
+			continue
+		default:
+			continue
+		}
+		m.handTasks(loser, winner)
+		m.closeIKE(loser, ErrReplaced, nil)
+	}
+}
