@@ -10,6 +10,7 @@ import (
 
 	"postern/engine/config"
 	"postern/engine/log"
+	"postern/engine/vici"
 	"postern/esp"
 	"postern/ike"
 )
@@ -356,15 +357,7 @@ func (l *ikeLoop) assignedTo(conn string) *assignment {
 }
 
 // join writes what has a String with blanks between.
-func join[T fmt.Stringer](list []T) string { return strings.Join(texts(list), " ") }
-
-func texts[T fmt.Stringer](list []T) []string {
-	out := make([]string, len(list))
-	for i := range list {
-		out[i] = list[i].String()
-	}
-	return out
-}
+func join[T fmt.Stringer](list []T) string { return strings.Join(vici.Texts(list), " ") }
 
 // protects tells whether an entry of a connection protects what is sent to a port there by UDP.
 func (l *ikeLoop) protects(conn string, to netip.Addr, port uint16) bool {

@@ -435,7 +435,7 @@ func TestStatusShowsWhatIsAssigned(t *testing.T) {
 		m := new(control.Message)
 		_ = r.loop.do(func() {
 			v := r.loop.view(sa)
-			v.message(m, 0)
+			v.Message(m, 0, true)
 		})
 		return m.String()
 	}

@@ -236,9 +236,3 @@ type counters [numCounters]atomic.Uint64
 func (c *counters) inc(i counter)           { c[i].Add(1) }
 func (c *counters) add(i counter, n uint64) { c[i].Add(n) }
 func (c *counters) get(i counter) uint64    { return c[i].Load() }
-
-// CounterValue is the name and the value of one counter.
-type CounterValue struct {
-	Name  string
-	Value uint64
-}

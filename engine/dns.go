@@ -4,12 +4,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"postern/engine/config"
 	"postern/engine/log"
+	"postern/engine/vici"
 	"postern/ike"
 )
 
@@ -111,24 +111,11 @@ func (c *dnsChoice) report(e *Engine, a *ike.Assigned) {
 			"servers", join(c.servers))
 	}
 	if len(a.EncDNS) > 0 {
-		say(log.Info, "the gateway offers encrypted name servers, which this system is not told of", "servers", strings.Join(encTexts(a.EncDNS), ", "))
+		say(log.Info, "the gateway offers encrypted name servers, which this system is not told of", "servers", strings.Join(vici.EncTexts(a.EncDNS), ", "))
 	}
 	if len(a.TrustAnchors) > 0 {
 		say(log.Info, "DNSSEC trust anchors of the gateway are not used", "domains", strings.Join(a.TrustNames, " "))
 	}
-}
-
-// encTexts writes encrypted resolvers for people: name, addresses, protocols.
-func encTexts(list []ike.EncryptedDNS) (out []string) {
-	for i := range list {
-		d := &list[i]
-		parts := append([]string{d.ADN}, texts(d.Addrs)...)
-		if d.Port != 0 {
-			parts = append(parts, "port", strconv.Itoa(int(d.Port)))
-		}
-		out = append(out, strings.Join(append(parts, d.ALPN...), " "))
-	}
-	return out
 }
 
 // dnsWish is what the system's name servers are to be.

@@ -22,7 +22,7 @@
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - two at most fetch what tells of revoked certificates, and one puts it on the disk, only
 //     while they do (fetching.go)
-//   - one accepts control clients, and three at most serve each of them (vici.go)
+//   - one accepts control clients, and three at most serve each of them (daemon.go)
 package engine
 
 import (
@@ -42,6 +42,7 @@ import (
 	"postern/engine/config"
 	"postern/engine/control"
 	"postern/engine/log"
+	"postern/engine/vici"
 	"postern/esp"
 	"postern/ike"
 )
@@ -507,10 +508,10 @@ func (l *ikeLoop) wipe() {
 
 // Counters returns the data path's counters, in a fixed order. It may be called from
 // any goroutine.
-func (e *Engine) Counters() []CounterValue {
-	out := make([]CounterValue, numCounters)
+func (e *Engine) Counters() []vici.Counter {
+	out := make([]vici.Counter, numCounters)
 	for c := range numCounters {
-		out[c] = CounterValue{c.String(), e.d.counts.get(c)}
+		out[c] = vici.Counter{Name: c.String(), Value: e.d.counts.get(c)}
 	}
 	return out
 }

@@ -2,10 +2,8 @@ package engine
 
 import (
 	"encoding/hex"
-	"errors"
 	"fmt"
 
-	"postern/engine/control"
 	"postern/esp"
 	"postern/ike"
 )
@@ -29,9 +27,6 @@ var (
 		esp.IntegAESCMAC96: "ANY 96 bit authentication [no checking]",
 	}
 )
-
-// errNoExport is the answer where keys are asked for and not kept.
-var errNoExport = errors.New("the keys are not kept: set export_keys = true in [daemon], reload, and have the SAs made anew")
 
 // exportLen is more octets than any line has: two keys in hexadecimal and the names.
 const exportLen = 512
@@ -87,35 +82,4 @@ func appendKey(line, key []byte) []byte {
 		return line
 	}
 	return hex.AppendEncode(append(line, "0x"...), key)
-}
-
-// saKeys streams the keys of all SAs, if they are kept.
-func (h viciHandler) saKeys(stream func(string, *control.Message) error) (*control.Message, error) {
-	var lines []string
-	l := h.e.loop
-	kept := false
-	err := l.do(func() {
-		kept = l.exportKeys
-		for i := range l.d.sad.slots {
-			slot := &l.d.sad.slots[i]
-			if in := slot.in.Load(); in != nil && in.export != nil {
-				lines = append(lines, string(in.export))
-			}
-			if slot.out != nil && slot.out.export != nil {
-				lines = append(lines, string(slot.out.export))
-			}
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	if !kept {
-		return nil, errNoExport
-	}
-	for _, line := range lines {
-		if err := stream(control.EvSAKey, new(control.Message).Set(control.KeyLine, line)); err != nil {
-			return nil, err
-		}
-	}
-	return control.Success(), nil
 }

@@ -10,7 +10,6 @@ import (
 
 	"postern/board"
 	"postern/engine/config"
-	"postern/engine/control"
 	"postern/esp"
 	"postern/ike"
 )
@@ -411,29 +410,6 @@ per_cpu_sas = true
 					}
 				}
 			}
-		}
-	}
-}
-
-// list-sas says what an SA is for, as charon does where it knows such SAs.
-func TestListSAsShowsLanes(t *testing.T) {
-	for _, c := range []struct {
-		lane         uint8
-		perCPU       bool
-		class        string
-		cpus, on, of string
-	}{
-		{0, false, "", "", "", ""},
-		{0, true, "", "", "yes", ""},
-		{1, true, "", "0", "", ""},
-		{8, true, "", "7", "", ""},
-		{2, false, "8-10", "", "", "8-10"},
-	} {
-		m := new(control.Message)
-		v := childView{ChildInfo: ike.ChildInfo{Lane: c.lane, PerCPU: c.perCPU}, class: c.class}
-		v.message(m, time.Hour)
-		if cpu, on, of := m.Get("cpu"), m.Get("per-cpu-sas"), m.Get("dscp-class"); cpu != c.cpus || on != c.on || of != c.of {
-			t.Errorf("lane %d, CPUs %v: cpu %q, per-cpu-sas %q, dscp-class %q; want %+v", c.lane, c.perCPU, cpu, on, of, c)
 		}
 	}
 }

@@ -3,10 +3,8 @@ package engine
 import (
 	"bytes"
 	"net/netip"
-	"strconv"
 	"time"
 
-	"postern/engine/control"
 	"postern/engine/log"
 	"postern/ike"
 )
@@ -154,53 +152,4 @@ func (e *Engine) loadLeases(cfg *ike.Config) {
 	if len(cfg.Pools) > 0 {
 		cfg.Leases = decodeLeases(e.keep.load(stateLeases))
 	}
-}
-
-// getPools answers get-pools as charon does.
-func (h viciHandler) getPools(req *control.Message) (*control.Message, error) {
-	only, withLeases := req.Get(control.KeyName), req.GetBool(control.KeyLeases)
-	m := new(control.Message)
-	err := h.e.loop.do(func() {
-		h.e.loop.m.Pools(func(p ike.PoolInfo) {
-			if only != "" && p.Pool.Name != only {
-				return
-			}
-			s := m.Section(p.Pool.Name)
-			s.Set(control.KeyBase, p.Base.String()).SetInt(control.KeySize, p.Size).
-				SetInt(control.KeyOnline, int64(p.Online)).SetInt(control.KeyOffline, int64(p.Offline))
-			if withLeases {
-				h.leases(s.Section(control.KeyLeases), p.Pool.Name)
-			}
-			some := func(key string, list []string) {
-				if len(list) > 0 {
-					s.List(key, list...)
-				}
-			}
-			some(control.KeyPoolDNS, texts(p.Pool.DNS))
-			some(control.KeyPoolNBNS, texts(p.Pool.NBNS))
-			some(control.KeyPoolSubnet, texts(p.Pool.Subnets))
-			some(control.KeyPoolDomains, p.Pool.Domains)
-		})
-	})
-	return m, err
-}
-
-// maxLeasesShown is how many leases of a pool one answer holds: a message has an end.
-const maxLeasesShown = 2000
-
-func (h viciHandler) leases(m *control.Message, pool string) {
-	n := 0
-	h.e.loop.m.Leases(func(l ike.Lease) bool {
-		if l.Pool != pool {
-			return true
-		}
-		status := control.KeyOffline
-		if l.Online {
-			status = control.KeyOnline
-		}
-		m.Section(strconv.Itoa(n)).Set(control.KeyAddress, l.Addr.String()).
-			Set(control.KeyIdentity, l.ID.String()).Set(control.KeyStatus, status)
-		n++
-		return n < maxLeasesShown
-	})
 }

@@ -296,7 +296,7 @@ func (r *running) end() {
 // command runs a VICI command and returns its response and the events that it streamed.
 func (r *running) command(name string, kv ...string) (resp string, events []string) {
 	req := newMessage(kv...)
-	m, ok := viciHandler{r.Engine}.Command(name, req, func(ev string, m *messageT) error {
+	m, ok := r.Engine.Command(name, req, func(ev string, m *messageT) error {
 		if m != nil {
 			events = append(events, ev+" "+m.String())
 		}

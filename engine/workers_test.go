@@ -408,7 +408,7 @@ func TestDeviceWithFewerQueuesThanWorkers(t *testing.T) {
 	if len(*devs) != 2 || (*devs)[0].count() == 0 || (*devs)[1].count() == 0 {
 		t.Errorf("the packets arrived at %d and %d of %d queues, want at both", (*devs)[0].count(), (*devs)[1].count(), len(*devs))
 	}
-	if s, _ := a.command(control.CmdStats); !strings.Contains(s, `data-path{workers="2" sockets="4" tun="fake-tun" udp="fake-socket" esp="fake-socket" `) {
+	if s, _ := a.command(control.CmdStats, control.KeyOurs, "yes"); !strings.Contains(s, `data-path{workers="2" sockets="4" tun="fake-tun" udp="fake-socket" esp="fake-socket" `) {
 		t.Errorf("stats do not tell what the data path has: %s", s)
 	}
 	ready := 0

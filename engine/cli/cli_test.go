@@ -445,7 +445,7 @@ func TestUpAndDownPassOnWhatIsAsked(t *testing.T) {
 		{"down plant modbus", `ike="plant" child="modbus" timeout="10000" loglevel="1"`, "plant modbus is down\n"},
 	} {
 		status, out, errs := call(System{}, append(strings.Fields(tc.args), "--socket", path)...)
-		if got := (<-d.got).String(); got != tc.want || status != ExitOK || out != tc.out {
+		if got := (<-d.got).String(); got != tc.want+` postern="yes"` || status != ExitOK || out != tc.out {
 			t.Errorf("postern %s asks %s, exits with %d, %q, want %s and %q", tc.args, got, status, out, tc.want, tc.out)
 		}
 		if want := "[IKE] peer says \\x1b[2J\n"; (errs == want) == strings.Contains(tc.args, "quiet") {

@@ -82,6 +82,7 @@ func dialDaemon(sys *System, path string, limit time.Duration) (*control.Client,
 	c, err := control.Dial(path)
 	switch {
 	case err == nil:
+		c.Ours = true
 		if limit > 0 {
 			_ = c.SetDeadline(time.Now().Add(limit))
 		}

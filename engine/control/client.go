@@ -25,6 +25,9 @@ var (
 // Client is a connection to a daemon. It runs one command at a time and is for one
 // goroutine; Close and SetDeadline may be called from others.
 type Client struct {
+	// Ours has every request ask for the keys that charon does not have (KeyOurs).
+	Ours bool
+
 	conn   net.Conn
 	buf    []byte
 	broken error // after this the stream is out of step
@@ -107,6 +110,12 @@ func (c *Client) Listen(fn func(event string, m *Message) error, events ...strin
 }
 
 func (c *Client) call(name string, req *Message, event string, fn func(*Message) error) (*Message, error) {
+	if c.Ours {
+		if req == nil {
+			req = new(Message)
+		}
+		req.SetBool(KeyOurs, true)
+	}
 	if err := c.send(CmdRequest, name, req); err != nil {
 		return nil, err
 	}

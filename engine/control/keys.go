@@ -62,6 +62,7 @@ const (
 
 // Keys of requests.
 const (
+	KeyOurs     = "postern"  // yes: the client knows the keys that charon does not have, and gets them
 	KeyIKE      = "ike"      // name of a connection
 	KeyChild    = "child"    // name of a CHILD SA's configuration
 	KeyIKEID    = "ike-id"   // unique number

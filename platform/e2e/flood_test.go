@@ -58,14 +58,14 @@ func (p *process) vitals() vitals {
 // counters asks postern for its counters.
 func (d *postern) counters() map[string]int {
 	d.t.Helper()
-	out, err := command("swanctl", "--stats", "--raw", "--uri", d.control())
+	out, err := rawOurs(d, "--stats", "")
 	if err != nil {
-		d.t.Fatalf("swanctl --stats: %v\n%s%s", err, out, logs(d))
+		d.t.Fatalf("stats: %v\n%s%s", err, out, logs(d))
 	}
 	_, text, ok := strings.Cut(out, "{")
 	root, err := parseRaw(strings.TrimSuffix(strings.TrimSpace(text), "}"))
 	if !ok || err != nil {
-		d.t.Fatalf("what swanctl --stats says cannot be read: %v\n%s", err, out)
+		d.t.Fatalf("what stats says cannot be read: %v\n%s", err, out)
 	}
 	n := map[string]int{}
 	for i, name := range root.names {
@@ -76,7 +76,7 @@ func (d *postern) counters() map[string]int {
 		}
 	}
 	if len(n) == 0 {
-		d.t.Fatalf("swanctl --stats shows no counters:\n%s", out)
+		d.t.Fatalf("stats shows no counters:\n%s", out)
 	}
 	return n
 }

@@ -155,7 +155,7 @@ func TestFragmentsThroughAChildForSomePorts(t *testing.T) {
 			if n := s.exchange(s.lanA, other, 4000, 1, time.Second); n > 0 {
 				t.Errorf("a datagram in pieces to a port that the child does not select came back")
 			}
-			if out, err := command("swanctl", "--list-sas", "--raw", "--uri", b.control()); err != nil || strings.Contains(out, "fragments=yes") != (c.passes && !c.pieces) {
+			if out, err := rawOurs(b, "--list-sas", "list-sa"); err != nil || strings.Contains(out, "fragments=yes") != (c.passes && !c.pieces) {
 				t.Errorf("the list of SAs does not tell whether later fragments are taken: %v\n%s", err, out)
 			}
 			counted := a.counters()

@@ -141,11 +141,11 @@ func join(encr, bits, integ, prf, dh string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "/")
 }
 
-// listSAs asks a daemon for its SAs, with strongSwan's own client.
+// listSAs asks a daemon for its SAs.
 func listSAs(d daemon) ([]ikeSA, error) {
-	out, err := command("swanctl", "--list-sas", "--raw", "--uri", d.control())
+	out, err := rawOurs(d, "--list-sas", "list-sa")
 	if err != nil {
-		return nil, fmt.Errorf("swanctl --list-sas of %s: %w: %s", d.kind(), err, out)
+		return nil, fmt.Errorf("list-sas of %s: %w: %s", d.kind(), err, out)
 	}
 	var sas []ikeSA
 	for line := range strings.SplitSeq(out, "\n") {

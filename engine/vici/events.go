@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"fmt"
@@ -7,15 +7,15 @@ import (
 	"postern/ike"
 )
 
-// viciEvents tells control clients what happens to SAs, in charon's form. It runs on
+// Events tells control clients what happens to SAs, in charon's form. It runs on
 // the IKE loop and builds nothing that nobody has registered for.
-type viciEvents struct {
-	l   *ikeLoop
-	ctl *control.Server
+type Events struct {
+	L      Loop
+	Server *control.Server
 }
 
-// event sends the VICI event of an IKE event, if it has one.
-func (v viciEvents) event(e *ike.Event) {
+// Event sends the VICI event of an IKE event, if it has one.
+func (v Events) Event(e *ike.Event) {
 	name := ""
 	switch e.Kind {
 	case ike.EvIKEUp, ike.EvIKEDown:
@@ -29,10 +29,10 @@ func (v viciEvents) event(e *ike.Event) {
 	case ike.EvChildRekeyed:
 		name = control.EvChildRekey
 	}
-	if name == "" || !v.ctl.Wanted(name) {
+	if name == "" || !v.Server.Wanted(name) {
 		return
 	}
-	now := v.l.now().Mono
+	now := v.L.Now()
 	sa := v.find(e.IKE, e)
 	m := new(control.Message)
 	if name == control.EvIKEUpdate {
@@ -42,27 +42,27 @@ func (v viciEvents) event(e *ike.Event) {
 	sec := m.Section(sa.name())
 	switch e.Kind {
 	case ike.EvIKEUp, ike.EvIKEDown, ike.EvMoved, ike.EvRoamed:
-		sa.message(sec, now)
+		sa.Message(sec, now, false)
 	case ike.EvIKERekeyed:
 		old := v.find(e.Old, e)
-		old.message(sec.Section("old"), now)
-		sa.message(sec.Section("new"), now)
+		old.Message(sec.Section("old"), now, false)
+		sa.Message(sec.Section("new"), now, false)
 	case ike.EvChildUp, ike.EvChildDown:
-		sa.message(sec, now)
+		sa.Message(sec, now, false)
 		child := sa.child(e.ChildID, e.Child)
-		child.message(sec.Section(control.KeyChildSAs).Section(fmt.Sprintf("%s-%d", e.Child, e.ChildID)), now)
+		child.Message(sec.Section(control.KeyChildSAs).Section(fmt.Sprintf("%s-%d", e.Child, e.ChildID)), now, false)
 	case ike.EvChildRekeyed:
-		sa.message(sec, now)
+		sa.Message(sec, now, false)
 		pair := sec.Section(control.KeyChildSAs).Section(e.Child)
 		was, is := sa.child(e.Old, e.Child), sa.child(e.ChildID, e.Child)
-		was.message(pair.Section("old"), now)
-		is.message(pair.Section("new"), now)
+		was.Message(pair.Section("old"), now, false)
+		is.Message(pair.Section("new"), now, false)
 	}
-	v.ctl.Event(name, m)
+	v.Server.Event(name, m)
 }
 
 // hosts writes the two ends of the path.
-func (v *saView) hosts(m *control.Message) {
+func (v *SA) hosts(m *control.Message) {
 	m.Set(control.KeyLocalHost, v.Path.Local.Addr().Unmap().String())
 	m.SetUint(control.KeyLocalPort, uint64(v.Path.Local.Port()))
 	m.Set(control.KeyRemoteHost, v.Path.Remote.Addr().Unmap().String())
@@ -71,11 +71,11 @@ func (v *saView) hosts(m *control.Message) {
 
 // find returns the IKE SA of that number, or, if it is gone already, what the event
 // tells about it.
-func (v viciEvents) find(unique uint32, e *ike.Event) saView {
-	sa := saView{SAInfo: ike.SAInfo{Unique: unique, Conn: e.Conn, State: ike.StateDeleting, Path: e.Path}}
-	v.l.m.List(func(i *ike.SAInfo) bool {
+func (v Events) find(unique uint32, e *ike.Event) SA {
+	sa := SA{SAInfo: ike.SAInfo{Unique: unique, Conn: e.Conn, State: ike.StateDeleting, Path: e.Path}}
+	v.L.List(func(i *ike.SAInfo) bool {
 		if i.Unique == unique {
-			sa = v.l.view(i)
+			sa = v.L.View(i)
 		}
 		return i.Unique != unique
 	})
@@ -83,11 +83,11 @@ func (v viciEvents) find(unique uint32, e *ike.Event) saView {
 }
 
 // child returns a CHILD SA of sa, or, if it is gone already, its name and number.
-func (v *saView) child(unique uint32, name string) childView {
-	for i := range v.children {
-		if v.children[i].Unique == unique {
-			return v.children[i]
+func (v *SA) child(unique uint32, name string) Child {
+	for i := range v.Children {
+		if v.Children[i].Unique == unique {
+			return v.Children[i]
 		}
 	}
-	return childView{ChildInfo: ike.ChildInfo{Unique: unique, Name: name, State: ike.ChildDeleting}}
+	return Child{ChildInfo: ike.ChildInfo{Unique: unique, Name: name, State: ike.ChildDeleting}}
 }

@@ -72,6 +72,7 @@ func TestCertificatesAreListed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
+	c.Ours = true
 	list := func(keys ...string) (got []string, all []*control.Message) {
 		req := new(control.Message)
 		for i := 0; i < len(keys); i += 2 {

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,19 +10,6 @@ import (
 	"postern/engine/control"
 	"postern/ike"
 )
-
-// list-conns shows the peer's names where remote_addrs has them.
-func TestListConnsShowsNamesInTheirPlace(t *testing.T) {
-	m := new(control.Message).Section("c")
-	connMessage(m, &ike.Conn{
-		RemoteAddrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("10.0.0.0/8")},
-		RemoteNames: []ike.PeerName{{Name: "first.example"}, {Name: "gw.example", At: 1}, {Name: "last.example", At: 2}},
-	})
-	got := strings.Join(m.Items(control.KeyRemoteAddrs), " ")
-	if want := "first.example 192.0.2.1 gw.example 10.0.0.0/8 last.example"; got != want {
-		t.Errorf("remote_addrs is %q, want %q", got, want)
-	}
-}
 
 // A forced terminate answers at once whether the peer is there or not, and a peer that is
 // there follows.

@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"fmt"
@@ -6,71 +6,29 @@ import (
 	"strings"
 	"time"
 
+	"postern/engine/config"
 	"postern/engine/control"
 	"postern/esp"
 	"postern/ike"
 )
 
-// saView is an IKE SA with what the data path knows of its CHILD SAs, taken on the loop
-// so that the message can be built elsewhere.
-type saView struct {
-	ike.SAInfo
-	manual   bool // it stands for a manual SA: there is no IKE SA
-	children []childView
-	vips     *ike.Assigned // nil: nothing is assigned to us
-	dns      dnsChoice
-}
-
-type childView struct {
-	ike.ChildInfo
-	reqid           int
-	in, out         esp.Usage
-	lastIn, lastOut time.Duration // 0: never
-	class           string        // of packets that the SA is for; "": none, or not known
-}
-
-// view takes a snapshot. It runs on the loop.
-func (l *ikeLoop) view(sa *ike.SAInfo) saView {
-	v := saView{SAInfo: *sa, children: make([]childView, len(sa.Children))}
-	if st := l.assignedTo(sa.Conn); st != nil && sa.Initiator {
-		v.vips, v.dns = st.is, st.dns
-	}
-	for i := range sa.Children {
-		c := childView{ChildInfo: sa.Children[i], reqid: l.reqid(sa.Conn, sa.Children[i].Name)}
-		c.in, c.out, c.lastIn, c.lastOut = l.d.sad.usage(&l.d.turns, c.SPIIn)
-		c.class = l.d.spd.lanesOf(sa.Conn, c.Name).className(c.Lane)
-		v.children[i] = c
-	}
-	return v
-}
-
-// reqid numbers the children of the configuration, as charon numbers its policies: it
-// stays the same when a CHILD SA is rekeyed.
-func (l *ikeLoop) reqid(conn, child string) int {
-	for i := range l.d.spd.spec {
-		if l.d.spd.spec[i].protects(conn, child) {
-			return i + 1
-		}
-	}
-	return 0
-}
-
-func (h viciHandler) listSAs(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+func (h Handler) listSAs(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
 	s, _ := selected(req)
-	l := h.e.loop
-	var views []saView
+	var views []SA
 	var now time.Duration
-	if err := l.do(func() {
-		now = l.now().Mono
-		l.m.List(func(sa *ike.SAInfo) bool {
+	if err := h.D.Do(func(l Loop) {
+		now = l.Now()
+		l.List(func(sa *ike.SAInfo) bool {
 			if s.conn == "" || sa.Conn == s.conn {
 				if s.ike == 0 || sa.Unique == s.ike {
-					views = append(views, l.view(sa))
+					views = append(views, l.View(sa))
 				}
 			}
 			return true
 		})
-		views = l.viewManual(views, s)
+		if (s.conn == "" || s.conn == config.ManualConn) && s.ike == 0 {
+			views = append(views, l.Manual()...)
+		}
 	}); err != nil {
 		return nil, err
 	}
@@ -78,16 +36,16 @@ func (h viciHandler) listSAs(req *control.Message, stream func(string, *control.
 		v := &views[i]
 		m := new(control.Message)
 		sec := m.Section(v.name())
-		v.message(sec, now)
+		v.Message(sec, now, ours(req))
 		kids := sec.Section(control.KeyChildSAs)
 		found := false
-		for j := range v.children {
-			c := &v.children[j]
+		for j := range v.Children {
+			c := &v.Children[j]
 			if s.child != "" && c.Name != s.child || s.id != 0 && c.Unique != s.id {
 				continue
 			}
 			found = true
-			c.message(kids.Section(fmt.Sprintf("%s-%d", c.Name, c.Unique)), now)
+			c.Message(kids.Section(fmt.Sprintf("%s-%d", c.Name, c.Unique)), now, ours(req))
 		}
 		if s.children() && !found {
 			continue
@@ -101,7 +59,7 @@ func (h viciHandler) listSAs(req *control.Message, stream func(string, *control.
 
 // name is what the SA is listed under: a responder's is nameless until the peer has
 // said who it is.
-func (v *saView) name() string {
+func (v *SA) name() string {
 	if v.Conn == "" {
 		return "(unnamed)"
 	}
@@ -111,11 +69,12 @@ func (v *saView) name() string {
 //go:noinline
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-// message writes an IKE SA without its children, in charon's order.
-func (v *saView) message(m *control.Message, now time.Duration) {
+// Message writes an IKE SA without its children, in charon's order, at the time now of Loop's clock.
+// With ours it adds the keys that charon does not have.
+func (v *SA) Message(m *control.Message, now time.Duration, ours bool) {
 	m.SetUint(control.KeyUniqueID, uint64(v.Unique))
 	version := "2"
-	if v.manual {
+	if v.Manual {
 		version = "0" // no IKE at all
 	}
 	m.Set(control.KeyVersion, version)
@@ -140,7 +99,9 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 	}
 	if v.PPK != (ike.PPKID{}) {
 		yes(m, control.KeyPPK, true)
-		m.Set(control.KeyPPKID, v.PPK.String())
+		if ours {
+			m.Set(control.KeyPPKID, v.PPK.String())
+		}
 	}
 	if v.State == ike.StateEstablished {
 		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
@@ -148,23 +109,25 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 		until(m, control.KeyReauthTime, v.ReauthAt, now)
 		until(m, control.KeyLifeTime, v.ExpireAt, now)
 	}
-	proofLists(m, &v.SAInfo)
-	if a := v.vips; a != nil {
+	if ours {
+		proofLists(m, &v.SAInfo)
+	}
+	if a := v.Assigned; a != nil {
 		some := func(key string, list []string) {
 			if len(list) > 0 {
 				m.List(key, list...)
 			}
 		}
-		some(control.KeyLocalVIPs, texts(a.Addrs))
-		if v.dns.all || len(v.dns.domains) > 0 {
-			some(control.KeyDNSServers, texts(v.dns.servers))
-			some(control.KeyDNSDomains, v.dns.domains)
+		some(control.KeyLocalVIPs, Texts(a.Addrs))
+		if ours {
+			some(control.KeyDNSServers, Texts(v.DNSServers))
+			some(control.KeyDNSDomains, v.DNSDomains)
+			some(control.KeyEncDNS, EncTexts(a.EncDNS))
+			some(control.KeyNetworks, Texts(a.Subnets))
 		}
-		some(control.KeyEncDNS, encTexts(a.EncDNS))
-		some(control.KeyNetworks, texts(a.Subnets))
 	}
 	if len(v.RemoteVIPs) > 0 {
-		m.List(control.KeyRemoteVIPs, texts(v.RemoteVIPs)...)
+		m.List(control.KeyRemoteVIPs, Texts(v.RemoteVIPs)...)
 	}
 	if len(v.Tasks) > 0 {
 		m.List(control.KeyTasksActive, v.Tasks[:1]...)
@@ -177,11 +140,11 @@ func (v *saView) message(m *control.Message, now time.Duration) {
 	}
 }
 
-// message writes a CHILD SA, in charon's order.
-func (c *childView) message(m *control.Message, now time.Duration) {
+// Message writes a CHILD SA in the same way.
+func (c *Child) Message(m *control.Message, now time.Duration, ours bool) {
 	m.Set(control.KeyName, c.Name)
 	m.SetUint(control.KeyUniqueID, uint64(c.Unique))
-	m.SetInt(control.KeyReqID, int64(c.reqid))
+	m.SetInt(control.KeyReqID, int64(c.ReqID))
 	m.Set(control.KeyState, c.State.String())
 	m.Set(control.KeyMode, c.Mode.String())
 	proto := esp.ESP
@@ -190,10 +153,10 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	}
 	m.Set(control.KeyProtocol, proto.String())
 	yes(m, control.KeyEncap, c.Encap)
-	yes(m, control.KeyFragments, c.Fragments)
+	yes(m, control.KeyFragments, ours && c.Fragments)
 	m.Set(control.KeySPIIn, fmt.Sprintf("%08x", c.SPIIn))
 	m.Set(control.KeySPIOut, fmt.Sprintf("%08x", c.SPIOut))
-	c.lane(m)
+	c.lane(m, ours)
 	algorithms(m, c.Suite.Encr, c.Suite.KeyBits, c.Suite.Integ)
 	if c.DH != ike.DHNone {
 		m.Set(control.KeyDHGroup, c.DH.String())
@@ -202,15 +165,15 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 	if c.Suite.ESN {
 		m.Set(control.KeyESN, "1")
 	}
-	m.SetUint(control.KeyBytesIn, c.in.Bytes)
-	m.SetUint(control.KeyPacketsIn, c.in.Packets)
-	if c.lastIn != 0 {
-		m.SetInt(control.KeyUseIn, seconds(now-c.lastIn))
+	m.SetUint(control.KeyBytesIn, c.In.Bytes)
+	m.SetUint(control.KeyPacketsIn, c.In.Packets)
+	if c.LastIn != 0 {
+		m.SetInt(control.KeyUseIn, seconds(now-c.LastIn))
 	}
-	m.SetUint(control.KeyBytesOut, c.out.Bytes)
-	m.SetUint(control.KeyPacketsOut, c.out.Packets)
-	if c.lastOut != 0 {
-		m.SetInt(control.KeyUseOut, seconds(now-c.lastOut))
+	m.SetUint(control.KeyBytesOut, c.Out.Bytes)
+	m.SetUint(control.KeyPacketsOut, c.Out.Packets)
+	if c.LastOut != 0 {
+		m.SetInt(control.KeyUseOut, seconds(now-c.LastOut))
 	}
 	until(m, control.KeyRekeyTime, c.RekeyAt, now)
 	until(m, control.KeyLifeTime, c.ExpireAt, now)
@@ -221,15 +184,15 @@ func (c *childView) message(m *control.Message, now time.Duration) {
 
 // lane writes what an SA beside others is for. The first two keys are those of charon, which
 // has no SAs for classes.
-func (c *childView) lane(m *control.Message) {
-	key, value := control.KeyDSCPClass, c.class
+func (c *Child) lane(m *control.Message, ours bool) {
+	key, value := control.KeyDSCPClass, c.Class
 	switch {
 	case c.PerCPU && c.Lane > 0:
 		key, value = control.KeyCPU, strconv.Itoa(int(c.Lane-1))
 	case c.PerCPU:
 		key, value = control.KeyPerCPU, "yes"
 	}
-	if value != "" {
+	if value != "" && (ours || key != control.KeyDSCPClass) {
 		m.Set(key, value)
 	}
 }
@@ -300,9 +263,9 @@ func tsTexts(list []ike.TS) []string {
 	return out
 }
 
-func (h viciHandler) listConns(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+func (h Handler) listConns(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
 	var conns []*ike.Conn
-	if err := h.e.loop.do(func() { conns = h.e.cfg.IKE.Conns }); err != nil {
+	if err := h.D.Do(func(l Loop) { conns = l.Config().IKE.Conns }); err != nil {
 		return nil, err
 	}
 	only := req.Get(control.KeyIKE)
@@ -311,7 +274,7 @@ func (h viciHandler) listConns(req *control.Message, stream func(string, *contro
 			continue
 		}
 		m := new(control.Message)
-		connMessage(m.Section(c.Name), c)
+		connMessage(m.Section(c.Name), c, ours(req))
 		if err := stream(control.EvListConn, m); err != nil {
 			return nil, err
 		}
@@ -328,7 +291,7 @@ var (
 )
 
 // connMessage writes a connection, in charon's order.
-func connMessage(m *control.Message, c *ike.Conn) {
+func connMessage(m *control.Message, c *ike.Conn, ours bool) {
 	var local, remote []string
 	for _, a := range c.LocalAddrs {
 		local = append(local, a.String())
@@ -377,7 +340,9 @@ func connMessage(m *control.Message, c *ike.Conn) {
 		s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
 		s.SetUint(control.KeyRekeyBytes, ch.RekeyBytes)
 		s.SetUint(control.KeyRekeyPackets, ch.RekeyPackets)
-		s.Set(control.KeyStartAction, startNames[ch.StartAction])
+		if ours {
+			s.Set(control.KeyStartAction, startNames[ch.StartAction])
+		}
 		s.Set(control.KeyDPDAction, peerNames[ch.DPDAction])
 		s.Set(control.KeyCloseAction, peerNames[ch.CloseAction])
 		s.List(control.KeyLocalTS, tsTexts(ch.LocalTS)...)

@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"errors"
@@ -8,59 +8,26 @@ import (
 	"strings"
 	"time"
 
-	"postern/engine/config"
 	"postern/engine/control"
 	"postern/engine/log"
 	"postern/ike"
 )
 
-// listen opens the control socket, so that a second daemon ends before it has touched
-// anything.
-func (e *Engine) listen(undo *undoList) (*control.Listener, error) {
-	if e.cfg.Daemon.Control == "" {
-		return nil, nil
-	}
-	l, err := control.Listen(e.cfg.Daemon.Control)
-	if err != nil {
-		return nil, err
-	}
-	undo.add("control socket", l.Close)
-	return l, nil
-}
-
-// serve answers control clients until the end. It is called before the loop runs.
-func (e *Engine) serve(l *control.Listener, undo *undoList) {
-	ctl := control.NewServer(l, viciHandler{e}, control.Options{Clients: e.o.Profile.Clients, Log: e.o.Log})
-	e.ctl, e.loop.onEvent = ctl, viciEvents{e.loop, ctl}.event
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		if err := ctl.Serve(); err != nil {
-			e.o.Log.Log(log.Net, log.Error, "the control socket does not answer any more", log.Err(err))
-		}
-	}()
-	undo.add("control server", func() error {
-		err := ctl.Close()
-		<-served
-		return err
-	})
-}
-
-// viciHandler executes the commands of control clients, with charon's names, keys and
+// Handler executes the commands of control clients, with charon's names, keys and
 // texts. Each runs on its client's goroutine and asks the IKE loop for what it needs.
-type viciHandler struct{ e *Engine }
+type Handler struct{ D Daemon }
 
 // Command implements control.Handler.
-func (h viciHandler) Command(name string, req *control.Message, stream func(string, *control.Message) error) (*control.Message, bool) {
+func (h Handler) Command(name string, req *control.Message, stream func(string, *control.Message) error) (*control.Message, bool) {
 	var resp *control.Message
 	var err error
 	switch name {
 	case control.CmdVersion:
 		resp = h.version()
 	case control.CmdStats:
-		resp, err = h.stats()
+		resp, err = h.stats(req)
 	case control.CmdReload:
-		resp, err = control.Success(), h.reload()
+		resp, err = control.Success(), h.D.Reload()
 	case control.CmdListConns:
 		resp, err = h.listConns(req, stream)
 	case control.CmdListSAs:
@@ -94,39 +61,41 @@ func (h viciHandler) Command(name string, req *control.Message, stream func(stri
 	return resp, true
 }
 
-func (h viciHandler) version() *control.Message {
+func (h Handler) version() *control.Message {
+	about := h.D.About()
 	sysname := runtime.GOOS
 	if sysname == "linux" {
 		sysname = "Linux"
 	}
 	return new(control.Message).
 		Set(control.KeyDaemon, "postern").
-		Set(control.KeyVersion, h.e.o.Version).
+		Set(control.KeyVersion, about.Version).
 		Set(control.KeySysname, sysname).
-		Set(control.KeyRelease, h.e.o.Kernel).
+		Set(control.KeyRelease, about.Kernel).
 		Set(control.KeyMachine, runtime.GOARCH)
 }
 
-func (h viciHandler) stats() (*control.Message, error) {
-	total, half, jobs, slots, used := 0, 0, 0, 0, 0
-	if err := h.e.loop.do(func() {
-		total, half = h.e.loop.count()
-		jobs = len(h.e.loop.jobs)
-		slots, used = len(h.e.d.sad.slots), h.e.d.sad.used()
+func (h Handler) stats(req *control.Message) (*control.Message, error) {
+	total, half := 0, 0
+	var load Load
+	if err := h.D.Do(func(l Loop) {
+		total, half = count(l)
+		load = l.Load()
 	}); err != nil {
 		return nil, err
 	}
-	workers, busy := int64(max(h.e.o.Profile.Workers, 1)), int64(h.e.loop.busy.Load())
+	about := h.D.About()
+	workers, busy := int64(about.Workers), int64(h.D.Busy())
 	levels := func(m *control.Message, medium int64) {
 		m.SetInt(control.KeyCritical, 0).SetInt(control.KeyHigh, 0).SetInt(control.KeyMedium, medium).SetInt(control.KeyLow, 0)
 	}
 	m := new(control.Message)
 	m.Section(control.KeyUptime).
-		Set(control.KeyRunning, uptime(time.Since(h.e.start))).
-		Set(control.KeySince, h.e.start.Format("Jan 02 15:04:05 2006"))
+		Set(control.KeyRunning, uptime(time.Since(about.Start))).
+		Set(control.KeySince, about.Start.Format("Jan 02 15:04:05 2006"))
 	w := m.Section(control.KeyWorkers).SetInt(control.KeyTotal, workers).SetInt(control.KeyIdle, workers-busy)
 	levels(w.Section(control.KeyActive), busy)
-	levels(m.Section(control.KeyQueues), int64(jobs))
+	levels(m.Section(control.KeyQueues), int64(load.Jobs))
 	m.SetInt(control.KeyScheduled, 0)
 	m.Section(control.KeyIKESAs).SetInt(control.KeyTotal, int64(total)).SetInt(control.KeyHalfOpen, int64(half))
 	m.List(control.KeyPlugins)
@@ -135,18 +104,22 @@ func (h viciHandler) stats() (*control.Message, error) {
 	m.Section(control.KeyMallinfo).
 		SetUint(control.KeySbrk, mem.Sys-mem.HeapReleased).SetUint(control.KeyMmap, 0).
 		SetUint(control.KeyUsed, mem.HeapInuse).SetUint(control.KeyFree, mem.HeapIdle-mem.HeapReleased)
-	// Ours: charon has none of the data path.
-	f := &h.e.features
+	if !ours(req) { // charon has none of the data path
+		return m, nil
+	}
 	m.Section(control.KeyDataPath).
-		SetInt(control.KeyWorkers, int64(f.workers)).SetInt(control.KeySockets, int64(f.sockets)).
-		Set(control.KeyTUN, f.tun).Set(control.KeyUDP, f.udp).Set(control.KeyESP, f.esp).
-		SetInt(control.KeySlots, int64(slots)).SetInt(control.KeySlotsUsed, int64(used))
+		SetInt(control.KeyWorkers, int64(about.PathWorkers)).SetInt(control.KeySockets, int64(about.PathSockets)).
+		Set(control.KeyTUN, about.TUN).Set(control.KeyUDP, about.UDP).Set(control.KeyESP, about.ESP).
+		SetInt(control.KeySlots, int64(load.Slots)).SetInt(control.KeySlotsUsed, int64(load.UsedSlots))
 	c := m.Section("counters")
-	for _, v := range h.e.Counters() {
+	for _, v := range h.D.Counters() {
 		c.SetUint(v.Name, v.Value)
 	}
 	return m, nil
 }
+
+// ours tells whether a client knows the keys that charon does not have.
+func ours(req *control.Message) bool { return req.GetBool(control.KeyOurs) }
 
 // uptime writes a span as charon does, in its largest unit of which there are at least two.
 func uptime(d time.Duration) string {
@@ -162,8 +135,8 @@ func uptime(d time.Duration) string {
 }
 
 // count returns how many IKE SAs there are, and how many of them are not established.
-func (l *ikeLoop) count() (total, half int) {
-	l.m.List(func(sa *ike.SAInfo) bool {
+func count(l Loop) (total, half int) {
+	l.List(func(sa *ike.SAInfo) bool {
 		total++
 		if sa.State == ike.StateConnecting {
 			half++
@@ -173,41 +146,12 @@ func (l *ikeLoop) count() (total, half int) {
 	return total, half
 }
 
-func (h viciHandler) reload() error {
-	e := h.e
-	if e.o.Path == "" {
-		return errors.New("the daemon does not know its configuration file: restart it instead")
-	}
-	cfg, err := config.Load(e.o.Path, e.o.CPU.CipherOrder())
-	if err != nil {
-		return err
-	}
-	var was config.Log
-	if err := e.loop.do(func() { was = e.cfg.Log }); err != nil {
-		return err
-	}
-	if err := e.Reload(cfg); err != nil {
-		return err
-	}
-	// A level that was given on the command line stays unless the file changed it.
-	for _, a := range []struct {
-		area    log.Area
-		was, is log.Level
-	}{{log.IKE, was.IKE, cfg.Log.IKE}, {log.ESP, was.ESP, cfg.Log.ESP}, {log.Net, was.Net, cfg.Log.Net}} {
-		if a.was != a.is {
-			e.o.Log.SetLevel(a.area, a.is)
-		}
-	}
-	e.o.Log.Log(log.Net, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
-	return nil
-}
-
 // waitPoll is how often a command that waits looks whether its client is still there.
 const waitPoll = 500 * time.Millisecond
 
 // wait streams log lines until done yields count outcomes, the time is over (0: never)
 // or the client has gone. It returns how many came without an error and the first error.
-func (h viciHandler) wait(w *logWatch, count int, done <-chan error, timeout time.Duration, stream func(string, *control.Message) error) (good, ended int, err error) {
+func (h Handler) wait(w *logWatch, count int, done <-chan error, timeout time.Duration, stream func(string, *control.Message) error) (good, ended int, err error) {
 	poll := time.NewTicker(waitPoll)
 	defer poll.Stop()
 	var late <-chan time.Time
@@ -255,7 +199,7 @@ type logWatch struct {
 const watchDepth = 64
 
 // watch collects lines about the connection ("" for any) up to charon's level of the request.
-func (h viciHandler) watch(req *control.Message, conn string, timeout int64) *logWatch {
+func (h Handler) watch(req *control.Message, conn string, timeout int64) *logWatch {
 	w := &logWatch{lines: make(chan *control.Message, watchDepth), cancel: func() {}}
 	most := int64(1)
 	if v, ok := req.GetInt(control.KeyLogLevel); ok {
@@ -265,7 +209,7 @@ func (h viciHandler) watch(req *control.Message, conn string, timeout int64) *lo
 		return w
 	}
 	mine := " conn=" + conn + " "
-	w.cancel = h.e.o.Log.Subscribe(func(area log.Area, level log.Level, text string) {
+	w.cancel = h.D.Log().Subscribe(func(area log.Area, level log.Level, text string) {
 		charon := int64(1)
 		switch level {
 		case log.Error:
@@ -293,7 +237,7 @@ func (h viciHandler) watch(req *control.Message, conn string, timeout int64) *lo
 	return w
 }
 
-func (h viciHandler) initiate(req *control.Message, stream func(string, *control.Message) error) error {
+func (h Handler) initiate(req *control.Message, stream func(string, *control.Message) error) error {
 	child, conn := req.Get(control.KeyChild), req.Get(control.KeyIKE)
 	timeout, _ := req.GetInt(control.KeyTimeout)
 	kind, name := "CHILD_SA", child
@@ -303,12 +247,12 @@ func (h viciHandler) initiate(req *control.Message, stream func(string, *control
 	if name == "" {
 		return errors.New("missing configuration name")
 	}
-	e, l := h.e, h.e.loop
+	halfOpen := h.D.About().HalfOpen
 	var err error
-	if lerr := l.do(func() {
-		if conn = findChild(&e.cfg.IKE, conn, child); conn == "" {
+	if lerr := h.D.Do(func(l Loop) {
+		if conn = findChild(&l.Config().IKE, conn, child); conn == "" {
 			err = fmt.Errorf("%s config '%s' not found", kind, name)
-		} else if _, half := l.count(); req.GetBool("init-limits") && half >= e.o.Profile.HalfOpen {
+		} else if _, half := count(l); req.GetBool("init-limits") && half >= halfOpen {
 			err = fmt.Errorf("establishing %s '%s' not possible at the moment due to limits", kind, name)
 		}
 	}); lerr != nil || err != nil {
@@ -317,8 +261,8 @@ func (h viciHandler) initiate(req *control.Message, stream func(string, *control
 	w := h.watch(req, conn, timeout)
 	defer w.cancel()
 	done, tag := make(chan error, 1), uint64(0)
-	if err := l.do(func() {
-		tag = l.command(ike.Command{Kind: ike.CmdInitiate, Conn: conn, Child: child}, func(err error) { done <- err })
+	if err := h.D.Do(func(l Loop) {
+		tag = l.Command(ike.Command{Kind: ike.CmdInitiate, Conn: conn, Child: child}, func(err error) { done <- err })
 	}); err != nil {
 		return err
 	}
@@ -328,7 +272,7 @@ func (h viciHandler) initiate(req *control.Message, stream func(string, *control
 	_, ended, err := h.wait(w, 1, done, time.Duration(timeout)*time.Millisecond, stream)
 	switch {
 	case ended == 0:
-		_ = l.do(func() { l.forget(tag) })
+		_ = h.D.Do(func(l Loop) { l.Forget(tag) })
 		if err == nil {
 			err = fmt.Errorf("%s '%s' not established after %dms", kind, name, timeout)
 		}
@@ -376,9 +320,9 @@ func selected(req *control.Message) (s selection, ok bool) {
 func (s *selection) children() bool { return s.child != "" || s.id != 0 }
 
 // find returns one command for each SA that the selection matches. It runs on the loop.
-func (s *selection) find(l *ikeLoop, kind ike.CommandKind) []ike.Command {
+func (s *selection) find(l Loop, kind ike.CommandKind) []ike.Command {
 	var out []ike.Command
-	l.m.List(func(sa *ike.SAInfo) bool {
+	l.List(func(sa *ike.SAInfo) bool {
 		if s.conn != "" && sa.Conn != s.conn || s.ike != 0 && sa.Unique != s.ike {
 			return true
 		}
@@ -397,7 +341,7 @@ func (s *selection) find(l *ikeLoop, kind ike.CommandKind) []ike.Command {
 	return out
 }
 
-func (h viciHandler) terminate(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+func (h Handler) terminate(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
 	s, ok := selected(req)
 	if !ok {
 		return nil, errors.New("missing terminate selector")
@@ -405,24 +349,23 @@ func (h viciHandler) terminate(req *control.Message, stream func(string, *contro
 	timeout, _ := req.GetInt(control.KeyTimeout)
 	w := h.watch(req, s.conn, timeout)
 	defer w.cancel()
-	l := h.e.loop
 	var tags []uint64
 	var done chan error
 	matches, wished := 0, false
-	if err := l.do(func() {
+	if err := h.D.Do(func(l Loop) {
 		cmds := s.find(l, ike.CmdTerminate)
 		matches = len(cmds)
 		done = make(chan error, matches+1)
 		for _, c := range cmds {
 			c.Force = req.GetBool(control.KeyForce)
-			tags = append(tags, l.command(c, func(err error) { done <- err }))
+			tags = append(tags, l.Command(c, func(err error) { done <- err }))
 		}
 		if s.ike == 0 && s.id == 0 {
 			// What is only wanted so far (the next attempt is being waited for) ends as well.
-			tag := l.command(ike.Command{Kind: ike.CmdTerminate, Conn: s.conn, Child: s.child}, func(err error) {
+			tag := l.Command(ike.Command{Kind: ike.CmdTerminate, Conn: s.conn, Child: s.child}, func(err error) {
 				wished = err == nil && matches == 0
 			})
-			l.forget(tag)
+			l.Forget(tag)
 		}
 	}); err != nil {
 		return nil, err
@@ -431,9 +374,9 @@ func (h viciHandler) terminate(req *control.Message, stream func(string, *contro
 	if timeout >= 0 && !req.GetBool(control.KeyForce) {
 		good, _, _ = h.wait(w, matches, done, time.Duration(timeout)*time.Millisecond, stream)
 	}
-	_ = l.do(func() {
+	_ = h.D.Do(func(l Loop) {
 		for _, t := range tags {
-			l.forget(t)
+			l.Forget(t)
 		}
 	})
 	var err error
@@ -450,7 +393,7 @@ func (h viciHandler) terminate(req *control.Message, stream func(string, *contro
 	return withReason(m, err), nil
 }
 
-func (h viciHandler) rekey(req *control.Message) (*control.Message, error) {
+func (h Handler) rekey(req *control.Message) (*control.Message, error) {
 	s, ok := selected(req)
 	if !ok {
 		return nil, errors.New("missing rekey selector")
@@ -459,12 +402,12 @@ func (h viciHandler) rekey(req *control.Message) (*control.Message, error) {
 	if req.GetBool(control.KeyReauth) && !s.children() {
 		kind = ike.CmdReauth
 	}
-	l, matches := h.e.loop, 0
-	if err := l.do(func() {
+	matches := 0
+	if err := h.D.Do(func(l Loop) {
 		cmds := s.find(l, kind)
 		matches = len(cmds)
 		for _, c := range cmds {
-			l.forget(l.command(c, func(error) {}))
+			l.Forget(l.Command(c, func(error) {}))
 		}
 	}); err != nil {
 		return nil, err

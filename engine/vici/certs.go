@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"errors"
@@ -77,9 +77,9 @@ func configuredCerts(cfg *ike.Config) (list []certView) {
 
 // listCerts streams the certificates and public keys of the configuration. Revocation lists and
 // what peers have sent are none of them.
-func (h viciHandler) listCerts(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+func (h Handler) listCerts(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
 	var list []certView
-	if err := h.e.loop.do(func() { list = configuredCerts(&h.e.cfg.IKE) }); err != nil {
+	if err := h.D.Do(func(l Loop) { list = configuredCerts(&l.Config().IKE) }); err != nil {
 		return nil, err
 	}
 	kind, flag := req.Get(control.KeyCertType), req.Get(control.KeyCertFlag)
@@ -104,7 +104,7 @@ func (h viciHandler) listCerts(req *control.Message, stream func(string, *contro
 		if !wants(kind, is) || !wants(flag, has) || subject != (ike.ID{}) && !v.named(subject) {
 			continue
 		}
-		if err := stream(control.EvListCert, v.message(is, has)); err != nil {
+		if err := stream(control.EvListCert, v.message(is, has, ours(req))); err != nil {
 			return nil, err
 		}
 	}
@@ -117,8 +117,8 @@ func (v *certView) named(id ike.ID) bool {
 }
 
 // message writes it, in charon's order. The subject and the times, which charon leaves to whoever
-// reads the certificate, are there for those who do not.
-func (v *certView) message(kind, flag string) *control.Message {
+// reads the certificate, are ours.
+func (v *certView) message(kind, flag string, ours bool) *control.Message {
 	m := new(control.Message).Set(control.KeyCertType, kind)
 	if v.cert == nil {
 		yes(m, control.KeyHasPrivate, v.owned)
@@ -126,7 +126,11 @@ func (v *certView) message(kind, flag string) *control.Message {
 	}
 	m.Set(control.KeyCertFlag, flag)
 	yes(m, control.KeyHasPrivate, v.owned)
-	return m.Set(control.KeyCertData, string(v.cert.Raw())).Set(control.KeySubject, v.cert.Subject()).
+	m.Set(control.KeyCertData, string(v.cert.Raw()))
+	if !ours {
+		return m
+	}
+	return m.Set(control.KeySubject, v.cert.Subject()).
 		Set(control.KeyNotBefore, v.cert.NotBefore().UTC().Format(time.RFC3339)).
 		Set(control.KeyNotAfter, v.cert.NotAfter().UTC().Format(time.RFC3339))
 }

@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"net/netip"

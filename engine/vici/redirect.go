@@ -1,4 +1,4 @@
-package engine
+package vici
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 
 // redirect sends the clients that the request selects to another gateway. As charon, it
 // does not wait for them.
-func (h viciHandler) redirect(req *control.Message) (*control.Message, error) {
+func (h Handler) redirect(req *control.Message) (*control.Message, error) {
 	s, ok := selected(req)
 	ip, id := req.Get(control.KeyPeerIP), req.Get(control.KeyPeerID)
 	if !ok && ip == "" && id == "" {
@@ -25,10 +25,10 @@ func (h viciHandler) redirect(req *control.Message) (*control.Message, error) {
 	if !ok {
 		return nil, errors.New("missing or invalid target gateway")
 	}
-	l, matches, failed := h.e.loop, 0, error(nil)
-	if err := l.do(func() {
+	matches, failed := 0, error(nil)
+	if err := h.D.Do(func(l Loop) {
 		var list []uint32
-		l.m.List(func(sa *ike.SAInfo) bool {
+		l.List(func(sa *ike.SAInfo) bool {
 			if sa.State == ike.StateEstablished && (s.conn == "" || sa.Conn == s.conn) && (s.ike == 0 || sa.Unique == s.ike) &&
 				inside(sa.Path.Remote.Addr()) && fitsID(id, sa.RemoteID.String()) {
 				list = append(list, sa.Unique)
@@ -38,7 +38,7 @@ func (h viciHandler) redirect(req *control.Message) (*control.Message, error) {
 		matches = len(list)
 		for _, unique := range list {
 			// One that cannot be redirected says so at once.
-			l.forget(l.command(ike.Command{Kind: ike.CmdRedirect, IKE: unique, Gateway: g}, func(err error) { failed = err }))
+			l.Forget(l.Command(ike.Command{Kind: ike.CmdRedirect, IKE: unique, Gateway: g}, func(err error) { failed = err }))
 		}
 	}); err != nil {
 		return nil, err
