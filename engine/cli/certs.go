@@ -27,29 +27,17 @@ type listedCert struct {
 func runCerts(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
 	asJSON := o.Bool("json", false, "print JSON")
-	socket := socketOption(o)
-	if _, status, ok := o.parse(args, 0, 0); !ok {
-		return status
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	var list []listedCert
-	if _, err := c.CallStream(control.CmdListCerts, control.EvListCert, nil, func(m *control.Message) error {
-		list = append(list, listedCert{m.Get(control.KeyCertType), m.Get(control.KeyCertFlag), m.Get(control.KeySubject),
-			m.Get(control.KeyNotBefore), m.Get(control.KeyNotAfter), m.GetBool(control.KeyHasPrivate)})
-		return nil
-	}); err != nil {
-		return complain(sys, "certs", err)
-	}
-	if *asJSON {
-		_, _ = sys.Stdout.Write(certsJSON(list))
-	} else {
-		sys.printf("%s", certsTable(list))
-	}
-	return ExitOK
+	return o.ask(sys, args, 0, 0, func(c *control.Client, _ []string) int {
+		var list []listedCert
+		if _, err := c.CallStream(control.CmdListCerts, control.EvListCert, nil, func(m *control.Message) error {
+			list = append(list, listedCert{m.Get(control.KeyCertType), m.Get(control.KeyCertFlag), m.Get(control.KeySubject),
+				m.Get(control.KeyNotBefore), m.Get(control.KeyNotAfter), m.GetBool(control.KeyHasPrivate)})
+			return nil
+		}); err != nil {
+			return complain(sys, "certs", err)
+		}
+		return show(sys, "certs", *asJSON, func() []byte { return certsJSON(list) }, func() string { return certsTable(list) })
+	})
 }
 
 // certsTable writes certificates for a person, in lines of at most 80 characters.

@@ -77,6 +77,36 @@ func socketOption(o *options) *string {
 	return o.String("socket", control.DefaultPath, "control `PATH` of the daemon")
 }
 
+// ask reads the command line, which has between least and most arguments, connects to the daemon
+// and has run do the rest; it returns the exit status.
+func (o *options) ask(sys *System, args []string, least, most int, run func(c *control.Client, rest []string) int) int {
+	socket := socketOption(o)
+	rest, status, ok := o.parse(args, least, most)
+	if !ok {
+		return status
+	}
+	c, status := dialDaemon(sys, *socket, patience)
+	if c == nil {
+		return status
+	}
+	defer func() { _ = c.Close() }()
+	return run(c, rest)
+}
+
+// show writes the answer to a command, as JSON or as text for people, and returns the exit status.
+func show(sys *System, cmd string, asJSON bool, json func() []byte, text func() string) int {
+	var err error
+	if asJSON {
+		_, err = sys.Stdout.Write(json())
+	} else {
+		_, err = io.WriteString(sys.Stdout, text())
+	}
+	if err != nil {
+		return complain(sys, cmd, err)
+	}
+	return ExitOK
+}
+
 // dialDaemon connects to the daemon; if it fails, the command ends with the status.
 func dialDaemon(sys *System, path string, limit time.Duration) (*control.Client, int) {
 	c, err := control.Dial(path)
@@ -127,40 +157,27 @@ func lines(s string) string {
 func runStatus(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
 	asJSON := o.Bool("json", false, "print JSON")
-	socket := socketOption(o)
-	rest, status, ok := o.parse(args, 0, 1)
-	if !ok {
-		return status
-	}
-	name := ""
-	if len(rest) == 1 {
-		name = rest[0]
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	st, err := collect(c, name)
-	if err != nil {
-		return complain(sys, "status", err)
-	}
-	if name != "" && len(st.conns) == 0 {
-		sys.errorf("status: there is no connection %q: 'postern status' lists them", clean(name))
-		return ExitFailed
-	}
-	if *asJSON {
-		_, err = sys.Stdout.Write(st.json())
-	} else {
-		_, err = io.WriteString(sys.Stdout, st.table())
-	}
-	if err != nil {
-		return complain(sys, "status", err)
-	}
-	if name != "" && !st.conns[0].up() {
-		return ExitDown
-	}
-	return ExitOK
+	return o.ask(sys, args, 0, 1, func(c *control.Client, rest []string) int {
+		name := ""
+		if len(rest) == 1 {
+			name = rest[0]
+		}
+		st, err := collect(c, name)
+		if err != nil {
+			return complain(sys, "status", err)
+		}
+		if name != "" && len(st.conns) == 0 {
+			sys.errorf("status: there is no connection %q: 'postern status' lists them", clean(name))
+			return ExitFailed
+		}
+		if status := show(sys, "status", *asJSON, st.json, st.table); status != ExitOK {
+			return status
+		}
+		if name != "" && !st.conns[0].up() {
+			return ExitDown
+		}
+		return ExitOK
+	})
 }
 
 func runUp(sys *System, cmd *Command, args []string) int {
@@ -226,53 +243,38 @@ func negotiate(sys *System, o *options, args []string, timeout *time.Duration, c
 
 func runRedirect(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
-	socket := socketOption(o)
-	rest, status, ok := o.parse(args, 2, 2)
-	if !ok {
-		return status
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	resp, err := c.Call(control.CmdRedirect, new(control.Message).Set(control.KeyIKE, rest[0]).Set(control.KeyGateway, rest[1]))
-	if err == nil {
-		err = control.Check(control.CmdRedirect, resp)
-	}
-	if err != nil {
-		return complain(sys, "redirect "+clean(rest[0]), err)
-	}
-	n, _ := resp.GetInt(control.KeyMatches)
-	sys.printf("%d told to go to %s\n", n, clean(rest[1]))
-	return ExitOK
+	return o.ask(sys, args, 2, 2, func(c *control.Client, rest []string) int {
+		resp, err := c.Call(control.CmdRedirect, new(control.Message).Set(control.KeyIKE, rest[0]).Set(control.KeyGateway, rest[1]))
+		if err == nil {
+			err = control.Check(control.CmdRedirect, resp)
+		}
+		if err != nil {
+			return complain(sys, "redirect "+clean(rest[0]), err)
+		}
+		n, _ := resp.GetInt(control.KeyMatches)
+		sys.printf("%d told to go to %s\n", n, clean(rest[1]))
+		return ExitOK
+	})
 }
 
 func runReload(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
-	socket := socketOption(o)
-	if _, status, ok := o.parse(args, 0, 0); !ok {
-		return status
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	resp, err := c.Call(control.CmdReload, nil)
-	if err == nil {
-		err = control.Check(control.CmdReload, resp)
-	}
-	if err != nil {
-		status := complain(sys, "reload", err)
-		if problems := resp.Items(control.KeyProblems); len(problems) > 0 {
-			for _, p := range problems {
-				fmt.Fprintln(sys.Stderr, clean(p))
-			}
-			return ExitConfig
+	return o.ask(sys, args, 0, 0, func(c *control.Client, _ []string) int {
+		resp, err := c.Call(control.CmdReload, nil)
+		if err == nil {
+			err = control.Check(control.CmdReload, resp)
 		}
-		return status
-	}
-	sys.printf("the daemon has read its configuration again\n")
-	return ExitOK
+		if err != nil {
+			status := complain(sys, "reload", err)
+			if problems := resp.Items(control.KeyProblems); len(problems) > 0 {
+				for _, p := range problems {
+					fmt.Fprintln(sys.Stderr, clean(p))
+				}
+				return ExitConfig
+			}
+			return status
+		}
+		sys.printf("the daemon has read its configuration again\n")
+		return ExitOK
+	})
 }

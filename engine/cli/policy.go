@@ -82,23 +82,13 @@ func runPolicy(sys *System, cmd *Command, args []string) int {
 		if d == nil {
 			return status
 		}
-		if *asJSON {
-			_, _ = sys.Stdout.Write(d.json())
-		} else {
-			sys.printf("%s", d.text(*in))
-		}
-		return ExitOK
+		return show(sys, "policy", *asJSON, d.json, func() string { return d.text(*in) })
 	}
 	list, status := ask.list(sys)
 	if status != ExitOK {
 		return status
 	}
-	if *asJSON {
-		_, _ = sys.Stdout.Write(spdJSON(list))
-	} else {
-		sys.printf("%s", spdTable(list))
-	}
-	return ExitOK
+	return show(sys, "policy", *asJSON, func() []byte { return spdJSON(list) }, func() string { return spdTable(list) })
 }
 
 // decision is what becomes of one packet.

@@ -32,35 +32,22 @@ type leaseView struct{ address, identity, status string }
 func runPools(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
 	asJSON := o.Bool("json", false, "print JSON")
-	socket := socketOption(o)
-	rest, status, ok := o.parse(args, 0, 1)
-	if !ok {
-		return status
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	req := new(control.Message).Set(control.KeyLeases, "yes")
-	if len(rest) > 0 {
-		req.Set(control.KeyName, rest[0])
-	}
-	resp, err := c.Call(control.CmdGetPools, req)
-	if err != nil {
-		return complain(sys, "pools", err)
-	}
-	list := readPools(resp)
-	if len(rest) > 0 && len(list) == 0 {
-		sys.errorf("there is no pool %q", clean(rest[0]))
-		return ExitFailed
-	}
-	if *asJSON {
-		_, _ = sys.Stdout.Write(poolsJSON(list))
-	} else {
-		sys.printf("%s", poolsTable(list))
-	}
-	return ExitOK
+	return o.ask(sys, args, 0, 1, func(c *control.Client, rest []string) int {
+		req := new(control.Message).Set(control.KeyLeases, "yes")
+		if len(rest) > 0 {
+			req.Set(control.KeyName, rest[0])
+		}
+		resp, err := c.Call(control.CmdGetPools, req)
+		if err != nil {
+			return complain(sys, "pools", err)
+		}
+		list := readPools(resp)
+		if len(rest) > 0 && len(list) == 0 {
+			sys.errorf("there is no pool %q", clean(rest[0]))
+			return ExitFailed
+		}
+		return show(sys, "pools", *asJSON, func() []byte { return poolsJSON(list) }, func() string { return poolsTable(list) })
+	})
 }
 
 func readPools(m *control.Message) (list []poolView) {

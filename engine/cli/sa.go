@@ -21,29 +21,21 @@ only of the SAs that were made since. Who has them can read the traffic.
 
 func runSA(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
-	socket := socketOption(o)
-	rest, status, ok := o.parse(args, 1, 1)
-	if !ok {
-		return status
-	}
-	if rest[0] != "keys" {
-		sys.errorf("sa: %q is not known: write keys", clean(rest[0]))
-		return ExitUsage
-	}
-	c, status := dialDaemon(sys, *socket, patience)
-	if c == nil {
-		return status
-	}
-	defer func() { _ = c.Close() }()
-	resp, err := c.CallStream(control.CmdSAKeys, control.EvSAKey, nil, func(m *control.Message) error {
-		fmt.Fprintln(sys.Stdout, m.Get(control.KeyLine))
-		return nil
+	return o.ask(sys, args, 1, 1, func(c *control.Client, rest []string) int {
+		if rest[0] != "keys" {
+			sys.errorf("sa: %q is not known: write keys", clean(rest[0]))
+			return ExitUsage
+		}
+		resp, err := c.CallStream(control.CmdSAKeys, control.EvSAKey, nil, func(m *control.Message) error {
+			fmt.Fprintln(sys.Stdout, m.Get(control.KeyLine))
+			return nil
+		})
+		if err == nil {
+			err = control.Check(control.CmdSAKeys, resp)
+		}
+		if err != nil {
+			return complain(sys, "sa keys", err)
+		}
+		return ExitOK
 	})
-	if err == nil {
-		err = control.Check(control.CmdSAKeys, resp)
-	}
-	if err != nil {
-		return complain(sys, "sa keys", err)
-	}
-	return ExitOK
 }
