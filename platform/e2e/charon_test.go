@@ -76,6 +76,12 @@ func (d *charon) load(c spec) {
 	d.t.Helper()
 	d.write("swanctl.conf", swanctlConf(c))
 	charonCredentials(d.t, d.dir, c)
+	d.loadAll()
+}
+
+// loadAll has swanctl load what is in the daemon's folder.
+func (d *charon) loadAll() {
+	d.t.Helper()
 	var out string
 	var err error
 	// The socket is there a moment before charon listens on it (ECONNREFUSED is the exit status).

@@ -51,14 +51,7 @@ connections {
 %[5]s
 secrets { ike-1 { secret = %[6]s } }
 `, gwB4, usualIKE, usualESP, n, pools.String(), clientSecret))
-	var out string
-	var err error
-	if !eventually(20*time.Second, func() bool {
-		out, err = command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
-		return err == nil
-	}) {
-		d.t.Fatalf("swanctl --load-all: %v\n%s%s", err, out, logs(d))
-	}
+	d.loadAll()
 }
 
 // startClient starts postern on gwa as client, with what is to go into the tunnel, and more lines

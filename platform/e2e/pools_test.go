@@ -71,14 +71,7 @@ connections {
 }
 secrets { ike-1 { secret = %s } }
 `, gwA4, gwB4, usualIKE, id, lanB4, lanB6, usualESP, poolSecret))
-	var out string
-	var err error
-	if !eventually(20*time.Second, func() bool {
-		out, err = command("swanctl", "--load-all", "--noprompt", "--file", filepath.Join(d.dir, "swanctl.conf"), "--uri", d.control())
-		return err == nil
-	}) {
-		d.t.Fatalf("swanctl --load-all: %v\n%s%s", err, out, logs(d))
-	}
+	d.loadAll()
 }
 
 // vips returns what list-sas of a daemon shows under a key: local-vips or remote-vips.
