@@ -689,7 +689,7 @@ func (m *Machine) authDone(sa *ikeSA, p Path, refused error) {
 	}
 	sa.req.offered, sa.req.spiIn, sa.req.ts, sa.req.ni, sa.req.nr, sa.req.mode = offered, spi, ts, ni, nr, mode
 	sa.req.task = task{kind: taskCreateChild, cfg: cfg, target: target, lane: lane, waiters: mine.waiters}
-	sa.req.dropped = s != nil && s.held[cfg]
+	sa.req.dropped = target == 0 && s != nil && s.held[cfg]
 	m.createdFirst(sa, refused)
 	m.resolveDuplicates(sa, false)
 	for _, w := range rest {
