@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"runtime"
 	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -43,6 +44,8 @@ var ErrPassphrase = errors.New("passphrase")
 // ParseKey reads a private key, PEM or DER: PKCS#8 (RFC 5958), also encrypted with PBES2 (RFC
 // 8018: PBKDF2 with HMAC and SHA-1 or SHA-2, AES-CBC), PKCS#1 (RSA) or SEC 1 (ECDSA). passphrase
 // is used only for an encrypted one. The error says what was found instead, never what is in it.
+// The key is wiped, at the latest, when nothing refers to it any more: a computation may still use
+// it after a new configuration has taken its place.
 func ParseKey(data, passphrase []byte) (*Key, error) {
 	if len(data) > maxFileOctets {
 		return nil, errors.New("too large for a private key")
@@ -176,7 +179,7 @@ func parsePKCS8(der []byte) (*Key, error) {
 		}
 		return nil, errors.New("damaged PKCS#8 private key")
 	}
-	return NewKey(k)
+	return parsed(k)
 }
 
 func knownKeyOID(oid []byte) bool {
@@ -188,7 +191,7 @@ func parsePKCS1(der []byte) (*Key, error) {
 	if err != nil {
 		return nil, errors.New("damaged PKCS#1 RSA private key")
 	}
-	return NewKey(k)
+	return parsed(k)
 }
 
 func parseSEC1(der []byte) (*Key, error) {
@@ -196,7 +199,7 @@ func parseSEC1(der []byte) (*Key, error) {
 	if err != nil {
 		return nil, errors.New("damaged SEC 1 ECDSA private key, or of a curve other than P-256, P-384 and P-521")
 	}
-	return NewKey(k)
+	return parsed(k)
 }
 
 // NewKey takes a private key of Go's library: *rsa.PrivateKey, *ecdsa.PrivateKey or
@@ -223,6 +226,15 @@ func NewKey(private any) (*Key, error) {
 	return k, nil
 }
 
+// parsed is NewKey for a key that nobody else has.
+func parsed(private any) (*Key, error) {
+	k, err := NewKey(private)
+	if err == nil {
+		runtime.SetFinalizer(k, (*Key).Wipe)
+	}
+	return k, err
+}
+
 // Public is the key's public half.
 func (k *Key) Public() *PublicKey { return k.pub }
 
@@ -247,6 +259,7 @@ func (k *Key) Wipe() {
 		wipeInt(k.rsa.Precomputed.Qinv)
 	}
 	k.rsa, k.ec, k.ed = nil, nil, nil
+	runtime.SetFinalizer(k, nil)
 }
 
 func wipeInt(n *big.Int) {

@@ -13,8 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The encrypted keys in testdata were made from p256.pem with "openssl pkcs8 -topk8 -v2
@@ -194,6 +196,29 @@ func TestKeysTellNothingAndAreWiped(t *testing.T) {
 		t.Error("private numbers are still there")
 	}
 	(*Key)(nil).Wipe()
+}
+
+// What a new configuration has replaced is wiped when nobody computes with it any more.
+func TestForgottenKeyIsWiped(t *testing.T) {
+	der, err := x509.MarshalPKCS8PrivateKey(edKey("forgotten"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func() []byte {
+		k, err := ParseKey(der, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.ed
+	}()
+	for range 100 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond) // finalizers run on a goroutine of their own
+		if bytes.Equal(number, make([]byte, len(number))) {
+			return
+		}
+	}
+	t.Error("the private number is still there")
 }
 
 // openssl runs it in a directory of the test's.

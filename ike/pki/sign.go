@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"runtime"
 	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -168,6 +169,7 @@ func (k *Key) choose(o *Offer) (scheme, error) {
 
 // sign makes a signature in the form that RFC 7427 has (ECDSA: DER).
 func (k *Key) sign(s scheme, octets []byte, rand io.Reader) ([]byte, error) {
+	defer runtime.KeepAlive(k) // its numbers are wiped when nothing refers to it
 	switch s.fam {
 	case famPKCS1:
 		return rsa.SignPKCS1v15(nil, k.rsa, s.hash.function(), s.hash.sum(octets))
