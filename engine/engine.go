@@ -446,8 +446,32 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	e.tellRestart(cfg, mtu)
 	l.links.configure(cfg, mtu)
 	l.fitAll()
+	wipeReplaced(e.cfg, cfg)
 	e.cfg = cfg
 	return nil
+}
+
+// wipeReplaced overwrites the secrets of a configuration that the one in its place does not share.
+func wipeReplaced(was, is *config.Config) {
+	kept := map[*byte]bool{}
+	each := func(c *config.Config, visit func(key []byte)) {
+		for _, s := range c.IKE.Secrets {
+			if len(s.Key) > 0 {
+				visit(s.Key)
+			}
+		}
+		for _, p := range c.IKE.PPKs {
+			if len(p.Key) > 0 {
+				visit(p.Key)
+			}
+		}
+	}
+	each(is, func(key []byte) { kept[&key[0]] = true })
+	each(was, func(key []byte) {
+		if !kept[&key[0]] {
+			clear(key)
+		}
+	})
 }
 
 // ikeConfig is what the machine gets of a configuration: the ports stay those of the open

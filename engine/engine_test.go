@@ -292,7 +292,8 @@ func TestInitiateAndTerminate(t *testing.T) {
 func TestReloadKeepsSAsAndChangesPolicies(t *testing.T) {
 	wire := &fakeWire{}
 	text := fmt.Sprintf(confA, "", "aes128gcm16", "trap")
-	a := startEngine(t, wire.host("192.0.2.1"), parse(t, text), board.Tiny)
+	first := parse(t, text)
+	a := startEngine(t, wire.host("192.0.2.1"), first, board.Tiny)
 	b := startEngine(t, wire.host("192.0.2.2"), parse(t, confB), board.Tiny)
 	a.command(control.CmdInitiate, "child", "net")
 	other := `
@@ -305,6 +306,9 @@ start_action = "trap"
 `
 	if err := a.Reload(parse(t, text+other)); err != nil {
 		t.Fatalf("Reload: %v", err)
+	}
+	if key := first.IKE.Secrets[0].Key; len(key) == 0 || !bytes.Equal(key, make([]byte, len(key))) {
+		t.Error("the secret of the configuration before is still in memory")
 	}
 	if n := len(a.host.policies); n != 2 {
 		t.Errorf("the kernel was told %d policies, want 2", n)
