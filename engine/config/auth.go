@@ -23,6 +23,7 @@ type peer struct {
 	auth  ike.Auth
 	chain []*pki.Cert // what comes with a certificate of ours
 	key   *node
+	side  authSide // of one that a client has loaded
 }
 
 // rounds are the sections of one side, as far as the file has them.
@@ -304,7 +305,7 @@ func (l *loader) checkRound(c *conn, p *peer, side authSide, i int) {
 	if !good(t, "cacerts", "certs", "pubkeys") {
 		return
 	}
-	if len(a.Anchors)+len(a.Pinned)+len(a.Keys) == 0 && len(l.cfg.IKE.Trust.KeyIDs()) == 0 {
+	if len(a.Anchors)+len(a.Pinned)+len(a.Keys) == 0 && len(l.cfg.IKE.Trust.KeyIDs()) == 0 && l.vici == nil {
 		l.problem(t.key, "name the file of the CA in cacerts, or in a section [authorities.NAME]", "nothing says whom the peer's certificate may come from")
 	}
 	for _, x := range a.Anchors {
@@ -324,6 +325,9 @@ func (l *loader) checkRound(c *conn, p *peer, side authSide, i int) {
 // checkOwn notes what is wrong with our key and certificate.
 func (l *loader) checkOwn(p *peer, i int) {
 	a, t := &p.auth, p.t
+	if p.key == nil && l.vici != nil {
+		return // it may be loaded yet
+	}
 	if p.key == nil {
 		l.problem(t.key, `write key = "…" with the file of the private key`, "no private key is named in %s", shown(t.name))
 		return

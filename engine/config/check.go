@@ -115,6 +115,9 @@ func (l *loader) finishChild(c *child) {
 	// What is started is kept up: a tunnel that stays down after the peer went away for
 	// a minute is what people complain of most.
 	again := map[ike.StartAction]ike.PeerAction{ike.StartTrap: ike.ActionTrap, ike.StartStart: ike.ActionRestart}
+	if l.vici != nil {
+		again = nil // what strongSwan's users do not ask for they do not expect
+	}
 	if c.t.get("dpd_action") == nil {
 		c.DPDAction = again[c.StartAction]
 	}
@@ -351,7 +354,7 @@ func (l *loader) checkSelectors(c *child) {
 	if c.t.bad || !good(c.t, "local_ts", "remote_ts") {
 		return
 	}
-	if c.t.get("remote_ts") == nil && !slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.Pools) == 0 {
+	if l.vici == nil && c.t.get("remote_ts") == nil && !slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.Pools) == 0 {
 		l.problem(c.t.key, `write remote_ts = ["…"] with what is behind the peer, or remote_ts = ["dynamic"] for the peer alone`,
 			"child %s has local_ts but no remote_ts", c.Name)
 		return

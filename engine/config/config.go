@@ -86,6 +86,8 @@ type Config struct {
 	headers  map[string]*Headers // by headersKey
 	devices  []Device
 	domains  map[string][]string // of DNSDomains
+	read     fileParts           // for With
+	elements []string            // names of elements that clients have loaded; see pos.element
 }
 
 // Daemon is the section [daemon].
@@ -118,7 +120,8 @@ type mark struct {
 }
 
 // Problem is one thing that is wrong in a file: where (Line and Col count from 1, Col
-// in characters), what, and what to write instead. It never holds a secret.
+// in characters), what, and what to write instead. In what a control client has loaded File is the
+// name of the element, and Line is 0. It never holds a secret.
 type Problem struct {
 	File      string
 	Line, Col int
@@ -129,6 +132,9 @@ type Problem struct {
 // String returns the problem in one line, as compilers print theirs.
 func (p Problem) String() string {
 	s := fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Col, p.What)
+	if p.Line == 0 {
+		s = p.File + ": " + p.What
+	}
 	if p.Hint != "" {
 		s += "; " + p.Hint
 	}
@@ -238,7 +244,7 @@ func (c *Config) Fits(p board.Profile) error {
 	if len(ps) == 0 {
 		return nil
 	}
-	return ps.sorted()
+	return c.placed(ps).sorted()
 }
 
 // child returns the child that marks[i] is of.
@@ -269,6 +275,8 @@ type loader struct {
 	broken     bool            // TOML's syntax or rules are violated: something may be missing
 
 	authorities   []*authority
+	vici          *dialect                                    // of what clients have loaded; nil: a file is read
+	soft          bool                                        // problems are but warnings
 	intermediates []*pki.Cert                                 // that come with our own certificates
 	readKey       func(path string, most int) ([]byte, error) // nil: readPrivateFile
 	readPublic    func(path string, most int) ([]byte, error) // nil: readPublicFile
@@ -303,6 +311,7 @@ func (l *loader) load(data []byte) (*Config, error) {
 	if len(l.problems) > 0 {
 		return nil, l.problems.sorted()
 	}
+	l.cfg.read = fileParts{l.order, l.conns, l.pools, l.authorities, l.intermediates}
 	l.cfg.warnings = l.cfg.warnings.sorted()
 	return l.cfg, nil
 }
@@ -310,10 +319,17 @@ func (l *loader) load(data []byte) (*Config, error) {
 // problem notes that something at that place is wrong. The arguments must not come
 // from a secret.
 func (l *loader) problem(at pos, hint, format string, args ...any) {
+	if l.soft {
+		l.warn(at, hint, format, args...)
+		return
+	}
 	l.problems = append(l.problems, Problem{l.cfg.File, at.line, at.col, fmt.Sprintf(format, args...), hint})
 }
 
 func (l *loader) warn(at pos, hint, format string, args ...any) {
+	if l.soft && !at.loaded() {
+		return // it was said when the file was read
+	}
 	l.cfg.warnings = append(l.cfg.warnings, Problem{l.cfg.File, at.line, at.col, fmt.Sprintf(format, args...), hint})
 }
 

@@ -166,7 +166,7 @@ func (l *loader) checkHeaders(c *child) {
 	if both("dscp", "copy_dscp") && c.dscpOut {
 		l.problem(where(c.t, "dscp"), `take it out, or write copy_dscp = "in" or "no"`, "the outer DSCP is either copied or %d", c.dscp)
 	}
-	if c.mode == modeTunnel {
+	if c.mode == modeTunnel || l.vici != nil {
 		return
 	}
 	for _, name := range []string{"df", "copy_df", "copy_dscp", "dscp", "dscp_map", "copy_ecn", "hop_limit"} {

@@ -409,6 +409,9 @@ var (
 // walk reads table t along its section, in the order of the file.
 func (l *loader) walk(sec *section, t *node, s *scope) {
 	for _, n := range t.entries {
+		if l.vici != nil && l.vici.walk(sec, n, s) {
+			continue
+		}
 		if k := sec.key(n.name); k != nil {
 			if !k.typ.takes(n.kind) {
 				l.wrongKind(n, "%s must be %s", n.name, k.typ.words)
