@@ -8,6 +8,9 @@ type Secret struct {
 	Name string
 	IDs  []ID
 	Key  []byte
+	// Any: of several identities one suffices, ours or the peer's, and they may be patterns, as
+	// strongSwan has it.
+	Any bool
 }
 
 // Fits tells how well the secret fits a pair of identities; 0 means not at all. A zero
@@ -15,19 +18,24 @@ type Secret struct {
 // only the peer, then only us, then if it is for anybody, or for one of the two while the
 // other is not known.
 func (s *Secret) Fits(local, remote ID) int {
-	l := local != ID{} && slices.ContainsFunc(s.IDs, local.Equal)
-	r := remote != ID{} && slices.ContainsFunc(s.IDs, remote.Equal)
+	l, r := s.names(local), s.names(remote)
+	one := len(s.IDs) == 1 || s.Any
 	switch {
 	case l && r:
 		return 4
-	case r && len(s.IDs) == 1:
+	case r && one:
 		return 3
-	case l && len(s.IDs) == 1:
+	case l && one:
 		return 2
 	case len(s.IDs) == 0, l && remote == ID{}, r && local == ID{}:
 		return 1
 	}
 	return 0
+}
+
+// names tells whether the secret is for that identity, if it is known.
+func (s *Secret) names(id ID) bool {
+	return id != ID{} && slices.ContainsFunc(s.IDs, func(o ID) bool { return o.Equal(id) || s.Any && o.Admits(id) })
 }
 
 // String names the secret and keeps its key to itself, however the value is printed.

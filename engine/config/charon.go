@@ -78,6 +78,20 @@ var viciKeys = map[string]keyList{
 		only("pull", "push mode is of IKEv1", leaveIt, "yes"),
 		only("dscp", "packets of IKE have no mark of their own", leaveIt, "000000", "0"),
 		unused("dpd_timeout", "IKEv2 goes by its retransmissions", aDuration, anyDurationOf),
+		lowered(connSection, "childless"),
+		lowered(connSection, "send_cert"),
+		lowered(connSection, "unique"),
+		{"vips", aList, "", func(s *scope, n *node) {
+			for _, e := range n.list {
+				switch e.text {
+				case anyAddr, "%config", "%config4", "%any4":
+					e.text = "0.0.0.0"
+				case "%config6", "%any6", "0::0":
+					e.text = "::"
+				}
+			}
+			s.virtualAddrs(n, &s.conn.VIPs)
+		}},
 		{"fragmentation", aText, "", func(s *scope, n *node) {
 			w := lower(n)
 			if b := switchWords[n.text]; b != "" {
@@ -109,7 +123,16 @@ var viciKeys = map[string]keyList{
 		unused("policies_fwd_out", "what is forwarded is protected as what this host sends", aSwitch, anySwitchOf),
 		only("ipcomp", "there is no compression here", leaveIt, "no"),
 		only("reqid", "SAs have no numbers that other programs could refer to", leaveIt, "0"),
-		only("priority", "policies are in the order of connections and children", "load what is to come first first", "0"),
+		{"priority", aNumber, "", func(s *scope, n *node) {
+			var v int
+			s.number(n, 0, 1<<31-1, &v)
+			s.child.priority = uint32(v)
+		}},
+		{"ah_proposals", aList, "", func(s *scope, n *node) { s.viciProposals(n, ike.ProtoAH) }},
+		{"esp_proposals", aList, "", func(s *scope, n *node) { s.viciProposals(n, ike.ProtoESP) }},
+		{"local_ts", aList, "", func(s *scope, n *node) { s.viciSelectors(n, &s.child.LocalTS) }},
+		{"remote_ts", aList, "", func(s *scope, n *node) { s.viciSelectors(n, &s.child.RemoteTS) }},
+		lowered(childSection, "copy_dscp"),
 		never("interface", "policies are for the packets of all devices", leaveIt),
 		onlyZero("mark_in", noMarks),
 		only("mark_in_sa", noMarks, leaveIt, "no"),
@@ -178,24 +201,33 @@ func roundKeys() keyList {
 	return keyList{
 		{"round", aNumber, "", func(s *scope, n *node) { v := 0; s.number(n, 0, 1<<30, &v) }},
 		{"auth", aText, "", (*scope).viciAuth},
-		{"certs", aList, "", (*scope).viciRoundCerts},
-		{"pubkeys", aList, "", (*scope).viciPubkeys},
+		{"certs", aData, "", (*scope).viciRoundCerts},
+		{"pubkeys", aData, "", (*scope).viciPubkeys},
 		never("key", "VICI loads private keys by themselves", "load it with load-key"),
 		never("eap_id", noEAP, useKeys),
-		never("aaa_id", noEAP, useKeys),
-		never("xauth_id", noEAP, useKeys),
 	}
+}
+
+// lowered is a key of the file whose words VICI takes in capitals as well.
+func lowered(sec *section, name string) key {
+	k := *sec.key(name)
+	set := k.set
+	k.set = func(s *scope, n *node) { set(s, lower(n)) }
+	return k
 }
 
 var (
 	localVICI = keyList{
 		{"id", aText, "", (*scope).viciID},
+		never("aaa_id", noEAP, useKeys),
+		never("xauth_id", noEAP, useKeys),
 	}
 	remoteVICI = keyList{
 		{"id", aText, "", (*scope).viciID},
-		{"cacerts", aList, "", func(s *scope, n *node) {
+		{"cacerts", aData, "", func(s *scope, n *node) {
 			s.viciCerts(n, func(c *certEntry) { s.peer.auth.Anchors = append(s.peer.auth.Anchors, c.Cert) })
 		}},
+		lowered(remoteSection, "revocation"),
 		never("groups", "there are no attribute certificates here", "name the CA of the group in cacerts"),
 		never("cert_policy", "the policies of certificates are not looked at", "name the CA that issues them in cacerts"),
 		never("ca_id", "a CA is known by its certificate here", "name its certificate in cacerts"),
@@ -312,6 +344,55 @@ func rangePrefixes(a, b netip.Addr) (list []netip.Prefix) {
 		}
 		a = end.Next()
 	}
+}
+
+// defaultAH is what "default" stands for among the proposals of AH, for which the file has none.
+const defaultAH = "sha256-sha384-sha512-noesn-esn"
+
+// viciProposals reads proposals for CHILD SAs. Beside ciphers that protect integrity themselves
+// strongSwan leaves an integrity algorithm out.
+func (s *scope) viciProposals(n *node, proto ike.Protocol) {
+	for _, e := range n.list {
+		if proto == ike.ProtoAH && e.text == "default" {
+			e.text = defaultAH
+			continue
+		}
+		words := strings.Split(e.text, "-")
+		aead := func(w string) bool {
+			return strings.Contains(w, "gcm") || strings.Contains(w, "ccm") || strings.Contains(w, "gmac") || strings.HasPrefix(w, "chacha")
+		}
+		if proto == ike.ProtoESP && slices.ContainsFunc(words, aead) {
+			e.text = strings.Join(slices.DeleteFunc(words, func(w string) bool {
+				return strings.HasPrefix(w, "sha") || w == "aesxcbc" || w == "aescmac"
+			}), "-")
+		}
+	}
+	s.proposals(n, proto, &s.child.Proposals)
+}
+
+// viciSelectors reads traffic selectors. Bits of a host in a network, and the same twice, do no
+// harm with strongSwan.
+func (s *scope) viciSelectors(n *node, to *[]ike.TS) {
+	seen := map[string]bool{}
+	list := n.list[:0]
+	for _, e := range n.list {
+		addrs, tail, bracket := strings.Cut(e.text, "[")
+		if p, err := netip.ParsePrefix(addrs); err == nil {
+			addrs = p.Masked().String()
+		}
+		if addrs == "%dynamic" {
+			addrs = dynamicTS
+		}
+		if e.text = addrs; bracket {
+			e.text += "[" + tail
+		}
+		if !seen[e.text] {
+			seen[e.text] = true
+			list = append(list, e)
+		}
+	}
+	n.list = list
+	s.selectors(n, to)
 }
 
 // viciStart reads when a child is started. With trap|start its packets wait for it as with any

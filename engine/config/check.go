@@ -22,7 +22,7 @@ func (l *loader) check(root *node) {
 		for _, ch := range c.children {
 			l.finishChild(ch)
 			l.finishHeaders(ch)
-			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key, ch.classes})
+			l.cfg.marks = append(l.cfg.marks, mark{c.t.key, ch.t.key, ch.classes, 0})
 			l.addDevice(ch)
 		}
 	}
@@ -162,7 +162,7 @@ func (l *loader) checkConn(c *conn) {
 			span(c.RandTime), span(c.ReauthTime))
 	}
 	if c.idsGood() && c.LocalID != (ike.ID{}) && c.LocalID == c.RemoteID {
-		l.problem(where(c.remotes[0].t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
+		l.clash(where(c.remotes[0].t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
 	}
 }
 
@@ -525,8 +525,8 @@ func (l *loader) checkOrder() {
 			k = ch.Interface + "/" + k // a slash is in no name
 			if first := same[k]; first != nil {
 				l.problem(where(ch.t, "remote_ts"), "take one of the two out, or make the first one narrower",
-					"child %s of connection %s has the selectors of child %s of connection %s (line %d) and never gets a packet",
-					ch.Name, c.Name, first.Name, first.conn.Name, first.t.key.line)
+					"child %s of connection %s has the selectors of child %s of connection %s%s and never gets a packet",
+					ch.Name, c.Name, first.Name, first.conn.Name, first.t.key.inLine())
 				continue
 			}
 			same[k] = ch
@@ -536,8 +536,8 @@ func (l *loader) checkOrder() {
 			for j, p := range selects {
 				if ch.Interface == earlier[j].Interface && coversBoth(p.LocalTS, p.RemoteTS, policies[i].LocalTS, policies[i].RemoteTS) {
 					l.warn(where(ch.t, "remote_ts"), "put the narrower child (and its connection) first",
-						"child %s of connection %s never gets a packet: child %s of connection %s (line %d) takes them all",
-						ch.Name, c.Name, earlier[j].Name, earlier[j].conn.Name, earlier[j].t.key.line)
+						"child %s of connection %s never gets a packet: child %s of connection %s%s takes them all",
+						ch.Name, c.Name, earlier[j].Name, earlier[j].conn.Name, earlier[j].t.key.inLine())
 					break
 				}
 			}

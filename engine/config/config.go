@@ -117,6 +117,7 @@ type Log struct {
 type mark struct {
 	conn, child pos
 	classes     *Classes
+	priority    uint32 // strongSwan's: the smaller one comes first; 0: in the order of the file
 }
 
 // Problem is one thing that is wrong in a file: where (Line and Col count from 1, Col

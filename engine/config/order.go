@@ -37,7 +37,7 @@ func (l *loader) compareEntries(earlier, later *Entry) (noted bool) {
 		return false
 	}
 	name, other := later.placeName(), earlier.placeName()
-	name = name[:strings.LastIndex(name, " (")]
+	name, _, _ = strings.Cut(name, " (")
 	whole := earlier.Dir == esp.BothWays || earlier.Dir == later.Dir
 	if whole && coversBoth(earlier.LocalTS, earlier.RemoteTS, later.LocalTS, later.RemoteTS) {
 		if earlier.Action == later.Action {

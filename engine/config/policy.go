@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -26,7 +27,8 @@ type Entry struct {
 	// Manual: Child is a manual SA, which has no Carrier.
 	Manual bool
 
-	at pos
+	at       pos
+	priority uint32
 }
 
 // SPD returns the entries in which the first match decides (RFC 4301 section 4.4.1): those of
@@ -48,7 +50,7 @@ func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtu
 	i := 0
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
-			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child,
+			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child, priority: c.marks[i].priority,
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)
@@ -88,7 +90,21 @@ func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtu
 			out = append(out, e)
 		}
 	}
-	return c.appendShunts(out, esp.Discard)
+	out = c.appendShunts(out, esp.Discard)
+	if slices.ContainsFunc(out, func(e Entry) bool { return e.priority > 0 }) {
+		slices.SortStableFunc(out[len(c.table):], func(a, b Entry) int { return cmp.Compare(a.rank(), b.rank()) })
+	}
+	return out
+}
+
+// rank is the place of an entry whose priority somebody may have fixed. strongSwan computes
+// what it is else from the selectors, between 100000 and 400000, more or less; people fix it below that
+// for what is to come first.
+func (e *Entry) rank() uint32 {
+	if e.priority == 0 {
+		return 200_000
+	}
+	return e.priority
 }
 
 func (c *Config) appendShunts(list []Entry, action esp.Action) []Entry {
@@ -96,7 +112,7 @@ func (c *Config) appendShunts(list []Entry, action esp.Action) []Entry {
 		if s.action == action {
 			list = append(list, Entry{
 				Policy: esp.Policy{Action: s.action, LocalTS: s.local, RemoteTS: s.remote},
-				Conn:   s.conn, Child: s.child, at: s.at,
+				Conn:   s.conn, Child: s.child, at: s.at, priority: s.priority,
 			})
 		}
 	}

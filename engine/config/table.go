@@ -3,7 +3,6 @@ package config
 import (
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"postern/esp"
@@ -41,6 +40,7 @@ type shunt struct {
 	action        esp.Action
 	local, remote []esp.Selector
 	at            pos
+	priority      uint32 // as of a mark
 }
 
 // anyAddress selects everything, of both families.
@@ -122,13 +122,19 @@ func (l *loader) addShunt(c *child) {
 	mode := modeWords[c.mode]
 	for _, n := range c.t.entries {
 		switch {
+		case l.vici != nil && n.name == "priority":
 		case !slices.Contains(shuntKeys, n.name):
-			l.problem(n.key, "take it out, or write mode = \"tunnel\"", "%s means nothing in a child with mode %q, which has no SA", n.name, mode)
-		case n.name == "start_action" && !n.bad && c.StartAction == ike.StartNone:
+			l.clash(n.key, "take it out, or write mode = \"tunnel\"", "%s means nothing in a child with mode %q, which has no SA", n.name, mode)
+		case n.name == "start_action" && !n.bad && c.StartAction == ike.StartNone && l.vici == nil:
 			l.problem(n.at, "take it out, or take the child out", "a child with mode %q is always there", mode)
 		}
 	}
-	s := shunt{conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key,
+	if l.vici != nil && c.StartAction == ike.StartNone {
+		// strongSwan installs it by hand only, and then it may be what people do not want.
+		l.warn(where(c.t, "start_action"), `write start_action = "trap"`, "child %s with mode %q is not installed", c.Name, mode)
+		return
+	}
+	s := shunt{conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key, priority: c.priority,
 		local: shuntSide(c.LocalTS), remote: shuntSide(c.RemoteTS)}
 	if c.mode == modeDrop {
 		s.action = esp.Discard
@@ -291,5 +297,5 @@ func (e *Entry) placeName() string {
 	if e.Name != "" {
 		what = "policy " + e.Name
 	}
-	return what + " (line " + strconv.Itoa(e.at.line) + ")"
+	return what + e.at.inLine()
 }

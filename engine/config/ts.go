@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -114,6 +115,9 @@ func parsePrefix(text string) (netip.Prefix, *fault) {
 func parseProtoPort(text string, sel *esp.Selector) *fault {
 	proto, port, hasPort := strings.Cut(text, "/")
 	num, ok := parseProto(proto)
+	if proto == "" && hasPort {
+		return faultf("write it with one, such as [tcp/53] and [udp/53]", "a port without a protocol")
+	}
 	if !ok {
 		return faultf("use tcp, udp, icmp, icmpv6, sctp, gre or a number up to 255", "unknown protocol %q", proto)
 	}
@@ -129,6 +133,9 @@ func parseProtoPort(text string, sel *esp.Selector) *fault {
 		return nil
 	}
 	low, high, isRange := strings.Cut(port, "-")
+	if _, ok := parsePort(num, port); ok { // services have hyphens in their names
+		low, isRange = port, false
+	}
 	if !isRange {
 		high = low
 	}
@@ -150,6 +157,11 @@ func parseProtoPort(text string, sel *esp.Selector) *fault {
 func parsePort(proto uint8, text string) (uint16, bool) {
 	if !hasTypes(proto) {
 		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil && strings.Trim(text, "0123456789") != "" && (proto == esp.ProtoTCP || proto == esp.ProtoUDP) {
+			var port int // of a service in /etc/services
+			port, err = net.LookupPort(esp.ProtoName(proto), text)
+			n = uint64(port)
+		}
 		return uint16(n), err == nil
 	}
 	text, tail, hasCode := strings.Cut(text, "(")

@@ -32,7 +32,8 @@ type child struct {
 	addrs  []netip.Prefix // of its interface
 	headerState
 
-	classes *Classes // nil: none
+	classes  *Classes // nil: none
+	priority uint32   // as of a mark
 }
 
 // where returns the place of a key of table t, or of the table if it has no such key.

@@ -25,6 +25,23 @@ type fileParts struct {
 // counts the names in Config.elements.
 func (p pos) loaded() bool { return p.line < 0 }
 
+// inLine says for people, behind what stands there, in which line of the file a place is.
+func (p pos) inLine() string {
+	if p.loaded() {
+		return ""
+	}
+	return " (line " + strconv.Itoa(p.line) + ")"
+}
+
+// clash notes what strongSwan takes, and what is yet a mistake in a file.
+func (l *loader) clash(at pos, hint, format string, args ...any) {
+	if l.vici != nil {
+		l.warn(at, hint, format, args...)
+		return
+	}
+	l.problem(at, hint, format, args...)
+}
+
 // placed gives problems with such places the names of their elements.
 func (c *Config) placed(ps Problems) Problems {
 	for i := range ps {
@@ -110,7 +127,7 @@ func (l *loader) finishLoaded(file *Config) {
 			l.finishChild(ch)
 			l.quietActions(ch)
 			l.finishHeaders(ch)
-			c.marks = append(c.marks, mark{conn.t.key, ch.t.key, ch.classes})
+			c.marks = append(c.marks, mark{conn.t.key, ch.t.key, ch.classes, ch.priority})
 			l.addDevice(ch)
 		}
 	}
@@ -214,7 +231,7 @@ func (l *loader) loadSecrets() {
 		at := l.vici.place("secrets." + shown(s.name()))
 		switch s.kind {
 		case sharedIKE:
-			secret := ike.Secret{Name: s.name(), Key: s.key}
+			secret := ike.Secret{Name: s.name(), Key: s.key, Any: true}
 			for _, o := range s.owners {
 				// One for anybody does not narrow anything.
 				if id, err := ike.ParseIDString(o); err == nil && id != (ike.ID{}) {
@@ -315,6 +332,9 @@ func (d *dialect) tree(m *control.Message, name, path string, depth int) *node {
 	return t
 }
 
+// aData is a list of certificates or keys, in which commas mean nothing.
+var aData = &typ{[]kind{kindList}, "a list"}
+
 // switchWords are the texts that VICI takes for yes and no.
 var switchWords = map[string]string{"yes": "true", "true": "true", "enabled": "true", "1": "true",
 	"no": "false", "false": "false", "disabled": "false", "0": "false"}
@@ -324,7 +344,9 @@ var switchWords = map[string]string{"yes": "true", "true": "true", "enabled": "t
 func (d *dialect) coerce(n *node, t *typ) bool {
 	if t.takes(kindList) {
 		if n.kind == kindString {
-			n.list = split(n)
+			if n.list = []*node{{kind: kindString, at: n.at, text: n.text}}; t != aData {
+				n.list = split(n)
+			}
 			n.kind = kindList
 		}
 		return true
