@@ -39,6 +39,7 @@ var (
 	ErrNoKey    = errors.New("no private key is configured for this side")
 	ErrRounds   = errors.New("the peer authenticates in another number of rounds than is configured; compare the sections local and remote of both sides")
 	ErrOneRound = errors.New("the peer does not take part in several rounds of authentication (RFC 4739)")
+	ErrChain    = errors.New("the peer's certificate is none of those that ca_id and cert_policy ask for")
 	ErrKeyKind  = errors.New("the peer signs with a kind of key or padding that its auth does not admit")
 )
 

@@ -257,15 +257,12 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		j.proof.Scheme, err = w.byKey(a)
 		return j, err
 	}
-	if len(a.Pinned)+len(a.Anchors)+len(w.trust.KeyIDs()) == 0 {
+	if len(a.Pinned)+len(a.Anchors)+len(a.Known)+len(w.trust.KeyIDs()) == 0 {
 		return j, ErrNoTrust
 	}
 	certs := w.certs
 	if len(certs) == 0 {
-		if len(a.Pinned) == 0 {
-			return j, ErrNoCert
-		}
-		for _, x := range a.Pinned {
+		for _, x := range slices.Concat(a.Pinned, a.Known) {
 			if x.Confirms(uint8(w.peer.Type), []byte(w.peer.Data)) == nil {
 				certs = append(certs, x.Raw())
 			}
@@ -288,12 +285,16 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 	v, err := w.trust.Verify(&pki.Request{
 		Now: w.now, Floor: w.floor, Certs: certs, OCSP: w.ocsp, CRLs: w.crls,
 		IDType: uint8(w.peer.Type), IDData: []byte(w.peer.Data),
-		Pinned: a.Pinned, Anchors: a.Anchors, Revocation: a.Revocation, Got: w.got, Final: w.asked >= pki.MaxRounds, Checked: &w.checked,
+		Pinned: a.Pinned, Known: a.Known, Anchors: a.Anchors, Revocation: a.Revocation, Got: w.got, Final: w.asked >= pki.MaxRounds, Checked: &w.checked,
 	})
 	if err != nil {
 		if v != nil {
 			j.used = v.Used
 		}
+		return j, err
+	}
+	if err := a.admits(v.Chain); err != nil {
+		j.used = v.Used
 		return j, err
 	}
 	if !v.Key.Equal(key) { // the chain is of another one than the first
@@ -308,6 +309,19 @@ func (w *judgeWork) try(c *candidate) (j judgement, err error) {
 		}
 	}
 	return j, nil
+}
+
+// admits checks what a round wants of the peer's chain beside the names of the CAs.
+func (a *Auth) admits(chain []*pki.Cert) error {
+	if a.CA != (ID{}) && !slices.ContainsFunc(chain[1:], func(c *pki.Cert) bool { return c.Confirms(uint8(a.CA.Type), []byte(a.CA.Data)) == nil }) {
+		return fmt.Errorf("%w: no CA of %s is %s", ErrChain, chain[0].Subject(), a.CA)
+	}
+	for _, p := range a.Policies {
+		if !pki.HasPolicy(chain, p) {
+			return fmt.Errorf("%w: %s does not have the policy %s", ErrChain, chain[0].Subject(), p)
+		}
+	}
+	return nil
 }
 
 // byKey verifies the claim by one of the public keys that are configured (RFC 7670).

@@ -47,6 +47,12 @@ type Auth struct {
 	Pinned     []*pki.Cert
 	Anchors    []*pki.Cert
 	Revocation pki.Revocation
+	// Known are certificates of peers that are trusted without a CA, beside what leads to one.
+	Known []*pki.Cert
+	// CA, unless zero, is a name that a CA of the chain must have; Policies are the certificate
+	// policies that the certificate must have, as dotted numbers.
+	CA       ID
+	Policies []string
 }
 
 // Scheme narrows what signatures are made or taken. The zero value takes all that are not
@@ -184,6 +190,7 @@ func sameRounds(a, b []Auth) bool {
 			slices.Equal(x.Scheme.Hashes, y.Scheme.Hashes) && x.Revocation == y.Revocation &&
 			(x.Key == nil) == (y.Key == nil) && (x.Key == nil || x.Key.Public().Equal(y.Key.Public())) &&
 			sameCerts(x.Certs, y.Certs) && sameCerts(x.Pinned, y.Pinned) && sameCerts(x.Anchors, y.Anchors) &&
+			sameCerts(x.Known, y.Known) && x.CA.Equal(y.CA) && slices.Equal(x.Policies, y.Policies) &&
 			slices.EqualFunc(x.Keys, y.Keys, (*pki.PublicKey).Equal)
 	})
 }

@@ -197,6 +197,12 @@ func TestWhatDoesNotProveTheIdentityIsRefused(t *testing.T) {
 			x.RemoteAuth[0].Pinned = []*pki.Cert{certOf("c.test", pkitest.P256).Cert}
 		}, "is not who it says"},
 		{"not by the CA of the connection", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Anchors = []*pki.Cert{otherRoot.Cert} }, "is not who it says"},
+		{"not below the CA of that name", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].CA = ID{IDFQDN, "ca.test"} }, "ca_id"},
+		{"without the policy", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Policies = []string{"1.3.6.1.4.1.99999.1"} }, "policy 1.3.6.1.4.1.99999.1"},
+		{"another one is known", func(_, x *Conn, cfg *Config) {
+			cfg.Trust = nil
+			x.RemoteAuth[0].Known = []*pki.Cert{certOf("c.test", pkitest.P256).Cert}
+		}, "is not who it says"},
 		{"another kind of key", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Scheme.Key = "RSA" }, "ECDSA P-256"},
 		{"another hash", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Scheme.Hashes = []pki.Hash{pki.SHA2_512} }, "refused"},
 		{"a shared key instead", func(o, _ *Conn, _ *Config) { o.LocalAuth = nil }, "another method"},
@@ -249,6 +255,43 @@ func TestWhatDoesNotProveTheIdentityIsRefused(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestConstraintsOfCertificates: known certificates need no CA, and the names of CAs and the
+// policies of certificates may be asked for.
+func TestConstraintsOfCertificates(t *testing.T) {
+	const policy = "1.3.6.1.4.1.99999.1"
+	mid := testRoot.Issue(pkitest.Spec{Name: "policy CA", CA: true, Policies: []string{"2.5.29.32.0"}})
+	leaf := func(name string) *pkitest.Cert {
+		return mid.Issue(pkitest.Spec{Name: name, Policies: []string{"1.2.3", policy}})
+	}
+	dn, err := ParseIDString("C=CH, O=Weir, CN=policy CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(o, x *Conn, cfg *Config){
+		"policy": func(o, x *Conn, _ *Config) {
+			o.LocalAuth[0], x.RemoteAuth[0].Policies = byCert(leaf(o.LocalID.Data)), []string{policy}
+		},
+		"name of the CA": func(o, x *Conn, _ *Config) {
+			o.LocalAuth[0], x.RemoteAuth[0].CA = byCert(leaf(o.LocalID.Data)), dn
+		},
+		"known": func(o, x *Conn, cfg *Config) {
+			cfg.Trust = pkitest.Trust(otherRoot)
+			x.RemoteAuth[0].Known = []*pki.Cert{o.LocalAuth[0].Certs[0]}
+		},
+		"known, not sent": func(o, x *Conn, cfg *Config) {
+			o.SendCert = SendCertNever
+			x.RemoteAuth[0].Known = []*pki.Cert{o.LocalAuth[0].Certs[0]}
+		},
+		"beside the known one": func(o, x *Conn, _ *Config) {
+			x.RemoteAuth[0].Known = []*pki.Cert{certOf("c.test", pkitest.P256).Cert}
+		},
+	} {
+		if err := signing(t, func(a, b *Conn, ca, cb *Config) { change(a, b, cb); change(b, a, ca) }).initiate(); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

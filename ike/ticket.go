@@ -177,6 +177,13 @@ func (m *Machine) authMark(k *sealKey, c *Conn, local, remote ID) (mark [pskMark
 		for _, x := range a.Anchors {
 			part("CA", x.Raw())
 		}
+		for _, x := range a.Known {
+			part("known certificate", x.Raw())
+		}
+		part("name of a CA", a.CA.appendBody(nil))
+		for _, p := range a.Policies {
+			part("policy", []byte(p))
+		}
 		if len(a.Keys)+len(a.Pinned)+len(a.Anchors) == 0 {
 			for _, id := range m.trust.KeyIDs() {
 				part("CA", id[:])

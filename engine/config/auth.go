@@ -291,7 +291,7 @@ func (l *loader) checkRound(c *conn, p *peer, side authSide, i int) {
 		return
 	}
 	if a.Kind == ike.AuthKindPSK {
-		for _, name := range []string{"certs", "key", "pubkeys", "cacerts", "revocation"} {
+		for _, name := range []string{"certs", "key", "pubkeys", "cacerts", "revocation", "ca_id", "cert_policy"} {
 			if n := t.get(name); n != nil {
 				l.problem(n.key, `take it out, or write auth = "pubkey"`, "%s has no meaning with auth \"psk\"", name)
 			}

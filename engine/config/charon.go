@@ -229,8 +229,16 @@ var (
 		}},
 		lowered(remoteSection, "revocation"),
 		never("groups", "there are no attribute certificates here", "name the CA of the group in cacerts"),
-		never("cert_policy", "the policies of certificates are not looked at", "name the CA that issues them in cacerts"),
-		never("ca_id", "a CA is known by its certificate here", "name its certificate in cacerts"),
+		{"cert_policy", aList, "", func(s *scope, n *node) {
+			for _, e := range n.list {
+				if !goodOID(e.text) {
+					s.problem(e.at, `write "1.3.6.1.4.1.99999.1"`, "cert_policy %q is no object identifier", clipName(e.text))
+					continue
+				}
+				s.peer.auth.Policies = append(s.peer.auth.Policies, e.text)
+			}
+		}},
+		{"ca_id", aText, "", func(s *scope, n *node) { s.identity(n, &s.peer.auth.CA) }},
 	}
 )
 
@@ -440,6 +448,17 @@ func (s *scope) viciID(n *node) {
 		return
 	}
 	s.identity(n, s.peer.id)
+}
+
+// goodOID tells whether a text is an object identifier as it is printed.
+func goodOID(text string) bool {
+	arcs := strings.Split(text, ".")
+	for _, a := range arcs {
+		if v, err := strconv.ParseUint(a, 10, 31); err != nil || strconv.FormatUint(v, 10) != a {
+			return false
+		}
+	}
+	return len(arcs) > 1
 }
 
 // viciAuth reads how a side proves who it is. The least strength of keys may be given where it is

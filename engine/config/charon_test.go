@@ -62,12 +62,12 @@ var viciCases = []viciCase{
 
 	{"remote", "round", "2", ""}, {"remote", "id", "*.example", ""}, {"remote", "id", "%any", ""},
 	{"remote", "auth", "pubkey-sha256-sha512", ""}, {"remote", "auth", "rsa-4096", refused}, {"remote", "auth", "eap", refused},
-	{"remote", "eap_id", "a", refused}, {"remote", "groups", "g", refused}, {"remote", "cert_policy", "1.2.3", refused},
+	{"remote", "eap_id", "a", refused}, {"remote", "groups", "g", refused}, {"remote", "cert_policy", "1.2.3, 1.3.6.1", ""}, {"remote", "cert_policy", "1.2.x", "no object identifier"},
 	{"remote", "certs", "nonsense", "no certificate"}, {"remote", "cacerts", "nonsense", "no certificate"}, {"remote", "pubkeys", "nonsense", "no public key"},
 	{"remote", "cert-a", vm("file", "/nowhere/cert.pem"), "cannot read"}, {"remote", "cert-a", vm("handle", "00"), refused},
 	{"remote", "cacert-a", vm("file", "/nowhere/cert.pem"), "cannot read"}, {"remote", "cacert-a", vm("handle", "00"), refused},
 	{"remote", "cacert-a", vm("slot", "00"), refused}, {"remote", "cacert-a", vm("module", "00"), refused},
-	{"remote", "ca_id", "CN=ca", refused}, {"remote", "revocation", "strict", ""}, {"remote", "revocation", "IfUri", ""}, {"remote", "revocation", "x", "not known"},
+	{"remote", "ca_id", "CN=ca", ""}, {"remote", "ca_id", "CN", ""}, {"remote", "ca_id", "ipv4:x", "not an address"}, {"remote", "revocation", "strict", ""}, {"remote", "revocation", "IfUri", ""}, {"remote", "revocation", "x", "not known"},
 
 	{"child", "ah_proposals", "sha256", ""}, {"child", "ah_proposals", []string{"default"}, ""}, {"child", "ah_proposals", "aes128", "cipher"},
 	{"child", "esp_proposals", "aes128gcm16-x25519-esn, default", ""}, {"child", "esp_proposals", "aes256gcm16-sha256-modp3072", ""}, {"child", "esp_proposals", "3des-sha1", `"3des"`},

@@ -176,6 +176,9 @@ func (d *dialect) findCreds(c *conn) {
 	}
 	for i := range c.remotes {
 		a := &c.remotes[i].auth
+		if t := c.remotes[i].t; t != nil && len(a.Keys) > 0 && (a.CA != ike.ID{} || len(a.Policies) > 0) {
+			d.l.problem(where(t, "pubkeys"), "take pubkeys out, or ca_id and cert_policy", "a public key by itself has no CA and no policies")
+		}
 		if c.remotes[i].t == nil || a.Kind != ike.AuthKindPubkey || len(a.Anchors)+len(a.Pinned)+len(a.Keys) > 0 {
 			continue
 		}
@@ -185,12 +188,7 @@ func (d *dialect) findCreds(c *conn) {
 		}
 		for _, l := range d.loaded.certs {
 			if l.flag == certPlain && !l.IsCA() && l.Confirms(uint8(id.Type), []byte(id.Data)) == nil && d.ownKey(l.Cert) == nil {
-				a.Pinned = append(a.Pinned, l.Cert)
-			}
-		}
-		if len(a.Pinned) > 0 {
-			for _, x := range d.l.cfg.IKE.Trust.Authorities() {
-				a.Anchors = append(a.Anchors, x.Cert)
+				a.Known = append(a.Known, l.Cert)
 			}
 		}
 	}

@@ -113,6 +113,7 @@ type Request struct {
 	IDData []byte // its data
 
 	Pinned     []*Cert // the end entity must be one of these, which are trusted without a CA; nil: any
+	Known      []*Cert // end entities that are trusted without a CA, as others are with one
 	Anchors    []*Cert // the chain must end at or pass one of these, which are trusted; nil: those of Trust
 	Revocation Revocation
 	Got        []Fetched // everything that was fetched for earlier verdicts on the same question
@@ -201,7 +202,7 @@ func (t *Trust) Verify(r *Request) (*Verdict, error) {
 	if err := v.checkLeaf(leaf); err != nil {
 		return nil, err
 	}
-	pinned := false
+	pinned := slices.ContainsFunc(r.Known, leaf.Equal)
 	if r.Pinned != nil {
 		if pinned = slices.ContainsFunc(r.Pinned, leaf.Equal); !pinned {
 			return nil, fmt.Errorf("%s is not one of the certificates that are configured for the peer", leaf.label())

@@ -46,6 +46,7 @@ type Spec struct {
 	Emails      []string
 	From, Until time.Time // zero: the defaults
 	CRL         string    // URI of a revocation list
+	Policies    []string  // OIDs of certificate policies
 }
 
 // Cert is a certificate with its private key.
@@ -120,6 +121,11 @@ func issue(by *Cert, s Spec) *Cert {
 	}
 	if !s.Until.IsZero() {
 		x.NotAfter = s.Until
+	}
+	for _, p := range s.Policies {
+		oid, err := x509.ParseOID(p)
+		must(err)
+		x.Policies = append(x.Policies, oid)
 	}
 	if s.CRL != "" {
 		x.CRLDistributionPoints = []string{s.CRL}
