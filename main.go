@@ -38,8 +38,9 @@ func main() {
 		Privileges: func() error { return platform.CheckPrivileges(false) },
 		Harden:     platform.HardenProcess,
 		Signals: func() <-chan os.Signal {
-			// A daemon outlives whoever reads its standard error.
-			signal.Ignore(syscall.SIGPIPE)
+			// A daemon outlives whoever reads its standard error. To ignore the signal would have the
+			// programs that it starts ignore it as well, which a pipe in a script is not made for.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			ch := make(chan os.Signal, 4)
 			signal.Notify(ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 			return ch
@@ -117,6 +118,8 @@ func newDaemon(path string, cfg *config.Config, prof board.Profile, lg *log.Logg
 			return s, nil
 		},
 		LinkMTU:   network.LinkMTU,
+		LinkTo:    network.LinkTo,
+		RunScript: platform.RunScript,
 		SetMTU:    network.SetMTU,
 		Network:   network,
 		Addresses: network.Addresses,

@@ -19,6 +19,7 @@
 //   - one waits for changes of the host's addresses (addresses.go)
 //   - one writes down the leases of address pools, only while it does (pools.go)
 //   - one tells who manages name servers of those that gateways assign, once one has (dns.go)
+//   - one runs the scripts of children, once one has come up that has any (updown.go)
 //   - up to maxLookups look up names of peers, only while they do (resolve.go)
 //   - two at most fetch what tells of revoked certificates, and one puts it on the disk, only
 //     while they do (fetching.go)
@@ -137,6 +138,10 @@ func New(o Options) (*Engine, error) {
 	l.rotate = func() { e.rotateTicketKeys(e.cfg) }
 	l.saveLeases = e.saveLeases
 	l.reserve, l.noteTops = e.reserveNumbers, e.noteTops
+	if q := &l.updowns.q; o.OS.RunScript != nil {
+		q.run, q.link, q.log, q.room = o.OS.RunScript, o.OS.LinkTo, o.Log, o.Profile.ChildSAs
+		l.updowns.of = func(conn, child string) config.Updown { return e.cfg.Updown(conn, child) }
+	}
 	d.log, d.acquire, d.moved, d.ports = o.Log, l.acquire, l.moved, o.Config.IKE.Ports
 	d.unknown, d.grow = l.unknown, l.grow
 	d.limit = l.limited
@@ -257,7 +262,9 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	case err = <-lost:
 	}
 	close(stopLoop)
+	told := time.Now()
 	<-e.loop.stopped
+	e.loop.updowns.q.stop(max(scriptEndTime-time.Since(told), scriptLeastTime), scriptKillTime)
 	undo.run(e) // closes what the readers wait for
 	readers.Wait()
 	e.devReaders.Wait()

@@ -68,6 +68,7 @@ func (l *ikeLoop) event(e *ike.Event) {
 	}
 	l.countEvent(e)
 	l.logEvent(e)
+	l.updown(e)
 	if l.onEvent != nil {
 		l.onEvent(e)
 	}

@@ -118,6 +118,7 @@ type ikeLoop struct {
 	assign    func(*ike.Assigned)
 	unassign  func(conn string)
 	dummies   dummies
+	updowns   updowns
 	mtu       int // of the TUN device
 	unpackers uint32
 }

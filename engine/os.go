@@ -111,6 +111,13 @@ type OS struct {
 	ListenICMP func(v6 bool) (Socket, error)
 	// LinkMTU returns the MTU of the link that the route to remote leads through; nil: unknown.
 	LinkMTU func(remote netip.Addr) (int, error)
+	// LinkTo returns the name of the link that the route to remote leads through; nil: unknown.
+	LinkTo func(remote netip.Addr) (string, error)
+	// RunScript has the shell run a command with an environment, to which it adds PATH alone, and gives line
+	// what it says, line by line, in pieces of bounded length that are line's for the call alone. When ctx ends
+	// it kills the shell and what that has started, and the error wraps ctx.Err(); a status other than 0 is an
+	// error, too. nil: no script is run.
+	RunScript func(ctx context.Context, command string, env []string, line func(text []byte)) error
 	// SetMTU sets the MTU of the TUN device while it is used; nil: that cannot be done.
 	SetMTU  func(device string, mtu int) error
 	Network Network

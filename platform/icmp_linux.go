@@ -137,6 +137,17 @@ func (n *Network) LinkMTU(remote netip.Addr) (int, error) {
 	return l.MTU, err
 }
 
+// LinkTo returns the name of the link that the route to remote leads through, the tunnel's own rules
+// aside.
+func (n *Network) LinkTo(remote netip.Addr) (string, error) {
+	t, err := n.nl.routeTo(remote.Unmap(), Mark)
+	if err != nil {
+		return "", err
+	}
+	l, err := n.nl.LinkByIndex(t.Index)
+	return l.Name, err
+}
+
 // SetMTU sets the MTU of the TUN device of that name.
 func (n *Network) SetMTU(device string, mtu int) error {
 	l, err := n.nl.LinkByName(device)

@@ -163,9 +163,15 @@ func TestLinkMTUIsThatOfTheLink(t *testing.T) {
 			if mtu, err := n.LinkMTU(netip.MustParseAddr(to)); err != nil || mtu != 1500 {
 				t.Errorf("the link to %s has %d, %v, want 1500", to, mtu, err)
 			}
+			if name, err := n.LinkTo(netip.MustParseAddr(to)); err != nil || name != "a0" {
+				t.Errorf("the link to %s is %q, %v, want a0", to, name, err)
+			}
 		}
 		if mtu, err := n.LinkMTU(netip.MustParseAddr("198.51.100.1")); err == nil {
 			t.Errorf("where no route leads the link has %d", mtu)
+		}
+		if name, err := n.LinkTo(netip.MustParseAddr("198.51.100.1")); err == nil {
+			t.Errorf("where no route leads the link is %s", name)
 		}
 		tun, err := OpenTUN("mtu0", 1400)
 		if err != nil {

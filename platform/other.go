@@ -129,6 +129,16 @@ func (n *Network) LinkMTU(remote netip.Addr) (int, error) {
 	return 0, unsupported("look up the route to", remote.String())
 }
 
+// LinkTo returns an error that wraps [ErrUnsupported].
+func (n *Network) LinkTo(remote netip.Addr) (string, error) {
+	return "", unsupported("look up the route to", remote.String())
+}
+
+// RunScript returns an error that wraps [ErrUnsupported].
+func RunScript(ctx context.Context, command string, env []string, line func(text []byte)) error {
+	return unsupported("run", "script")
+}
+
 // SetMTU returns an error that wraps [ErrUnsupported].
 func (n *Network) SetMTU(device string, mtu int) error { return unsupported("set mtu of", device) }
 

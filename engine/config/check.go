@@ -89,6 +89,7 @@ func (l *loader) finishChild(c *child) {
 	if c.mode < modePass {
 		c.Mode = esp.Mode(c.mode)
 	}
+	l.finishUpdown(c)
 	if c.t.get("local_ts") == nil {
 		c.LocalTS = []ike.TS{dynamic}
 	}

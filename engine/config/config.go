@@ -84,6 +84,7 @@ type Config struct {
 	table    []tableEntry
 	shunts   []shunt
 	headers  map[string]*Headers // by headersKey
+	updowns  map[string]Updown   // likewise
 	devices  []Device
 	domains  map[string][]string // of DNSDomains
 	read     fileParts           // for With
@@ -272,8 +273,9 @@ type loader struct {
 	readSecret func(path string) ([]byte, error)
 	order      ike.CipherOrder // of the default proposals
 	headers    *Headers        // of the last child
-	exposed    bool            // the file itself is open to others
-	broken     bool            // TOML's syntax or rules are violated: something may be missing
+	updowns    map[string]Updown
+	exposed    bool // the file itself is open to others
+	broken     bool // TOML's syntax or rules are violated: something may be missing
 
 	authorities   []*authority
 	vici          *dialect                                    // of what clients have loaded; nil: a file is read

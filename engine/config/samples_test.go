@@ -180,7 +180,7 @@ func TestSamplesUseTheKeysOfTheSchema(t *testing.T) {
 	for _, k := range authoritySection.keys {
 		rare["authorities.NAME."+k.name] = true
 	}
-	for _, k := range headerKeys {
+	for _, k := range append(headerKeys, updownKeys...) {
 		rare[childSection.path+"."+k.name] = true
 	}
 	rootSection.each(func(sec *section) {

@@ -317,7 +317,7 @@ var childSection = &section{
 			func(s *scope, n *node) {
 				s.word(n, peerWords, func(i int) { s.child.CloseAction = ike.PeerAction(i) })
 			}},
-	}, headerKeys...),
+	}, append(headerKeys, updownKeys...)...),
 }
 
 var policySection = &section{

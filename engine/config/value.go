@@ -31,6 +31,7 @@ type child struct {
 	placed bool           // an entry of [policies] names it
 	addrs  []netip.Prefix // of its interface
 	headerState
+	updown Updown
 
 	classes  *Classes // nil: none
 	priority uint32   // as of a mark

@@ -1,0 +1,83 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"strings"
+)
+
+// Updown is the script of a child. The zero value is none.
+type Updown struct {
+	// Command is for the shell, which runs it when a CHILD SA has come up and when it has gone down.
+	Command string
+	// HostAccess has it told that this host itself is to be let through, for scripts that care.
+	HostAccess bool
+}
+
+// Updown returns the script of a child; the zero value if it has none, or if there is no such child.
+func (c *Config) Updown(conn, child string) Updown { return c.updowns[headersKey(conn, child)] }
+
+// maxCommand bounds a command in octets: more belongs into a script.
+const maxCommand = 1024
+
+// updownKeys are the keys of a child's script, with strongSwan's names.
+var updownKeys = []key{
+	{"updown", aText, `a script for /bin/sh, with its path from the root and its arguments, that runs when the child has come up or gone down, for each pair of selectors; PLUTO_VERB and the other variables are those of strongSwan's; it has ten seconds; none`,
+		func(s *scope, n *node) { s.command(n, &s.child.updown.Command) }},
+	{"hostaccess", aSwitch, `the script is told PLUTO_HOST_ACCESS=1; false`,
+		func(s *scope, n *node) { s.boolean(n, &s.child.updown.HostAccess) }},
+}
+
+// command reads a command of the shell. What file it means is looked at as far as that can be told without
+// the shell: a program's path without quotes and the like.
+func (s *scope) command(n *node, to *string) {
+	text := strings.TrimSpace(n.text)
+	if len(text) > maxCommand || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		s.problem(n.at, "put it into a script and write the path of that", "%s must be one line without control characters, of at most %d octets", n.name, maxCommand)
+		return
+	}
+	*to = text
+	program, _, _ := strings.Cut(text, " ")
+	if !strings.Contains(program, "/") || strings.ContainsAny(program, "\"'`$\\|&;<>(){}*?[]~=#!") {
+		return // in PATH, or the shell's own affair
+	}
+	const hint = "write the path of an executable file, from the root, and then its arguments"
+	if program[0] != '/' {
+		s.problem(n.at, hint, "%s %q depends on the directory in which the daemon runs", n.name, program)
+		return
+	}
+	st, err := os.Stat(program)
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrPermission):
+		s.problem(n.at, hint, "%s: %s cannot be run: %v", n.name, program, reason(err))
+	case err != nil: // who checks the configuration need not be who runs it
+	case !st.Mode().IsRegular():
+		s.problem(n.at, hint, "%s: %s is not a file", n.name, program)
+	case st.Mode().Perm()&0o111 == 0:
+		s.problem(n.at, "chmod 755 it", "%s: %s is not executable", n.name, program)
+	case st.Mode().Perm()&0o022 != 0:
+		s.warn(n.at, "chmod 755 it", "%s: the group or others can change %s, which the daemon runs with all its rights", n.name, program)
+	}
+}
+
+// finishUpdown keeps the script of a child.
+func (l *loader) finishUpdown(c *child) {
+	if c.updown == (Updown{}) {
+		return
+	}
+	if c.updown.Command == "" {
+		if n := c.t.get("updown"); n == nil || !n.bad {
+			l.warn(where(c.t, "hostaccess"), "add updown, or take it out", "hostaccess means nothing without a script")
+		}
+		return
+	}
+	if l.updowns == nil {
+		// What the loader adds to may be a configuration that others read.
+		l.updowns = make(map[string]Updown, len(l.cfg.updowns)+1)
+		maps.Copy(l.updowns, l.cfg.updowns)
+		l.cfg.updowns = l.updowns
+	}
+	l.updowns[headersKey(c.conn.Name, c.Name)] = c.updown
+}
