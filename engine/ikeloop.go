@@ -110,6 +110,7 @@ type ikeLoop struct {
 	// exportKeys keeps the keys of SAs that are made from now on for the control socket.
 	exportKeys bool
 	devices    map[string]*childDevice // by name
+	updowns    updowns
 	// leases are those of the address pools; saveLeases writes them down when it is time.
 	leases     leaseKeeper
 	saveLeases func(now time.Duration)
@@ -118,7 +119,6 @@ type ikeLoop struct {
 	assign    func(*ike.Assigned)
 	unassign  func(conn string)
 	dummies   dummies
-	updowns   updowns
 	mtu       int // of the TUN device
 	unpackers uint32
 }

@@ -119,7 +119,9 @@ func (l *ikeLoop) described(sa *updownSA, unique, id uint32) *updownSA {
 	return sa
 }
 
-// describe fills in what there is to tell about a CHILD SA, and false if it is not there.
+// describe fills in what there is to tell about a CHILD SA, and returns false if it is not there.
+//
+//go:noinline
 func (l *ikeLoop) describe(sa *updownSA, unique, id uint32) (found bool) {
 	l.m.List(func(i *ike.SAInfo) bool {
 		if i.Unique != unique {
@@ -165,67 +167,72 @@ func (sa *updownSA) pairs(f func(local, remote *esp.Selector)) {
 	}
 }
 
+// variables are an environment.
+type variables []string
+
+//go:noinline
+func (v *variables) set(name, value string) { *v = append(*v, "PLUTO_"+name+"="+value) }
+
+//go:noinline
+func (v *variables) number(name string, n int) { v.set(name, strconv.Itoa(n)) }
+
+// addrs numbers the addresses of each family.
+func (v *variables) addrs(name string, list []netip.Addr) {
+	var n [2]int
+	for _, a := range list {
+		family, i := "4_", 0
+		if a.Is6() {
+			family, i = "6_", 1
+		}
+		n[i]++
+		v.set(name+family+strconv.Itoa(n[i]), a.String())
+	}
+}
+
+// side says who is on one side.
+func (v *variables) side(host, name string, addr netip.Addr, id ike.ID, ts *esp.Selector, port string) {
+	v.set(host, addr.String())
+	v.set(name+"_ID", id.String())
+	v.set(name+"_CLIENT", network(ts).String())
+	v.set(name+"_PORT", port)
+	v.number(name+"_PROTOCOL", int(ts.Proto))
+}
+
+// virtual says which virtual addresses one side has.
+func (v *variables) virtual(name string, list []netip.Addr) {
+	if len(list) > 0 {
+		v.set(name, list[0].String())
+	}
+	v.addrs(name, list)
+}
+
 // env returns the variables of one run, but PATH, in strongSwan's order.
-func (sa *updownSA) env(up bool, a, b *esp.Selector) (env []string) {
-	set := func(name, value string) { env = append(env, "PLUTO_"+name+"="+value) }
-	num := strconv.Itoa
+func (sa *updownSA) env(up bool, a, b *esp.Selector) []string {
+	var v variables
 	me, peer := sa.path.Local.Addr().Unmap(), sa.path.Remote.Addr().Unmap()
-	set("VERSION", "1.1")
-	set("VERB", verb(up, a, me))
-	set("CONNECTION", sa.child)
-	set("INTERFACE", *sa.link)
-	set("REQID", num(sa.reqid))
+	v.set("VERSION", "1.1")
+	v.set("VERB", verb(up, a, me))
+	v.set("CONNECTION", sa.child)
+	v.set("INTERFACE", *sa.link)
+	v.number("REQID", sa.reqid)
 	proto := "esp"
 	if sa.proto == esp.AH {
 		proto = "ah"
 	}
-	set("PROTO", proto)
-	set("UNIQUEID", num(int(sa.unique)))
-	for _, s := range []struct {
-		name string
-		addr netip.Addr
-		id   ike.ID
-		ts   *esp.Selector
-		port string
-	}{{"MY", me, sa.localID, a, scriptPort(a, b, true)}, {"PEER", peer, sa.remoteID, b, scriptPort(b, a, false)}} {
-		which := s.name
-		if which == "MY" {
-			which = "ME"
-		}
-		set(which, s.addr.String())
-		set(s.name+"_ID", s.id.String())
-		set(s.name+"_CLIENT", network(s.ts).String())
-		set(s.name+"_PORT", s.port)
-		set(s.name+"_PROTOCOL", num(int(s.ts.Proto)))
-	}
-	addrs := func(name string, list []netip.Addr) {
-		var n [2]int
-		for _, a := range list {
-			family, i := "4_", 0
-			if a.Is6() {
-				family, i = "6_", 1
-			}
-			n[i]++
-			set(name+family+num(n[i]), a.String())
-		}
-	}
-	for _, v := range []struct {
-		name string
-		list []netip.Addr
-	}{{"MY_SOURCEIP", sa.localVIPs}, {"PEER_SOURCEIP", sa.remoteVIPs}} {
-		if len(v.list) > 0 {
-			set(v.name, v.list[0].String())
-		}
-		addrs(v.name, v.list)
-	}
+	v.set("PROTO", proto)
+	v.number("UNIQUEID", int(sa.unique))
+	v.side("ME", "MY", me, sa.localID, a, scriptPort(a, b, true))
+	v.side("PEER", "PEER", peer, sa.remoteID, b, scriptPort(b, a, false))
+	v.virtual("MY_SOURCEIP", sa.localVIPs)
+	v.virtual("PEER_SOURCEIP", sa.remoteVIPs)
 	if sa.encap {
-		set("UDP_ENC", num(int(sa.path.Remote.Port())))
+		v.number("UDP_ENC", int(sa.path.Remote.Port()))
 	}
-	addrs("DNS", sa.dns)
+	v.addrs("DNS", sa.dns)
 	if sa.HostAccess {
-		set("HOST_ACCESS", "1")
+		v.set("HOST_ACCESS", "1")
 	}
-	return env
+	return v
 }
 
 // verb says what has happened to whom: a selector that is our own address is the host, any other its clients.
@@ -247,11 +254,11 @@ func verb(up bool, a *esp.Selector, me netip.Addr) string {
 
 // network returns the smallest network that holds the addresses of a selector.
 func network(s *esp.Selector) netip.Prefix {
-	p := netip.PrefixFrom(s.Start, s.Start.BitLen())
-	for !p.Contains(s.End) {
-		p = netip.PrefixFrom(s.Start, p.Bits()-1)
+	for bits := s.Start.BitLen(); ; bits-- {
+		if p, err := s.Start.Prefix(bits); err != nil || p.Contains(s.End) {
+			return p
+		}
 	}
-	return p.Masked()
 }
 
 // scriptPort writes the ports of a selector; of ICMP, the type on our side and the code on the peer's, whichever of

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"strings"
 )
@@ -75,8 +74,10 @@ func (l *loader) finishUpdown(c *child) {
 	}
 	if l.updowns == nil {
 		// What the loader adds to may be a configuration that others read.
-		l.updowns = make(map[string]Updown, len(l.cfg.updowns)+1)
-		maps.Copy(l.updowns, l.cfg.updowns)
+		l.updowns = map[string]Updown{}
+		for name, u := range l.cfg.updowns {
+			l.updowns[name] = u
+		}
 		l.cfg.updowns = l.updowns
 	}
 	l.updowns[headersKey(c.conn.Name, c.Name)] = c.updown
