@@ -20,9 +20,9 @@ func chooseCrypto(cpu CPU, conns []*ike.Conn, lg *log.Logger) {
 	if !cpu.AES {
 		why = "the processor has no AES instructions"
 	}
-	lg.Log(log.IKE, log.Info, "default proposals prefer", log.Str("ciphers", cpu.CipherOrder().String()), log.Str("why", why))
+	lg.Log(log.IKEConfig, log.Info, "default proposals prefer", log.Str("ciphers", cpu.CipherOrder().String()), log.Str("why", why))
 	if name := namesAES(conns, cpu.CipherOrder()); !cpu.AES && name != "" {
-		lg.Log(log.IKE, log.Info, "AES is configured by name: without AES instructions it is computed in constant time, and slower than chacha20poly1305",
+		lg.Log(log.IKEConfig, log.Info, "AES is configured by name: without AES instructions it is computed in constant time, and slower than chacha20poly1305",
 			log.Str("connection", name))
 	}
 }

@@ -97,7 +97,7 @@ func (e *Engine) watchAddresses(undo *undoList) AddressWatch {
 	}
 	w, err := e.o.OS.WatchAddresses()
 	if err != nil {
-		e.o.Log.Log(log.Net, log.Warn, "changes of this host's addresses will not be noticed: reload the settings after one", log.Err(err))
+		e.o.Log.Log(log.Kernel, log.Warn, "changes of this host's addresses will not be noticed: reload the settings after one", log.Err(err))
 		return nil
 	}
 	undo.add("address watch", w.Close)
@@ -109,7 +109,7 @@ func (e *Engine) followAddresses(w AddressWatch) {
 	for {
 		if err := w.Wait(); err != nil {
 			if !errors.Is(err, os.ErrClosed) {
-				e.o.Log.Log(log.Net, log.Warn, "changes of this host's addresses will not be noticed any more: reload the settings after one", log.Err(err))
+				e.o.Log.Log(log.Kernel, log.Warn, "changes of this host's addresses will not be noticed any more: reload the settings after one", log.Err(err))
 			}
 			return
 		}
@@ -132,7 +132,7 @@ func (e *Engine) readdress() {
 	l.fitAll() // a link may have another MTU, or another link leads to the peer
 	spec, err := e.policySpecs(e.cfg)
 	if err != nil {
-		e.o.Log.Log(log.Net, log.Error, "the policies could not follow this host's addresses", log.Err(err))
+		e.o.Log.Log(log.Kernel, log.Error, "the policies could not follow this host's addresses", log.Err(err))
 		return
 	}
 	same := true
@@ -152,7 +152,7 @@ func (e *Engine) readdress() {
 	// First the kernel, as with a new configuration.
 	list := e.d.spd.plainPolicies(s.compile(spec))
 	if err := l.net.Apply(l.device, list); err != nil {
-		e.o.Log.Log(log.Net, log.Error, "the routes for the policies could not be set", log.Err(err))
+		e.o.Log.Log(log.Kernel, log.Error, "the routes for the policies could not be set", log.Err(err))
 		l.apply()
 		return
 	}
@@ -162,5 +162,5 @@ func (e *Engine) readdress() {
 		l.apply()
 	}
 	l.out.flush()
-	e.o.Log.Log(log.Net, log.Info, "the policies follow this host's new addresses")
+	e.o.Log.Log(log.Kernel, log.Info, "the policies follow this host's new addresses")
 }

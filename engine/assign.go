@@ -102,7 +102,7 @@ func (e *Engine) assign(a *ike.Assigned) {
 	add("dns", join(st.dns.servers))
 	add("domains", strings.Join(st.dns.domains, " "))
 	add("networks", join(a.Subnets))
-	e.o.Log.Log(log.Net, log.Info, "what the gateway has assigned is in place", f...)
+	e.o.Log.Log(log.Kernel, log.Info, "what the gateway has assigned is in place", f...)
 	st.dns.report(e, a)
 }
 
@@ -130,7 +130,7 @@ func (e *Engine) unassign(conn string) {
 	st.leave(nil)
 	st.is = nil
 	e.settle()
-	e.o.Log.Log(log.Net, log.Info, "the addresses that the gateway had assigned are taken away", log.Str("conn", conn))
+	e.o.Log.Log(log.Kernel, log.Info, "the addresses that the gateway had assigned are taken away", log.Str("conn", conn))
 }
 
 // settle brings devices, policies and name servers in line with what holds. Addresses come
@@ -189,7 +189,7 @@ func (e *Engine) placeAddresses(union bool) (removed bool) {
 		}
 		removed = removed || gone && !union
 		if err := set(want); err != nil {
-			l.log.Log(log.Net, log.Error, "a device could not be given the addresses that a gateway has assigned", log.Str("device", device), log.Err(err))
+			l.log.Log(log.Kernel, log.Error, "a device could not be given the addresses that a gateway has assigned", log.Str("device", device), log.Err(err))
 		}
 	}
 	place(l.device, e.virtualOn(""), l.assigned.main, func(want []netip.Prefix) error {
@@ -304,7 +304,7 @@ func (e *Engine) cleanAssigned() {
 	}
 	for device, list := range had {
 		if err := e.takeBack(device, list); err != nil && !errors.Is(err, syscall.ENODEV) {
-			e.o.Log.Log(log.Net, log.Warn, "addresses of the run before could not be taken away", log.Str("device", device), log.Err(err))
+			e.o.Log.Log(log.Kernel, log.Warn, "addresses of the run before could not be taken away", log.Str("device", device), log.Err(err))
 		}
 	}
 	// Also without a note, since a state directory is not everywhere.

@@ -28,13 +28,15 @@ func (e *Engine) listen(undo *undoList) (*control.Listener, error) {
 
 // serve answers control clients until the end. It is called before the loop runs.
 func (e *Engine) serve(l *control.Listener, undo *undoList) {
-	ctl := control.NewServer(l, vici.Handler{D: daemon{e}}, control.Options{Clients: e.o.Profile.Clients, Log: e.o.Log})
+	lines := &vici.LogEvents{Log: e.o.Log}
+	ctl := control.NewServer(l, vici.Handler{D: daemon{e}}, control.Options{Clients: e.o.Profile.Clients, Log: e.o.Log, Wanted: lines.Follow})
+	lines.Server = ctl
 	e.ctl, e.loop.onEvent = ctl, vici.Events{L: onLoop{e}, Server: ctl}.Event
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
 		if err := ctl.Serve(); err != nil {
-			e.o.Log.Log(log.Net, log.Error, "the control socket does not answer any more", log.Err(err))
+			e.o.Log.Log(log.Daemon, log.Error, "the control socket does not answer any more", log.Err(err))
 		}
 	}()
 	undo.add("control server", func() error {

@@ -118,7 +118,7 @@ func (e *Engine) followDevices(cfg *config.Config, opened []*childDevice) {
 		kept[want.Name] = true
 		if v := e.loop.devices[want.Name]; v != nil {
 			if err := e.readdressDevice(v, want.Addrs); err != nil {
-				e.o.Log.Log(log.Net, log.Error, "a device could not be given its addresses", log.Err(err))
+				e.o.Log.Log(log.Kernel, log.Error, "a device could not be given its addresses", log.Err(err))
 			}
 		}
 	}
@@ -149,7 +149,7 @@ func (e *Engine) readDevice(v *childDevice) {
 	if err == nil || !v.tun.CompareAndSwap(tun, nil) {
 		return
 	}
-	e.o.Log.Log(log.Net, log.Error, "a TUN device is lost, and its children carry nothing: reload the settings to make it again",
+	e.o.Log.Log(log.Kernel, log.Error, "a TUN device is lost, and its children carry nothing: reload the settings to make it again",
 		log.Str("device", v.name), log.Err(err))
 	_ = (*tun).Close()
 }

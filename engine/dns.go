@@ -175,7 +175,7 @@ func (t *dnsTeller) forget(how, file, device string) {
 		return
 	}
 	if err := t.set(how, file, device, nil, nil); err != nil {
-		t.log.Log(log.Net, log.Warn, "name servers of the run before could not be taken away", log.Err(err))
+		t.log.Log(log.Kernel, log.Warn, "name servers of the run before could not be taken away", log.Err(err))
 	}
 }
 
@@ -220,7 +220,7 @@ func (t *dnsTeller) stop(w dnsWish) {
 	select {
 	case <-t.done:
 	case <-time.After(dnsEndTime):
-		t.log.Log(log.Net, log.Warn, "name servers may be left behind: what manages them has not ended in time")
+		t.log.Log(log.Kernel, log.Warn, "name servers may be left behind: what manages them has not ended in time")
 	}
 	t.done = nil
 }
@@ -240,7 +240,7 @@ func (t *dnsTeller) run() {
 		text := ""
 		if err := t.set(w.how.String(), w.file, w.device, w.all, w.domains); err != nil {
 			if text = err.Error(); text != said {
-				t.log.Log(log.Net, log.Error, "the name servers that a gateway has assigned could not be made known", log.Err(err))
+				t.log.Log(log.Kernel, log.Error, "the name servers that a gateway has assigned could not be made known", log.Err(err))
 			}
 		}
 		said = text

@@ -128,7 +128,7 @@ func New(o Options) (*Engine, error) {
 		IKESAs: o.Profile.IKESAs, HalfOpen: o.Profile.HalfOpen, Cookies: o.Profile.Cookies, ChildSAs: o.Profile.ChildSAs,
 		AggFrags: o.Profile.Streams(), Leases: 2 * o.Profile.IKESAs,
 	})
-	m.Trace = func() bool { return o.Log.Enabled(log.IKE, log.Debug) }
+	m.Trace = l.traces
 	l.m, l.readdress, l.addrs.ask, l.lookups.resolve = m, e.readdress, o.OS.Addresses, o.OS.Resolve
 	l.assign, l.unassign = e.assign, e.unassign
 	l.fetches = l.newFetches(o.OS, o.Profile)
@@ -216,9 +216,9 @@ func (e *Engine) Run(stop <-chan struct{}) (err error) {
 	e.loop.drain()
 	e.setManual(e.cfg, false)
 	undo.add("sequence numbers", e.settleAll)
-	e.o.Log.Log(log.Net, log.Info, "ready", log.Str("device", e.loop.device), log.Int("mtu", e.mtu))
+	e.o.Log.Log(log.Daemon, log.Info, "ready", log.Str("device", e.loop.device), log.Int("mtu", e.mtu))
 	e.features = e.d.features()
-	e.o.Log.Log(log.Net, log.Info, "data path", e.features.fields()...)
+	e.o.Log.Log(log.Daemon, log.Info, "data path", e.features.fields()...)
 
 	// From here the goroutines own the fields.
 	var readers, workers sync.WaitGroup
@@ -294,7 +294,7 @@ func (u *undoList) run(e *Engine) {
 		s := u.steps[len(u.steps)-1]
 		u.steps = u.steps[:len(u.steps)-1]
 		if err := s.f(); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
-			e.o.Log.Log(log.Net, log.Warn, "could not be undone at the end", log.Str("what", s.what), log.Err(err))
+			e.o.Log.Log(log.Daemon, log.Warn, "could not be undone at the end", log.Str("what", s.what), log.Err(err))
 		}
 	}
 }
@@ -509,7 +509,7 @@ func (e *Engine) tellRestart(cfg *config.Config, mtu int) {
 	was, is := &e.cfg.Daemon, &cfg.Daemon
 	tell := func(changed bool, key string) {
 		if changed {
-			e.o.Log.Log(log.Net, log.Warn, "a changed setting takes effect after a restart only", log.Str("setting", key))
+			e.o.Log.Log(log.Config, log.Warn, "a changed setting takes effect after a restart only", log.Str("setting", key))
 		}
 	}
 	tell(was.Interface != is.Interface, "interface")

@@ -179,7 +179,7 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 			return
 		}
 	}
-	f := make([]log.Field, 0, 12)
+	f := make([]log.Field, 0, 13)
 	str := func(key, v string) {
 		if v != "" {
 			f = append(f, log.Str(key, v))
@@ -216,6 +216,6 @@ func (l *ikeLoop) logEvent(e *ike.Event) {
 	if e.Kind != ike.EvTrace {
 		str("text", e.Text)
 	}
-	f = append(f, log.Err(e.Err))
-	l.log.Log(log.IKE, level, msg, f...)
+	area, f := place(e.Kind, append(f, log.Err(e.Err)))
+	l.log.Log(area, level, msg, f...)
 }

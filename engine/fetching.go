@@ -47,7 +47,7 @@ func (e *Engine) openFiles() {
 	}
 	f, err := e.o.OS.OpenFiles(filepath.Join(dir, stateCRLs), e.o.Profile.Fetches(), int64(e.o.Profile.FetchOctets()))
 	if err != nil {
-		e.o.Log.Log(log.Net, log.Warn, "revocation lists cannot be kept over a restart: they are fetched anew then",
+		e.o.Log.Log(log.Config, log.Warn, "revocation lists cannot be kept over a restart: they are fetched anew then",
 			log.Str("directory", filepath.Join(dir, stateCRLs)), log.Err(err))
 		return
 	}
@@ -75,7 +75,7 @@ func (l *ikeLoop) fetched(o fetch.Outcome) {
 	}
 	if o.Err != nil {
 		l.d.counts.inc(cFetchFailed)
-		l.log.Log(log.IKE, log.Warn, "what tells of revoked certificates cannot be fetched; it is tried again after a minute, when it is needed",
+		l.log.Log(log.IKEConfig, log.Warn, "what tells of revoked certificates cannot be fetched; it is tried again after a minute, when it is needed",
 			log.Str("what", what), log.Err(o.Err))
 		return
 	}
@@ -84,5 +84,5 @@ func (l *ikeLoop) fetched(o fetch.Outcome) {
 	if !o.Next.IsZero() {
 		f = append(f, log.Str("next", o.Next.UTC().Format(time.RFC3339)))
 	}
-	l.log.Log(log.IKE, log.Info, "fetched what tells of revoked certificates", f...)
+	l.log.Log(log.IKEConfig, log.Info, "fetched what tells of revoked certificates", f...)
 }

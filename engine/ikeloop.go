@@ -89,6 +89,7 @@ type ikeLoop struct {
 	waiters  map[uint64]func(error)
 	tag      uint64
 	limit    *log.Limiter
+	traced   traceBudget
 	patience time.Duration    // closeTime
 	rekeySeq uint64           // rekeySequence
 	onEvent  func(*ike.Event) // told of every event, on the loop's goroutine; may be nil

@@ -484,7 +484,7 @@ func (in *inbound) write(tun Device, batch [][]byte) {
 		}
 		d.counts.inc(cInDeviceError)
 		if d.mayNote(noteDevice, in.now) {
-			d.log.Log(log.Net, log.Warn, "the TUN device refused a packet", log.Err(err))
+			d.log.Log(log.Kernel, log.Warn, "the TUN device refused a packet", log.Err(err))
 		}
 		batch = batch[1:]
 	}

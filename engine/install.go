@@ -19,7 +19,7 @@ func (l *ikeLoop) addSA(c *ike.ChildSA) {
 	clear(c.EncrKey)
 	clear(c.IntegKey)
 	if err != nil {
-		l.log.Log(log.ESP, log.Error, "CHILD SA could not be installed: it will carry nothing; terminate and initiate it again",
+		l.log.Log(log.Child, log.Error, "CHILD SA could not be installed: it will carry nothing; terminate and initiate it again",
 			log.Str("conn", c.Conn), log.Str("child", c.Child), log.Hex32("spi", c.SPI), log.Str("suite", c.Suite.String()), log.Err(err))
 	}
 }
@@ -109,7 +109,7 @@ func (l *ikeLoop) use(sa *outSA) {
 		l.apply()
 	}
 	if !taken {
-		l.log.Log(log.ESP, log.Warn, "no policy takes the CHILD SA: nothing will be sent through it; check the configuration, or whether the board profile has room for more policies",
+		l.log.Log(log.Child, log.Warn, "no policy takes the CHILD SA: nothing will be sent through it; check the configuration, or whether the board profile has room for more policies",
 			log.Str("conn", sa.conn), log.Str("child", sa.child), log.Hex32("spi_out", sa.spi))
 	}
 	// Even when nothing waits: the queue must know the generation.
@@ -120,7 +120,7 @@ func (l *ikeLoop) use(sa *outSA) {
 func (l *ikeLoop) apply() {
 	l.applied = l.d.spd.policies()
 	if err := l.net.Apply(l.device, l.applied); err != nil {
-		l.log.Log(log.Net, log.Error, "the routes for the policies could not be set", log.Err(err))
+		l.log.Log(log.Kernel, log.Error, "the routes for the policies could not be set", log.Err(err))
 	}
 }
 
@@ -243,7 +243,7 @@ func (l *ikeLoop) tick(now time.Duration) {
 			continue
 		}
 		o.rekeying = true
-		l.log.Log(log.ESP, log.Info, "CHILD SA is rekeyed early: its sequence numbers run out; esn would avoid it",
+		l.log.Log(log.Child, log.Info, "CHILD SA is rekeyed early: its sequence numbers run out; esn would avoid it",
 			log.Str("conn", o.conn), log.Str("child", o.child), log.Hex32("spi_out", o.spi))
 		l.m.Command(l.now(), ike.Command{Kind: ike.CmdRekey, Conn: o.conn, IKE: o.ike, ChildID: o.id})
 		l.drain()

@@ -261,7 +261,7 @@ func (l *ikeLoop) tooBig(t esp.TooBig) {
 	}
 	d.counts.inc(cTooBig)
 	k.learned[key] = learnedMTU{mtu, d.clock()}
-	l.log.Log(log.Net, log.Info, "the path to the peer carries smaller packets than before",
+	l.log.Log(log.Kernel, log.Info, "the path to the peer carries smaller packets than before",
 		log.Str("conn", sa.conn), log.Addr("peer", key.remote), log.Int("mtu", mtu), log.Int("was", was))
 	l.fitPaths([]pathKey{key})
 }

@@ -98,7 +98,7 @@ func (e *Engine) setManual(cfg *config.Config, anew bool) {
 		}
 		s, err := e.installManual(m)
 		if err != nil {
-			l.log.Log(log.ESP, log.Error, "manual SA could not be installed: what it protects is dropped", log.Str("name", m.Name), log.Err(err))
+			l.log.Log(log.Child, log.Error, "manual SA could not be installed: what it protects is dropped", log.Str("name", m.Name), log.Err(err))
 			continue
 		}
 		list = append(list, s)
@@ -133,7 +133,7 @@ func (e *Engine) installManual(m *config.Manual) (*manualSA, error) {
 			return nil, err
 		}
 	}
-	l.log.Log(log.ESP, log.Info, "manual SA installed", log.Str("name", m.Name), log.Str("suite", m.In.Suite.String()),
+	l.log.Log(log.Child, log.Info, "manual SA installed", log.Str("name", m.Name), log.Str("suite", m.In.Suite.String()),
 		log.Hex32("spi_in", m.In.SPI), log.Hex32("spi_out", m.Out.SPI))
 	return s, nil
 }
@@ -146,7 +146,7 @@ func (e *Engine) removeManual(s *manualSA) {
 	}
 	in, out := l.d.sad.release(s.In.SPI)
 	l.retire(in, out)
-	l.log.Log(log.ESP, log.Info, "manual SA removed", log.Str("name", s.Name))
+	l.log.Log(log.Child, log.Info, "manual SA removed", log.Str("name", s.Name))
 }
 
 // Sequence numbers that go on after a restart (RFC 4303 section 3.3.3): a block of them is written
@@ -221,7 +221,7 @@ func (e *Engine) reserveNumbers(spi uint32) (manual bool) {
 		return true // they are at their end
 	}
 	if err := e.seqs.put(&e.keep, seqRecord{s.kept.out, next}); err != nil {
-		l.log.Log(log.ESP, log.Error, "manual SA stops soon: no more sequence numbers can be reserved; is the file system of state_dir full or read-only?",
+		l.log.Log(log.Child, log.Error, "manual SA stops soon: no more sequence numbers can be reserved; is the file system of state_dir full or read-only?",
 			log.Str("name", s.Name), log.Err(err))
 		return true
 	}
@@ -268,7 +268,7 @@ func (e *Engine) settleNumbers(s *manualSA) {
 		records = append(records, seqRecord{s.kept.in, in.in.Top()})
 	}
 	if err := e.seqs.put(&e.keep, records...); err != nil {
-		e.o.Log.Log(log.ESP, log.Warn, "where the sequence numbers of a manual SA stand could not be written down: they go on with the next block",
+		e.o.Log.Log(log.Child, log.Warn, "where the sequence numbers of a manual SA stand could not be written down: they go on with the next block",
 			log.Str("name", s.Name), log.Err(err))
 	}
 	s.kept = nil

@@ -80,7 +80,7 @@ func (e *Engine) settleLeases() error {
 
 func (e *Engine) storeLeases(b []byte) {
 	if err := e.keep.dir.Store(stateLeases, b); err != nil {
-		e.o.Log.Log(log.Net, log.Warn, "the leases of the address pools cannot be kept over a restart: is the file system full or read-only?",
+		e.o.Log.Log(log.Config, log.Warn, "the leases of the address pools cannot be kept over a restart: is the file system full or read-only?",
 			log.Str("name", stateLeases), log.Err(err))
 	}
 }

@@ -49,7 +49,7 @@ func (e *Engine) openState(undo *undoList) {
 	if e.o.OS.OpenState != nil && dir != "" {
 		s, err := e.o.OS.OpenState(dir)
 		if err != nil {
-			e.o.Log.Log(log.Net, log.Warn, "nothing can be kept over a restart: peers will take longer to notice that this daemon has restarted",
+			e.o.Log.Log(log.Daemon, log.Warn, "nothing can be kept over a restart: peers will take longer to notice that this daemon has restarted",
 				log.Str("state_dir", dir), log.Err(err))
 		} else {
 			e.keep.dir = s
@@ -79,7 +79,7 @@ func (k *keeper) load(name string) []byte {
 	b, err := k.dir.Load(name)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			k.log.Log(log.Net, log.Warn, "a kept secret cannot be used and is made anew", log.Str("name", name), log.Err(err))
+			k.log.Log(log.Daemon, log.Warn, "a kept secret cannot be used and is made anew", log.Str("name", name), log.Err(err))
 		}
 		return nil
 	}
@@ -92,7 +92,7 @@ func (k *keeper) store(name string, b []byte) {
 		return
 	}
 	if err := k.dir.Store(name, b); err != nil {
-		k.log.Log(log.Net, log.Warn, "a secret cannot be kept over a restart: is the file system full or read-only?",
+		k.log.Log(log.Daemon, log.Warn, "a secret cannot be kept over a restart: is the file system full or read-only?",
 			log.Str("name", name), log.Err(err))
 	}
 }

@@ -103,7 +103,7 @@ func (l *ikeLoop) newStream(c *ike.ChildSA, path *outerPath) (*stream, error) {
 	s.pack = aggfrag.NewPacker(l.d.queue*queuePart, s.hide.NoFrags || s.agg.PeerNoFrags)
 	s.ctl = aggfrag.NewControl(r, l.d.clock())
 	p.add(s)
-	l.log.Log(log.ESP, log.Info, "IP-TFS is in use", log.Str("conn", c.Conn), log.Str("child", c.Child),
+	l.log.Log(log.Child, log.Info, "IP-TFS is in use", log.Str("conn", c.Conn), log.Str("child", c.Child),
 		log.Int("packet", s.outer(int(path.mtu))), log.Int("payload", size), log.Int("rate", int(s.hide.Rate)))
 	return s, nil
 }
@@ -139,7 +139,7 @@ func (s *stream) payload(suite esp.Suite, path *outerPath) int {
 func (l *ikeLoop) joinStream(c *ike.ChildSA, sa *outSA) (err error) {
 	if !c.AggFrag.On {
 		if c.Hiding.IPTFS != ike.IPTFSNo {
-			l.log.Log(log.ESP, log.Warn, "IP-TFS is not in use, the peer does not agree to it: sizes and times of packets tell of the traffic; write iptfs = \"require\" to have it or nothing",
+			l.log.Log(log.Child, log.Warn, "IP-TFS is not in use, the peer does not agree to it: sizes and times of packets tell of the traffic; write iptfs = \"require\" to have it or nothing",
 				log.Str("conn", c.Conn), log.Str("child", c.Child))
 		}
 		return nil
@@ -321,7 +321,7 @@ func (s *stream) seal(sa *outSA, n int, at time.Duration, bufs [][]byte, batch [
 // meant to have none (RFC 9347 section 2.4.1).
 func (s *stream) watch(now time.Duration) {
 	if s.ctl.Tripped() && !s.stopped.Swap(true) {
-		s.d.log.Log(log.ESP, log.Error, "IP-TFS is stopped: the path has lost too much for too long; give it more bandwidth or lower iptfs_rate, then terminate and initiate the child",
+		s.d.log.Log(log.Child, log.Error, "IP-TFS is stopped: the path has lost too much for too long; give it more bandwidth or lower iptfs_rate, then terminate and initiate the child",
 			log.Str("conn", s.conn), log.Str("child", s.child), log.Int("loss_percent", s.hide.TripLoss))
 	}
 	if s.hide.Mode != ike.IPTFSConstant || now-s.toldAt < noteInterval {
@@ -329,7 +329,7 @@ func (s *stream) watch(now time.Duration) {
 	}
 	s.toldAt = now
 	if p := s.ctl.Status().LossPeer; p != 0 && p <= 100 {
-		s.d.log.Log(log.ESP, log.Warn, "the path loses packets of IP-TFS: give it the bandwidth of iptfs_rate, or lower that",
+		s.d.log.Log(log.Child, log.Warn, "the path loses packets of IP-TFS: give it the bandwidth of iptfs_rate, or lower that",
 			log.Str("conn", s.conn), log.Str("child", s.child), log.Int("loss_percent", int(100/p)))
 	}
 }

@@ -76,7 +76,7 @@ func runRun(sys *System, cmd *Command, args []string) int {
 	}
 	r.openLog()
 	if soft != nil {
-		r.log.Log(log.Net, log.Warn, "keys may reach core dumps or other processes", log.Err(soft))
+		r.log.Log(log.Daemon, log.Warn, "keys may reach core dumps or other processes", log.Err(soft))
 	}
 	return r.run(prof)
 }
@@ -117,7 +117,7 @@ func (r *runner) setLevels() {
 
 func (r *runner) warn() {
 	for _, w := range r.cfg.Warnings() {
-		r.log.Log(log.Net, log.Warn, "the configuration is unwise", log.Str("at", w.String()))
+		r.log.Log(log.Config, log.Warn, "the configuration is unwise", log.Str("at", w.String()))
 	}
 }
 
@@ -133,7 +133,7 @@ func (r *runner) run(prof board.Profile) int {
 	if err != nil {
 		return r.failed("cannot start", err)
 	}
-	r.log.Log(log.Net, log.Info, "starting", log.Str("version", r.sys.Version), log.Str("config", r.path),
+	r.log.Log(log.Daemon, log.Info, "starting", log.Str("version", r.sys.Version), log.Str("config", r.path),
 		log.Str("board", prof.Name), log.Int("connections", len(r.cfg.IKE.Conns)))
 	stop := make(chan struct{})
 	ended := make(chan error, 1)
@@ -145,7 +145,7 @@ func (r *runner) run(prof board.Profile) int {
 			if err != nil {
 				return r.failed("ended with an error", err)
 			}
-			r.log.Log(log.Net, log.Info, "ended")
+			r.log.Log(log.Daemon, log.Info, "ended")
 			return ExitOK
 		case sig := <-signals:
 			switch {
@@ -153,17 +153,17 @@ func (r *runner) run(prof board.Profile) int {
 				r.reload(d)
 			case sig == syscall.SIGHUP:
 			case late != nil:
-				r.log.Log(log.Net, log.Warn, "ending at once, asked for a second time")
+				r.log.Log(log.Daemon, log.Warn, "ending at once, asked for a second time")
 				return ExitFailed
 			default:
-				r.log.Log(log.Net, log.Info, "ending", log.Str("signal", sig.String()))
+				r.log.Log(log.Daemon, log.Info, "ending", log.Str("signal", sig.String()))
 				close(stop)
 				t := time.NewTimer(endPatience)
 				defer t.Stop()
 				late = t.C
 			}
 		case <-late:
-			r.log.Log(log.Net, log.Error, "did not end in time, ending at once", log.Dur("after", endPatience))
+			r.log.Log(log.Daemon, log.Error, "did not end in time, ending at once", log.Dur("after", endPatience))
 			return ExitFailed
 		}
 	}
@@ -188,20 +188,20 @@ func (r *runner) reload(d Daemon) {
 	if err != nil {
 		var problems config.Problems
 		if !errors.As(err, &problems) {
-			r.log.Log(log.Net, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
+			r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
 			return
 		}
 		for _, p := range problems {
-			r.log.Log(log.Net, log.Error, "configuration not reloaded, the old one stays", log.Str("at", p.String()))
+			r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Str("at", p.String()))
 		}
 		return
 	}
 	if err = d.Reload(cfg); err != nil {
-		r.log.Log(log.Net, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
+		r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
 		return
 	}
 	if cfg.Log.Target != r.cfg.Log.Target {
-		r.log.Log(log.Net, log.Warn, "the log keeps its target until a restart", log.Str("target", r.cfg.Log.Target))
+		r.log.Log(log.Daemon, log.Warn, "the log keeps its target until a restart", log.Str("target", r.cfg.Log.Target))
 		cfg.Log.Target = r.cfg.Log.Target
 	}
 	r.cfg = cfg

@@ -24,6 +24,9 @@ const (
 	CmdListSPD    = "list-spd"        // ours: {} => {}; streams list-spd-entry
 	CmdTestPolicy = "test-policy"     // ours: src, dst, proto (number), sport, dport (absent: not to be seen), direction => <an entry, if any> fate, child-sa{}
 	CmdGetPools   = "get-pools"       // leases (yes), name => <pool>{base size online offline leases{} and the attributes}
+	CmdGetAlgs    = "get-algorithms"  // {} => encryption{} integrity{} aead{} and so on: <algorithm> = <who computes it>
+	CmdGetCounts  = "get-counters"    // name, all (yes) => counters{<name>{...}} success, errmsg
+	CmdResetCount = "reset-counters"  // name, all (yes) => success
 	CmdListCerts  = "list-certs"      // type (X509, PUBKEY, ANY), flag (NONE, CA, ANY), subject => {}; streams list-cert
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 )
@@ -43,12 +46,13 @@ const (
 	EvIKEUpdate   = "ike-update"     // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
 	EvChildUpDown = "child-updown"   // up (only if so), <connection>{... child-sas{the one}}
 	EvChildRekey  = "child-rekey"    // <connection>{... child-sas{<name>{old{} new{}}}}
+	EvAlert       = "alert"          // type, ikesa{<connection>{an IKE SA without child-sas}} if it is about one
 )
 
 // Events lists the events that a client can register for.
 func Events() []string {
 	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert, EvSAKey,
-		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey}
+		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey, EvAlert}
 }
 
 // Keys of responses that tell how a command went.
@@ -249,11 +253,14 @@ const (
 
 // Keys of the log events.
 const (
-	KeyGroup     = "group" // IKE, ESP, NET
-	KeyLevel     = "level" // charon's numbers, as KeyLogLevel
+	KeyGroup     = "group"  // of charon's: DMN, IKE, CHD, CFG, KNL, NET, ENC, ESP
+	KeyLevel     = "level"  // charon's numbers, as KeyLogLevel
+	KeyThread    = "thread" // 0: there are none here that could be told apart
 	KeyIKESAName = "ikesa-name"
+	KeyIKESAID   = "ikesa-uniqueid"
 	KeyMsg       = "msg"
-	KeyUp        = "up" // yes, or absent
+	KeyUp        = "up"    // yes, or absent
+	KeyIKESA     = "ikesa" // section, of an alert
 )
 
 // Keys of get-pools, which has a section for each pool, in charon's order; the attributes are

@@ -33,6 +33,10 @@ type Options struct {
 	Queue   int      // octets that may wait for one client: 256 KiB
 	Events  []string // events that clients can register for, at most 64: Events()
 	Log     *log.Logger
+	// Wanted, if it is set, is called when the first client registers for an event and when the
+	// last one has gone, from any goroutine: Server.Wanted tells which of the two. It must not
+	// call the server otherwise.
+	Wanted func(event string)
 }
 
 const (
@@ -56,6 +60,7 @@ type Server struct {
 	events  []string
 	clients int
 	queue   int
+	tell    func(event string) // Options.Wanted
 
 	wanted [64]atomic.Int32 // registrations per event
 
@@ -67,7 +72,7 @@ type Server struct {
 
 // NewServer returns a server for the clients that connect to l. It owns l.
 func NewServer(l net.Listener, h Handler, o Options) *Server {
-	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue,
+	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue, tell: o.Wanted,
 		open: make(map[*client]struct{})}
 	if s.events == nil {
 		s.events = Events()
@@ -98,7 +103,7 @@ func (s *Server) Serve() error {
 			case errors.Is(err, net.ErrClosed):
 				return err
 			}
-			s.log.Log(log.Net, log.Warn, "control client not accepted", log.Err(err))
+			s.log.Log(log.Daemon, log.Warn, "control client not accepted", log.Err(err))
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -147,13 +152,21 @@ func (s *Server) Wanted(event string) bool {
 
 // Event sends the event to the clients that have registered for it. It never waits: a
 // client whose queue is full is cut off.
-func (s *Server) Event(event string, m *Message) {
+func (s *Server) Event(event string, m *Message) { s.event(event, m, false) }
+
+// Spare sends an event of which clients may miss some: it leaves out those whose queue is
+// half full, so that there is room for what they must not miss. It neither waits nor logs.
+func (s *Server) Spare(event string, m *Message) { s.event(event, m, true) }
+
+func (s *Server) event(event string, m *Message, spare bool) {
 	if !s.Wanted(event) {
 		return
 	}
 	pkt, err := AppendPacket(nil, Event, event, m)
 	if err != nil {
-		s.log.Log(log.Net, log.Error, "control event not sent", log.Str("event", event), log.Err(err))
+		if !spare {
+			s.log.Log(log.Daemon, log.Error, "control event not sent", log.Str("event", event), log.Err(err))
+		}
 		return
 	}
 	bit := uint64(1) << slices.Index(s.events, event)
@@ -166,7 +179,9 @@ func (s *Server) Event(event string, m *Message) {
 	}
 	s.mu.Unlock()
 	for _, c := range to {
-		_ = c.enqueue(pkt, 0)
+		if !spare || c.hasRoom(len(pkt)) {
+			_ = c.enqueue(pkt, 0)
+		}
 	}
 }
 
@@ -194,7 +209,7 @@ func (s *Server) Close() error {
 	select {
 	case <-done:
 	case <-t.C:
-		s.log.Log(log.Net, log.Warn, "control command still runs at the end")
+		s.log.Log(log.Daemon, log.Warn, "control command still runs at the end")
 	}
 	return err
 }
@@ -224,6 +239,13 @@ func (c *client) cut() {
 			c.unregister(i)
 		}
 	})
+}
+
+// hasRoom tells whether n octets more leave half of the queue free.
+func (c *client) hasRoom(n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queued+n <= c.s.queue/2
 }
 
 // enqueue hands a packet to the writer. If the queue is full it waits, and then cuts
@@ -321,7 +343,7 @@ func (c *client) read() {
 		var err error
 		if p, buf, err = ReadPacket(c.conn, buf); err != nil {
 			if errors.Is(err, ErrPacket) {
-				c.s.log.Log(log.Net, log.Warn, "control client cut off", log.Err(err))
+				c.s.log.Log(log.Daemon, log.Warn, "control client cut off", log.Err(err))
 			}
 			return
 		}
@@ -347,7 +369,7 @@ func (c *client) read() {
 				<-c.busy
 			}()
 		default:
-			c.s.log.Log(log.Net, log.Warn, "control client cut off: only a daemon sends such packets", log.Str("packet", p.Op.String()))
+			c.s.log.Log(log.Daemon, log.Warn, "control client cut off: only a daemon sends such packets", log.Str("packet", p.Op.String()))
 			return
 		}
 		if err != nil {
@@ -369,7 +391,7 @@ func (c *client) register(event string, on bool) bool {
 	bit := uint64(1) << i
 	if on {
 		if c.registered.Or(bit)&bit == 0 {
-			c.s.wanted[i].Add(1)
+			c.s.count(i, 1)
 		}
 		select {
 		case <-c.gone: // cut may have taken our registrations back before this one
@@ -387,8 +409,15 @@ func (c *client) unregister(i int) bool {
 	if c.registered.And(^bit)&bit == 0 {
 		return false
 	}
-	c.s.wanted[i].Add(-1)
+	c.s.count(i, -1)
 	return true
+}
+
+// count changes how many clients want event i.
+func (s *Server) count(i int, by int32) {
+	if n := s.wanted[i].Add(by); s.tell != nil && (n == 0 || n == 1 && by > 0) {
+		s.tell(s.events[i])
+	}
 }
 
 // command runs one request and answers it.
@@ -403,7 +432,7 @@ func (c *client) command(name string, req *Message, bad error) {
 		return
 	}
 	if err := c.send(CmdResponse, "", resp); err != nil && !errors.Is(err, ErrGone) {
-		c.s.log.Log(log.Net, log.Error, "control response not sent", log.Str("command", name), log.Err(err))
+		c.s.log.Log(log.Daemon, log.Error, "control response not sent", log.Str("command", name), log.Err(err))
 		_ = c.send(CmdResponse, "", Failure(err))
 	}
 }

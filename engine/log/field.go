@@ -32,6 +32,7 @@ const (
 	kindErr
 	kindAddr
 	kindAddrPort
+	kindGrade // no part of the text
 )
 
 // Str is a text; it may come from a peer: whatever it holds, it stays one value of one line.
@@ -80,7 +81,7 @@ func (f *Field) leads() bool { return f.key == "conn" || f.key == "child" }
 
 // append writes " key=value".
 func (f *Field) append(b []byte) []byte {
-	if f.kind == kindErr && f.err == nil {
+	if f.kind == kindErr && f.err == nil || f.kind == kindGrade {
 		return b
 	}
 	b = append(b, ' ')
@@ -134,18 +135,32 @@ const maxValue = 320
 // with everything escaped that could end the line, close the quotes or move a
 // terminal's cursor.
 func appendValue(b []byte, s string) []byte {
-	cut := false
-	if len(s) > maxValue {
-		n := maxValue
-		for n > maxValue-utf8.UTFMax && !utf8.RuneStart(s[n]) {
-			n--
-		}
-		s, cut = s[:n], true
-	}
-	if bare(s) && !cut {
+	short := cut(s)
+	if len(short) == len(s) && bare(s) {
 		return append(b, s...)
 	}
-	b = append(b, '"')
+	b = appendEscaped(append(b, '"'), short)
+	if len(short) < len(s) {
+		b = append(b, "..."...)
+	}
+	return append(b, '"')
+}
+
+// cut shortens a value to maxValue octets, without cutting a character in two.
+func cut(s string) string {
+	if len(s) <= maxValue {
+		return s
+	}
+	n := maxValue
+	for n > maxValue-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// appendEscaped writes s with everything escaped that could end the line, close quotes or move
+// a terminal's cursor.
+func appendEscaped(b []byte, s string) []byte {
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		switch {
@@ -174,10 +189,7 @@ func appendValue(b []byte, s string) []byte {
 		}
 		i += n
 	}
-	if cut {
-		b = append(b, "..."...)
-	}
-	return append(b, '"')
+	return b
 }
 
 // bare tells whether s can stand without quotes.

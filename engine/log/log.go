@@ -31,10 +31,7 @@ var areaNames = [numAreas]string{"ike", "esp", "net"}
 
 // String returns the area's name as it stands in a line.
 func (a Area) String() string {
-	if a < numAreas {
-		return areaNames[a]
-	}
-	return "other"
+	return areaNames[a.base()]
 }
 
 // Areas lists the areas.
@@ -47,7 +44,7 @@ const maxLine = 980
 // Logger writes lines. All its methods may be called from any goroutine; a nil Logger
 // writes nothing. The zero value writes errors to standard error.
 type Logger struct {
-	levels [numAreas]atomic.Int32
+	levels levels
 	subs   atomic.Pointer[[]*subscriber]
 
 	mu   sync.Mutex // guards what follows, and keeps lines whole
@@ -59,7 +56,8 @@ type Logger struct {
 }
 
 type subscriber struct {
-	fn func(area Area, level Level, msg string)
+	level Level
+	fn    func(*Line)
 }
 
 // New returns a logger that writes to w (nil: standard error) with the given level in
@@ -90,8 +88,11 @@ func (l *Logger) SetClock(now func() time.Time) {
 
 // SetLevel changes the level of one area, at once and for all goroutines.
 func (l *Logger) SetLevel(a Area, level Level) {
-	if l != nil && a < numAreas {
-		l.levels[a].Store(int32(level))
+	if l != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.levels.write[a.base()].Store(int32(level))
+		l.levels.settle(l.subscribers())
 	}
 }
 
@@ -102,10 +103,15 @@ func (l *Logger) SetAll(level Level) {
 	}
 }
 
-// Enabled tells whether a line of that area and level would be written. It is for
-// callers that would have to work for a field's value.
+// Enabled tells whether a line of that area and level would be written or go to a subscriber.
+// It is for callers that would have to work for a field's value.
 func (l *Logger) Enabled(a Area, level Level) bool {
-	return l != nil && a < numAreas && int32(level) <= l.levels[a].Load()
+	return l != nil && int32(level) <= l.levels.build[a.base()].Load()
+}
+
+// Writes tells whether a line of that area and level would be written, subscribers aside.
+func (l *Logger) Writes(a Area, level Level) bool {
+	return l != nil && int32(level) <= l.levels.write[a.base()].Load()
 }
 
 // Log writes one line. Fields named conn and child stand ahead of the message.
@@ -116,11 +122,11 @@ func (l *Logger) Log(a Area, level Level, msg string, fields ...Field) {
 	l.write(a, level, msg, fields)
 }
 
-// Subscribe has fn called with every line that is written: its area, its level and its
-// text without the time. fn runs on the goroutine that logs: it must return at once
-// and must not log. cancel ends the subscription; fn may still be running when it returns.
-func (l *Logger) Subscribe(fn func(area Area, level Level, msg string)) (cancel func()) {
-	s := &subscriber{fn}
+// Subscribe has fn called with every line up to the level, whether it is written or not. fn
+// runs on the goroutine that logs: it must return at once, must not log, and must not change
+// the line. cancel ends the subscription; fn may still be running when it returns.
+func (l *Logger) Subscribe(level Level, fn func(*Line)) (cancel func()) {
+	s := &subscriber{level, fn}
 	l.changeSubs(func(old []*subscriber) []*subscriber { return append(old, s) })
 	return func() {
 		l.changeSubs(func(old []*subscriber) []*subscriber {
@@ -134,28 +140,49 @@ func (l *Logger) Subscribe(fn func(area Area, level Level, msg string)) (cancel 
 	}
 }
 
+// subscribers returns those that there are. The list is never changed.
+func (l *Logger) subscribers() []*subscriber {
+	if p := l.subs.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
 // changeSubs publishes a changed copy of the subscribers.
 func (l *Logger) changeSubs(change func([]*subscriber) []*subscriber) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var list []*subscriber
-	if p := l.subs.Load(); p != nil {
-		list = append(list, *p...)
+	list := change(append([]*subscriber(nil), l.subscribers()...))
+	l.subs.Store(nil)
+	if len(list) != 0 {
+		l.subs.Store(&list)
 	}
-	list = change(list)
-	if len(list) == 0 {
-		l.subs.Store(nil)
-		return
-	}
-	l.subs.Store(&list)
+	l.levels.settle(list)
 }
 
 // timeFormat is RFC 3339 in UTC with milliseconds.
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
 func (l *Logger) write(a Area, level Level, msg string, fields []Field) {
-	var text string
+	if l.Writes(a, level) {
+		l.print(a, level, msg, fields)
+	}
+	var built *Line
+	for _, s := range l.subscribers() {
+		if level > s.level {
+			continue
+		}
+		if built == nil {
+			built = line(a, level, msg, fields)
+		}
+		s.fn(built)
+	}
+}
+
+// print writes a line to where the log goes.
+func (l *Logger) print(a Area, level Level, msg string, fields []Field) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now
 	if l.now != nil {
 		now = l.now
@@ -170,7 +197,6 @@ func (l *Logger) write(a Area, level Level, msg string, fields []Field) {
 	b = append(b, level.String()...)
 	b = append(b, " area="...)
 	b = append(b, a.String()...)
-	body := len(b) + 1
 	for i := range fields {
 		if fields[i].leads() {
 			b = fields[i].append(b)
@@ -191,10 +217,6 @@ func (l *Logger) write(a Area, level Level, msg string, fields []Field) {
 	}
 	b = append(b, '\n')
 	l.buf = b
-	subs := l.subs.Load()
-	if subs != nil {
-		text = string(b[body : len(b)-1])
-	}
 	if l.sys == nil || !l.sys.send(t, level, b[head:len(b)-1]) {
 		out := l.out
 		if out == nil {
@@ -206,12 +228,6 @@ func (l *Logger) write(a Area, level Level, msg string, fields []Field) {
 		}
 		if _, err := out.Write(b); err != nil {
 			l.lost++
-		}
-	}
-	l.mu.Unlock()
-	if subs != nil {
-		for _, s := range *subs {
-			s.fn(a, level, text)
 		}
 	}
 }

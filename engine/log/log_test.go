@@ -115,26 +115,6 @@ func TestSuppressedLineCostsNoAllocation(t *testing.T) {
 	}
 }
 
-func TestSubscriberSeesWrittenLinesUntilCancelled(t *testing.T) {
-	var b bytes.Buffer
-	l := fixed(&b, Info)
-	var got []string
-	cancel := l.Subscribe(func(a Area, level Level, msg string) { got = append(got, a.String()+"/"+level.String()+"/"+msg) })
-	other := l.Subscribe(func(Area, Level, string) {})
-	l.Log(Net, Warn, "one", Str("conn", "c"), Int("n", 1))
-	l.Log(Net, Debug, "below the level")
-	cancel()
-	cancel()
-	l.Log(Net, Warn, "two")
-	other()
-	if len(got) != 1 || got[0] != "net/warn/conn=c msg=one n=1" {
-		t.Errorf("subscriber saw %q, want only the first line", got)
-	}
-	if l.subs.Load() != nil {
-		t.Error("cancelled subscribers stay behind")
-	}
-}
-
 // listenSyslog stands for a syslog daemon.
 func listenSyslog(t *testing.T, path string) *net.UnixConn {
 	t.Helper()

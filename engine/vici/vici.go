@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"postern/engine/control"
@@ -208,29 +207,12 @@ func (h Handler) watch(req *control.Message, conn string, timeout int64) *logWat
 	if timeout < 0 || most < 0 {
 		return w
 	}
-	mine := " conn=" + conn + " "
-	w.cancel = h.D.Log().Subscribe(func(area log.Area, level log.Level, text string) {
-		charon := int64(1)
-		switch level {
-		case log.Error:
-			charon = 0
-		case log.Debug:
-			charon = 2
-		}
-		if charon > most || conn != "" && strings.Contains(text, " conn=") && !strings.Contains(text, mine) {
+	w.cancel = h.D.Log().Subscribe(log.Debug, func(l *log.Line) {
+		if int64(l.Grade) > most || conn != "" && l.Conn != "" && l.Conn != conn {
 			return
 		}
-		if _, rest, ok := strings.Cut(text, "area="); ok { // level and area have keys of their own
-			if _, line, ok := strings.Cut(rest, " "); ok {
-				text = line
-			}
-		}
-		m := new(control.Message).Set(control.KeyGroup, strings.ToUpper(area.String())).SetInt(control.KeyLevel, charon)
-		if conn != "" {
-			m.Set(control.KeyIKESAName, conn)
-		}
 		select {
-		case w.lines <- m.Set(control.KeyMsg, text):
+		case w.lines <- logMessage(l, false):
 		default:
 		}
 	})

@@ -1,0 +1,54 @@
+package vici
+
+import (
+	"sync"
+
+	"postern/engine/control"
+	"postern/engine/log"
+)
+
+// logMessage writes a line of the log, in charon's order. Only the event that goes to everybody
+// tells of threads.
+func logMessage(l *log.Line, thread bool) *control.Message {
+	m := new(control.Message).Set(control.KeyGroup, l.Group).SetInt(control.KeyLevel, int64(l.Grade))
+	if thread {
+		m.SetInt(control.KeyThread, 0)
+	}
+	if l.Conn != "" {
+		m.Set(control.KeyIKESAName, l.Conn)
+	}
+	if l.IKE != 0 {
+		m.SetUint(control.KeyIKESAID, uint64(l.IKE))
+	}
+	return m.Set(control.KeyMsg, l.Text)
+}
+
+// LogEvents sends the lines of the log to the clients that have registered for them, up to the
+// grade that charon sends. Who reads slowly misses some.
+type LogEvents struct {
+	Log    *log.Logger
+	Server *control.Server
+
+	mu     sync.Mutex
+	cancel func() // nil: nobody listens
+}
+
+// Follow is for control.Options.Wanted: lines are built only while somebody wants them.
+func (e *LogEvents) Follow(event string) {
+	if event != control.EvLog || e.Log == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch on := e.Server.Wanted(event); {
+	case on && e.cancel == nil:
+		e.cancel = e.Log.Subscribe(log.Debug, func(l *log.Line) {
+			if l.Grade <= log.Control {
+				e.Server.Spare(control.EvLog, logMessage(l, true))
+			}
+		})
+	case !on && e.cancel != nil:
+		e.cancel()
+		e.cancel = nil
+	}
+}
