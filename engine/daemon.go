@@ -114,6 +114,9 @@ func (o onLoop) Forget(tag uint64)                   { o.e.loop.forget(tag) }
 func (o onLoop) Fate(f *esp.Flow, in bool) vici.Fate { return o.e.loop.fate(f, in) }
 func (o onLoop) Keys() (lines []string, kept bool)   { return o.e.loop.keys() }
 
+func (o onLoop) Messages(visit func(string, *ike.Counters)) { o.e.loop.m.Counters(visit) }
+func (o onLoop) ResetMessages(conn string, each bool)       { o.e.loop.m.ResetCounters(conn, each) }
+
 func (o onLoop) Command(c ike.Command, done func(error)) (tag uint64) {
 	return o.e.loop.command(c, done)
 }

@@ -31,6 +31,8 @@ type machine interface {
 	SetTicketKeys(keys []ike.TicketKey)
 	Leases(visit func(ike.Lease) bool)
 	Pools(visit func(ike.PoolInfo))
+	Counters(visit func(conn string, c *ike.Counters))
+	ResetCounters(conn string, each bool)
 }
 
 // Limits of the loop.

@@ -52,10 +52,13 @@ func (m *scriptedMachine) Command(now ike.Time, c ike.Command) {
 }
 func (m *scriptedMachine) SetTicketKeys(keys []ike.TicketKey) { m.input("keys %d", len(keys)) }
 
-func (m *scriptedMachine) Leases(func(ike.Lease) bool)     {}
-func (m *scriptedMachine) Pools(func(ike.PoolInfo))        {}
-func (m *scriptedMachine) Timeout(now ike.Time)            { m.input("timeout") }
-func (m *scriptedMachine) Done(now ike.Time, r ike.Result) { m.input("done") }
+func (m *scriptedMachine) Leases(func(ike.Lease) bool) {}
+func (m *scriptedMachine) ResetCounters(string, bool)  {}
+
+func (m *scriptedMachine) Counters(func(string, *ike.Counters)) {}
+func (m *scriptedMachine) Pools(func(ike.PoolInfo))             {}
+func (m *scriptedMachine) Timeout(now ike.Time)                 { m.input("timeout") }
+func (m *scriptedMachine) Done(now ike.Time, r ike.Result)      { m.input("done") }
 func (m *scriptedMachine) Resolved(now ike.Time, name string, addrs []netip.Addr, ttl time.Duration, err error) {
 	m.input("resolved %s %v %v", name, addrs, err)
 }

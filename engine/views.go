@@ -25,6 +25,9 @@ func (l *ikeLoop) view(sa *ike.SAInfo) vici.SA {
 	for i := range sa.Children {
 		c := vici.Child{ChildInfo: sa.Children[i], ReqID: l.reqid(sa.Conn, sa.Children[i].Name)}
 		c.In, c.Out, c.LastIn, c.LastOut = l.d.sad.usage(&l.d.turns, c.SPIIn)
+		if was := &c.Passed; c.In == (esp.Usage{}) && c.Out == (esp.Usage{}) {
+			c.In, c.Out, c.LastIn, c.LastOut = was.In, was.Out, was.LastIn, was.LastOut
+		}
 		c.Class = l.d.spd.lanesOf(sa.Conn, c.Name).className(c.Lane)
 		v.Children[i] = c
 	}

@@ -382,6 +382,10 @@ type Event struct {
 	Text    string
 	Suite   string // what was agreed on, of an SA that is up or rekeyed
 	Err     error
+	// SA, of the events that tell that an SA is up, down, rekeyed, moved or roamed, is the IKE SA
+	// as it was then, with the CHILD SAs that the event is about; Was is the IKE SA that it
+	// replaces. nil: there is none any more.
+	SA, Was *SAInfo
 }
 
 // SAInfo is a snapshot of an IKE SA for list-sas.
@@ -402,6 +406,7 @@ type SAInfo struct {
 	ReauthAt          time.Duration // 0: never
 	Children          []ChildInfo
 	Tasks             []string     // what is going on or waiting: "IKE_AUTH", "CHILD_REKEY"
+	Active            int          // how many of Tasks are going on; they are the first ones
 	LocalAuth         []Proof      // how we have proved who we are, round by round
 	RemoteAuth        []Proof      // and the peer
 	Passive           []string     // what the peer has begun and not ended
@@ -425,6 +430,13 @@ type ChildInfo struct {
 	LocalTS, RemoteTS []esp.Selector
 	Installed         time.Duration
 	RekeyAt, ExpireAt time.Duration
-	Lane              uint8 // as of a ChildSA
-	PerCPU            bool  // the peer and we have agreed to have one for each CPU
+	Lane              uint8   // as of a ChildSA
+	PerCPU            bool    // the peer and we have agreed to have one for each CPU
+	Passed            Traffic // in an Event: what had passed then; the caller's tables may not have it any more
+}
+
+// Traffic is what has passed through a CHILD SA, as Env.Usage tells it.
+type Traffic struct {
+	In, Out         esp.Usage
+	LastIn, LastOut time.Duration
 }

@@ -75,12 +75,13 @@ func (m *Machine) announce(c, old *childSA) {
 	e := Event{Kind: EvChildUp, Conn: c.conn.Name, Child: c.cfg.Name, IKE: sa.unique, ChildID: c.unique, Path: sa.path, Suite: c.algorithms()}
 	if old != nil && old.told {
 		e.Kind, e.Old = EvChildRekeyed, old.unique
+		m.count(sa, CountChildRekey)
 		old.told = false
 	} else {
 		sa.live.unused, sa.live.lost = false, false
 	}
 	c.told = true
-	m.event(e)
+	m.tell(e)
 }
 
 // superseded makes heir, which came from the peer's rekeying, the successor of old, which
@@ -204,7 +205,7 @@ func (m *Machine) childDown(c *childSA, err error) {
 	if c.told {
 		c.told = false
 		m.sas[c.ike].live.lost = true
-		m.event(Event{Kind: EvChildDown, Conn: c.conn.Name, Child: c.cfg.Name, IKE: m.sas[c.ike].unique, ChildID: c.unique,
+		m.tell(Event{Kind: EvChildDown, Conn: c.conn.Name, Child: c.cfg.Name, IKE: m.sas[c.ike].unique, ChildID: c.unique,
 			Path: m.sas[c.ike].path, Err: err})
 	}
 }

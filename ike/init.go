@@ -212,6 +212,7 @@ func (m *Machine) initTransmit(sa *ikeSA) {
 	m.authInit(b, sa)
 	sa.init.request = b.Finish()
 	m.traceMessage("sending", sa.path, sa, sa.init.request)
+	m.countMessage(sa, &Header{Exchange: ex}, true)
 	m.transmit(sa, ex, sa.init.request)
 }
 
@@ -281,6 +282,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 	err := m.msg.Parse(b)
 	var critical *CriticalError
 	if errors.As(err, &critical) {
+		m.count(nil, CountInvalid)
 		m.refuseInit(p, h, NotifyUnsupportedCriticalPayload, []byte{byte(critical.Type)}, err)
 		return
 	}
@@ -288,6 +290,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		err = checkRules(&m.msg, h.Exchange, false, false)
 	}
 	if err != nil {
+		m.count(nil, CountInvalid)
 		m.refuseInit(p, h, NotifyInvalidSyntax, nil, err)
 		return
 	}
@@ -305,6 +308,7 @@ func (m *Machine) initRequest(p Path, h *Header, b []byte) {
 		m.drop(p, ErrHalfOpen)
 		return
 	}
+	m.countMessage(nil, h, false)
 	if m.redirectInit(p, h, ni) {
 		return
 	}
@@ -377,6 +381,7 @@ func (m *Machine) refuseInit(p Path, h *Header, t NotifyType, data []byte, err e
 		m.event(Event{Kind: EvRefused, Path: p, Text: t.String(), Err: err})
 	}
 	if t == NotifyInvalidKEPayload || m.notices.allow(m.now.Mono) {
+		m.countMessage(nil, &Header{Exchange: h.Exchange, Flags: FlagResponse}, true)
 		m.notice(p, h, t, data)
 	}
 }
@@ -408,6 +413,7 @@ func (m *Machine) initRespond(sa *ikeSA, r Result) {
 		b.Notify(NotifyIntermediateSupported, ProtoNone, nil, nil)
 	}
 	r.pair.wipe()
+	m.countMessage(sa, &Header{Exchange: ExchangeInit, Flags: FlagResponse}, true)
 	m.initReply(sa, b, skeyseed(sa.suite.PRF, sa.ni, sa.nr, r.shared))
 }
 
@@ -468,6 +474,7 @@ func (m *Machine) initAnswer(sa *ikeSA, p Path, h *Header, b []byte) bool {
 	if err == nil {
 		err = checkRules(&m.msg, h.Exchange, true, false)
 	}
+	m.countParsed(sa, err)
 	if err != nil {
 		m.drop(p, err)
 		return false

@@ -55,6 +55,18 @@ func aesWords() (ks []keyword) {
 	return ks
 }
 
+// Algorithms visits the algorithms that there are, each once, in the order in which they stand
+// among the words of proposals.
+func Algorithms(visit func(t TransformType, id uint16)) {
+	seen := make(map[[2]uint16]bool, len(keywords))
+	for _, k := range keywords {
+		if id := [2]uint16{uint16(k.Type), k.ID}; !seen[id] {
+			seen[id] = true
+			visit(k.Type, k.ID)
+		}
+	}
+}
+
 // otherWords follow the same rule where there are several for one transform.
 var otherWords = [...]keyword{
 	{"aes", encr(esp.EncrAESCBC, 128)},

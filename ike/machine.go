@@ -43,6 +43,7 @@ type Machine struct {
 	lateUntil time.Duration // until then exchanges may end for children that have gone
 	msg       Message       // the datagram at hand
 
+	counts      Counters
 	halfOpenMax int
 	aggFrags    int
 	cookieFrom  int
@@ -52,6 +53,8 @@ type Machine struct {
 	tickets     ticketJar
 	auths       []authRate // of the peers that have lately made IKE SAs
 
+	endIKE    uint32 // the IKE SA that was destroyed last, or is being
+	endErr    error  // and why
 	nextIKE   uint32
 	nextChild uint32
 	workSeq   uint64
@@ -183,6 +186,7 @@ func (m *Machine) Datagram(now Time, p Path, b []byte) {
 func (m *Machine) datagram(p Path, b []byte) {
 	h, err := ParseHeader(b)
 	if err != nil {
+		m.count(nil, CountInvalid)
 		m.drop(p, err)
 		return
 	}
@@ -214,6 +218,7 @@ func (m *Machine) datagram(p Path, b []byte) {
 			parseErr = m.unprotected(sa, p)
 		}
 		if parseErr != nil && parseErr != errPart {
+			m.count(sa, CountInvalid)
 			m.drop(p, parseErr)
 		}
 		return
@@ -278,6 +283,7 @@ func (m *Machine) unknownSPI(p Path, h *Header, b []byte) {
 			return
 		}
 	}
+	m.count(nil, CountInvalidSPI)
 	m.drop(p, ErrUnknownSPI)
 	if h.Flags&FlagResponse != 0 || !h.Exchange.known() || h.Exchange == ExchangeSessionResume {
 		return
@@ -336,12 +342,14 @@ func (m *Machine) request(sa *ikeSA, p Path, perr error) {
 	m.heard(sa, p, false)
 	var critical *CriticalError
 	if errors.As(perr, &critical) {
+		m.count(sa, CountInvalid)
 		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyUnsupportedCriticalPayload, data: []byte{byte(critical.Type)}, err: perr})
 		return
 	}
 	if perr == nil {
 		perr = checkRules(&m.msg, h.Exchange, false, true)
 	}
+	m.countParsed(sa, perr)
 	var rule *RuleError
 	if errors.As(perr, &rule) && h.Exchange == ExchangeAuth && rule.Payload == PayloadAuth && rule.Count == 0 {
 		m.refuse(sa, p, h.Exchange, &refusal{t: NotifyAuthenticationFailed, err: ErrNoAuth}) // it asks for EAP
@@ -385,6 +393,7 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 	if perr == nil {
 		perr = checkRules(&m.msg, h.Exchange, true, true)
 	}
+	m.countParsed(sa, perr)
 	sa.req.due = 0
 	m.rearm(sa)
 	if perr != nil {

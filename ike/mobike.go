@@ -247,7 +247,7 @@ func (m *Machine) moveChildren(sa *ikeSA) {
 // section 3.5).
 func (m *Machine) moveTo(sa *ikeSA, p Path) {
 	m.setPath(sa, p)
-	m.event(Event{Kind: EvRoamed, Conn: sa.connName(), IKE: sa.unique, Path: p})
+	m.tell(Event{Kind: EvRoamed, Conn: sa.connName(), IKE: sa.unique, Path: p})
 	m.resend(sa)
 }
 
@@ -372,7 +372,7 @@ func (m *Machine) mobikeResponse(sa *ikeSA, p Path, kind taskKind, a asked) {
 		if sa.mobike.checking {
 			sa.mobike.checking = false
 			m.setPath(sa, sa.path)
-			m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
+			m.tell(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: sa.path})
 		}
 	case taskLiveness:
 		n, ok := m.msg.FindNotify(NotifyNATDetectionDestinationIP)
@@ -489,7 +489,7 @@ func (m *Machine) peerMoved(sa *ikeSA, p Path, nats bool) {
 		sa.mobike.checking = false
 		if now := sa.espRoute(); now != was {
 			m.moveChildren(sa)
-			m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
+			m.tell(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
 		}
 	} else {
 		sa.mobike.checking, sa.mobike.held = true, was
@@ -527,10 +527,10 @@ func (m *Machine) heard(sa *ikeSA, p Path, response bool) {
 		}
 		m.rearm(sa)
 		if sa.leads() {
-			m.event(Event{Kind: EvRoamed, Conn: sa.connName(), IKE: sa.unique, Path: p})
+			m.tell(Event{Kind: EvRoamed, Conn: sa.connName(), IKE: sa.unique, Path: p})
 			m.push(sa, taskUpdate)
 		} else {
-			m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
+			m.tell(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
 		}
 		return
 	}

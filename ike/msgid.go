@@ -130,6 +130,7 @@ func (m *Machine) plain(sa *ikeSA, h Header, fill func(*Builder)) (msg []byte, s
 		out = b.Finish()
 	}
 	m.traceMessage("sending", sa.path, sa, out)
+	m.countMessage(sa, &h, true)
 	return out, b.SKOff()
 }
 

@@ -84,7 +84,7 @@ func (m *Machine) follow(sa *ikeSA, p Path) {
 		return
 	}
 	m.setPath(sa, p)
-	m.event(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
+	m.tell(Event{Kind: EvMoved, Conn: sa.connName(), IKE: sa.unique, Path: p})
 }
 
 // cmdMoved follows the data path, which has seen an authentic packet of a CHILD SA. With

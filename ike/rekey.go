@@ -285,12 +285,17 @@ func (m *Machine) announceIKE(sa, old *ikeSA) {
 	e := Event{Kind: EvIKEUp, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Suite: sa.suite.String()}
 	if old != nil && old.told {
 		e.Kind, e.Old, old.told = EvIKERekeyed, old.unique, false
+		c := CountRekeyResp
+		if sa.initiator {
+			c = CountRekeyInit
+		}
+		m.count(sa, c)
 	}
 	if old == nil && sa.resume.on {
 		e.Text = "resumed by a ticket"
 	}
 	sa.told = true
-	m.event(e)
+	m.tell(e)
 }
 
 // adoptRival makes the IKE SA that the peer's rekeying of sa has made its successor.

@@ -111,6 +111,7 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 		m.conns = append(m.conns, n)
 		if i >= 0 {
 			replaced[old[i]] = n
+			n.counts = old[i].counts
 		}
 	}
 	m.configureNames()

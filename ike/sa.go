@@ -175,6 +175,7 @@ type connState struct {
 	last     Path    // of the last attempt
 	ticket   *ticket // of the last session, if that was lost; nil: none
 	redirect redirectState
+	counts   *Counters       // nil: nothing was counted
 	held     map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
@@ -347,6 +348,10 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		return
 	}
 	was := sa.state
+	m.endIKE, m.endErr = sa.unique, err
+	if sa.told {
+		m.tell(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
+	}
 	m.ticketEnds(sa, err)
 	m.bequeath(sa)
 	for i := range m.children {
@@ -376,9 +381,6 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		if i < len(sa.tasks) { // dropRequest has told those of the request
 			m.settle(t.waiters, t.outcome(err))
 		}
-	}
-	if sa.told {
-		m.event(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
 	waiters, s, old := sa.waiters, sa.conns, sa.reauth.old
 	m.returnAddresses(sa)
@@ -427,41 +429,76 @@ func (m *Machine) List(visit func(*SAInfo) bool) {
 		if sa.state == StateFree || sa.state == StateConnecting && sa.initiator && sa.conn == nil {
 			continue // the latter is a place for the outcome of a rekeying
 		}
-		info := SAInfo{
-			Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
-			SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
-			NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
-			Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
-			LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
-			LocalVIPs: sa.remote.vips, RemoteVIPs: sa.remoteVIPs(),
-		}
-		sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
-		if sa.jobs[laneOurs] == jobSign && !sa.req.active {
-			info.Tasks = append(info.Tasks, taskAuth.String()) // it is being signed
-		}
-		for _, t := range sa.tasks {
-			info.Tasks = append(info.Tasks, t.kind.String())
-		}
-		sa.series(func(r *peerCreate) { info.Passive = append(info.Passive, r.kind.String()) })
-		if sa.reauth.closeAt != 0 {
-			info.Tasks = append(info.Tasks, "IKE_REAUTH_COMPLETE")
-		}
-		for j := range m.children {
-			c := &m.children[j]
-			if c.state == ChildFree || c.ike != i {
-				continue
-			}
-			info.Children = append(info.Children, ChildInfo{
-				Unique: c.unique, Name: c.cfg.Name, State: c.state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
-				Suite: c.suite, DH: c.dh, KE: c.ke, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
-				Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
-				Lane: c.lane.n, PerCPU: c.lane.perCPU,
-			})
-		}
-		if !visit(&info) {
+		if !visit(m.info(sa, func(*childSA) bool { return true })) {
 			return
 		}
 	}
+}
+
+// info takes a snapshot of an IKE SA with some of its CHILD SAs.
+func (m *Machine) info(sa *ikeSA, with func(*childSA) bool) *SAInfo {
+	info := &SAInfo{
+		Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
+		SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
+		NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
+		Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
+		LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
+		LocalVIPs: sa.remote.vips, RemoteVIPs: sa.remoteVIPs(),
+	}
+	sa.outstanding(func(r *request) bool { info.Tasks = append(info.Tasks, r.task.kind.String()); return false })
+	if sa.jobs[laneOurs] == jobSign && !sa.req.active {
+		info.Tasks = append(info.Tasks, taskAuth.String()) // it is being signed
+	}
+	info.Active = len(info.Tasks)
+	for _, t := range sa.tasks {
+		info.Tasks = append(info.Tasks, t.kind.String())
+	}
+	sa.series(func(r *peerCreate) { info.Passive = append(info.Passive, r.kind.String()) })
+	if sa.reauth.closeAt != 0 {
+		info.Tasks = append(info.Tasks, "IKE_REAUTH_COMPLETE")
+	}
+	if sa.unique == m.endIKE && m.endErr != ErrTimeout {
+		info.State = StateDeleting // as charon has it when it tells of the end
+	}
+	for j := range m.children {
+		c := &m.children[j]
+		if c.state == ChildFree || c.ike != sa.slot || !with(c) {
+			continue
+		}
+		state := c.state
+		if state == ChildRekeyed && c.outGone {
+			state = ChildDeleted
+		}
+		info.Children = append(info.Children, ChildInfo{
+			Unique: c.unique, Name: c.cfg.Name, State: state, Mode: c.mode, SPIIn: c.spiIn, SPIOut: c.spiOut,
+			Suite: c.suite, DH: c.dh, KE: c.ke, Encap: c.encap, Fragments: c.frags, LocalTS: c.local, RemoteTS: c.remote,
+			Installed: c.installed, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt,
+			Lane: c.lane.n, PerCPU: c.lane.perCPU,
+		})
+	}
+	return info
+}
+
+// tell is event for what tells of an IKE SA and its CHILD SAs as they are now.
+func (m *Machine) tell(e Event) {
+	snapshot := func(unique uint32) *SAInfo {
+		for i := range m.sas {
+			if sa := &m.sas[i]; sa.state != StateFree && sa.unique == unique {
+				info := m.info(sa, func(c *childSA) bool { return e.ChildID != 0 && (c.unique == e.ChildID || c.unique == e.Old) })
+				for i := range info.Children {
+					t := &info.Children[i].Passed
+					t.In, t.Out, t.LastIn, t.LastOut = m.env.Usage(info.Children[i].SPIIn)
+				}
+				return info
+			}
+		}
+		return nil
+	}
+	e.SA = snapshot(e.IKE)
+	if e.Kind == EvIKERekeyed {
+		e.Was = snapshot(e.Old)
+	}
+	m.event(e)
 }
 
 // sameHost tells whether two paths lead to the same remote address.

@@ -12,9 +12,10 @@ const (
 	StateEstablished              // authenticated
 	StateRekeyed                  // replaced by a new IKE SA, about to be deleted
 	StateDeleting                 // DELETE sent, its response awaited
+	StateRekeying                 // of no IKE SA here: an established one that charon would say this of
 )
 
-var stateNames = [...]string{"CREATED", "CONNECTING", "ESTABLISHED", "REKEYED", "DELETING"}
+var stateNames = [...]string{"CREATED", "CONNECTING", "ESTABLISHED", "REKEYED", "DELETING", "REKEYING"}
 
 // String returns charon's name of the state.
 func (s State) String() string { return enumName(stateNames[:], int(s), "STATE") }
@@ -29,9 +30,10 @@ const (
 	ChildRekeying                    // CREATE_CHILD_SA for its successor is under way
 	ChildRekeyed                     // replaced; kept for packets still on their way
 	ChildDeleting                    // DELETE sent, its response awaited
+	ChildDeleted                     // in a ChildInfo: a ChildRekeyed one that the peer has deleted, too, or one that has gone
 )
 
-var childStateNames = [...]string{"CREATED", "INSTALLED", "REKEYING", "REKEYED", "DELETING"}
+var childStateNames = [...]string{"CREATED", "INSTALLED", "REKEYING", "REKEYED", "DELETING", "DELETED"}
 
 // String returns charon's name of the state.
 func (s ChildState) String() string { return enumName(childStateNames[:], int(s), "STATE") }

@@ -73,6 +73,7 @@ const (
 	KeyChildID  = "child-id" // unique number
 	KeyTimeout  = "timeout"  // milliseconds
 	KeyForce    = "force"    // yes: do not wait for the peer's answer to the delete
+	KeyAll      = "all"      // yes
 	KeyLogLevel = "loglevel" // charon's: 0 errors, 1 what happens, 2 and above for developers
 	KeyPeerIP   = "peer-ip"
 	KeyPeerID   = "peer-id"

@@ -61,6 +61,11 @@ type Loop interface {
 	Leases(visit func(ike.Lease) bool)
 	// Load tells what is queued and how full the tables are.
 	Load() Load
+	// Messages visits the counters of IKE messages: those of all under the name "", then those of
+	// each connection that has any. ResetMessages sets those of a connection to nothing, or with
+	// "" those of all, or with each those of every connection.
+	Messages(visit func(conn string, c *ike.Counters))
+	ResetMessages(conn string, each bool)
 	// Keys returns the keys of all SAs as lines of Wireshark's table esp_sa, if they are kept.
 	Keys() (lines []string, kept bool)
 }

@@ -1,6 +1,7 @@
 package vici
 
 import (
+	"errors"
 	"fmt"
 
 	"postern/engine/control"
@@ -14,8 +15,9 @@ type Events struct {
 	Server *control.Server
 }
 
-// Event sends the VICI event of an IKE event, if it has one.
+// Event sends the VICI events of an IKE event, if it has any.
 func (v Events) Event(e *ike.Event) {
+	v.alert(e)
 	name := ""
 	switch e.Kind {
 	case ike.EvIKEUp, ike.EvIKEDown:
@@ -32,34 +34,50 @@ func (v Events) Event(e *ike.Event) {
 	if name == "" || !v.Server.Wanted(name) {
 		return
 	}
+	v.Server.Event(name, v.message(e))
+}
+
+// message writes the event of an IKE event. States are those that charon has at that moment.
+func (v Events) message(e *ike.Event) *control.Message {
 	now := v.L.Now()
-	sa := v.find(e.IKE, e)
+	sa := v.view(e.SA, e.IKE, e)
 	m := new(control.Message)
-	if name == control.EvIKEUpdate {
+	if e.Kind == ike.EvMoved || e.Kind == ike.EvRoamed {
 		sa.hosts(m)
 	}
 	yes(m, control.KeyUp, e.Kind == ike.EvIKEUp || e.Kind == ike.EvChildUp)
 	sec := m.Section(sa.name())
 	switch e.Kind {
-	case ike.EvIKEUp, ike.EvIKEDown, ike.EvMoved, ike.EvRoamed:
-		sa.Message(sec, now, false)
 	case ike.EvIKERekeyed:
-		old := v.find(e.Old, e)
+		old := v.view(e.Was, e.Old, e)
+		old.State = ike.StateEstablished
+		if sa.Initiator {
+			old.State = ike.StateRekeying
+		}
 		old.Message(sec.Section("old"), now, false)
 		sa.Message(sec.Section("new"), now, false)
 	case ike.EvChildUp, ike.EvChildDown:
 		sa.Message(sec, now, false)
 		child := sa.child(e.ChildID, e.Child)
-		child.Message(sec.Section(control.KeyChildSAs).Section(fmt.Sprintf("%s-%d", e.Child, e.ChildID)), now, false)
+		if e.Kind == ike.EvChildDown && sa.State == ike.StateEstablished && !errors.Is(e.Err, ike.ErrTimeout) {
+			child.State = ike.ChildDeleted
+		}
+		child.Message(sec.Section(control.KeyChildSAs).Section(childKey(&child)), now, false)
 	case ike.EvChildRekeyed:
 		sa.Message(sec, now, false)
 		pair := sec.Section(control.KeyChildSAs).Section(e.Child)
 		was, is := sa.child(e.Old, e.Child), sa.child(e.ChildID, e.Child)
+		was.State = ike.ChildRekeyed
 		was.Message(pair.Section("old"), now, false)
 		is.Message(pair.Section("new"), now, false)
+	default:
+		sa.Message(sec, now, false)
 	}
-	v.Server.Event(name, m)
+	return m
 }
+
+// childKey is what a CHILD SA is listed under.
+func childKey(c *Child) string { return fmt.Sprintf("%s-%d", c.Name, c.Unique) }
 
 // hosts writes the two ends of the path.
 func (v *SA) hosts(m *control.Message) {
@@ -69,17 +87,12 @@ func (v *SA) hosts(m *control.Message) {
 	m.SetUint(control.KeyRemotePort, uint64(v.Path.Remote.Port()))
 }
 
-// find returns the IKE SA of that number, or, if it is gone already, what the event
-// tells about it.
-func (v Events) find(unique uint32, e *ike.Event) SA {
-	sa := SA{SAInfo: ike.SAInfo{Unique: unique, Conn: e.Conn, State: ike.StateDeleting, Path: e.Path}}
-	v.L.List(func(i *ike.SAInfo) bool {
-		if i.Unique == unique {
-			sa = v.L.View(i)
-		}
-		return i.Unique != unique
-	})
-	return sa
+// view returns an IKE SA of an event, or, if there is none any more, what the event tells about it.
+func (v Events) view(sa *ike.SAInfo, unique uint32, e *ike.Event) SA {
+	if sa == nil {
+		sa = &ike.SAInfo{Unique: unique, Conn: e.Conn, State: ike.StateDeleting, Path: e.Path}
+	}
+	return v.L.View(sa)
 }
 
 // child returns a CHILD SA of sa, or, if it is gone already, its name and number.

@@ -45,7 +45,7 @@ func (h Handler) listSAs(req *control.Message, stream func(string, *control.Mess
 				continue
 			}
 			found = true
-			c.Message(kids.Section(fmt.Sprintf("%s-%d", c.Name, c.Unique)), now, ours(req))
+			c.Message(kids.Section(childKey(c)), now, ours(req))
 		}
 		if s.children() && !found {
 			continue
@@ -78,7 +78,11 @@ func (v *SA) Message(m *control.Message, now time.Duration, ours bool) {
 		version = "0" // no IKE at all
 	}
 	m.Set(control.KeyVersion, version)
-	m.Set(control.KeyState, v.State.String())
+	state := v.State
+	if state == ike.StateEstablished && v.Active > 0 && v.Tasks[0] == "IKE_REKEY" {
+		state = ike.StateRekeying
+	}
+	m.Set(control.KeyState, state.String())
 	m.Set(control.KeyLocalHost, v.Path.Local.Addr().Unmap().String())
 	m.SetUint(control.KeyLocalPort, uint64(v.Path.Local.Port()))
 	m.Set(control.KeyLocalID, idText(v.LocalID))
@@ -103,21 +107,23 @@ func (v *SA) Message(m *control.Message, now time.Duration, ours bool) {
 			m.Set(control.KeyPPKID, v.PPK.String())
 		}
 	}
-	if v.State == ike.StateEstablished {
+	if state == ike.StateEstablished || ours && v.State == ike.StateEstablished {
 		m.SetInt(control.KeyEstablished, seconds(now-v.Established))
 		until(m, control.KeyRekeyTime, v.RekeyAt, now)
 		until(m, control.KeyReauthTime, v.ReauthAt, now)
-		until(m, control.KeyLifeTime, v.ExpireAt, now)
+		if ours {
+			until(m, control.KeyLifeTime, v.ExpireAt, now)
+		}
 	}
 	if ours {
 		proofLists(m, &v.SAInfo)
 	}
-	if a := v.Assigned; a != nil {
-		some := func(key string, list []string) {
-			if len(list) > 0 {
-				m.List(key, list...)
-			}
+	some := func(key string, list []string) {
+		if len(list) > 0 {
+			m.List(key, list...)
 		}
+	}
+	if a := v.Assigned; a != nil {
 		some(control.KeyLocalVIPs, Texts(a.Addrs))
 		if ours {
 			some(control.KeyDNSServers, Texts(v.DNSServers))
@@ -126,18 +132,10 @@ func (v *SA) Message(m *control.Message, now time.Duration, ours bool) {
 			some(control.KeyNetworks, Texts(a.Subnets))
 		}
 	}
-	if len(v.RemoteVIPs) > 0 {
-		m.List(control.KeyRemoteVIPs, Texts(v.RemoteVIPs)...)
-	}
-	if len(v.Tasks) > 0 {
-		m.List(control.KeyTasksActive, v.Tasks[:1]...)
-	}
-	if len(v.Tasks) > 1 {
-		m.List(control.KeyTasksQueued, v.Tasks[1:]...)
-	}
-	if len(v.Passive) > 0 {
-		m.List(control.KeyTasksPassive, v.Passive...)
-	}
+	some(control.KeyRemoteVIPs, Texts(v.RemoteVIPs))
+	some(control.KeyTasksQueued, v.Tasks[v.Active:])
+	some(control.KeyTasksActive, v.Tasks[:v.Active])
+	some(control.KeyTasksPassive, v.Passive)
 }
 
 // Message writes a CHILD SA in the same way.

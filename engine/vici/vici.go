@@ -41,6 +41,12 @@ func (h Handler) Command(name string, req *control.Message, stream func(string, 
 		resp, err = h.getPools(req)
 	case control.CmdListCerts:
 		resp, err = h.listCerts(req, stream)
+	case control.CmdGetAlgs:
+		resp = getAlgorithms()
+	case control.CmdGetCounts:
+		resp, err = h.getCounters(req)
+	case control.CmdResetCount:
+		resp, err = h.resetCounters(req)
 	case control.CmdSAKeys:
 		resp, err = h.saKeys(stream)
 	case control.CmdInitiate:
@@ -71,7 +77,7 @@ func (h Handler) version() *control.Message {
 		Set(control.KeyVersion, about.Version).
 		Set(control.KeySysname, sysname).
 		Set(control.KeyRelease, about.Kernel).
-		Set(control.KeyMachine, runtime.GOARCH)
+		Set(control.KeyMachine, machine(runtime.GOARCH))
 }
 
 func (h Handler) stats(req *control.Message) (*control.Message, error) {
@@ -97,7 +103,7 @@ func (h Handler) stats(req *control.Message) (*control.Message, error) {
 	levels(m.Section(control.KeyQueues), int64(load.Jobs))
 	m.SetInt(control.KeyScheduled, 0)
 	m.Section(control.KeyIKESAs).SetInt(control.KeyTotal, int64(total)).SetInt(control.KeyHalfOpen, int64(half))
-	m.List(control.KeyPlugins)
+	m.List(control.KeyPlugins, plugin)
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	m.Section(control.KeyMallinfo).
@@ -314,7 +320,7 @@ func (s *selection) find(l Loop, kind ike.CommandKind) []ike.Command {
 		}
 		for i := range sa.Children {
 			c := &sa.Children[i]
-			if (s.child == "" || c.Name == s.child) && (s.id == 0 || c.Unique == s.id) && c.State != ike.ChildRekeyed && c.State != ike.ChildDeleting {
+			if (s.child == "" || c.Name == s.child) && (s.id == 0 || c.Unique == s.id) && c.State < ike.ChildRekeyed {
 				out = append(out, ike.Command{Kind: kind, IKE: sa.Unique, ChildID: c.Unique})
 			}
 		}
