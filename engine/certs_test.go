@@ -97,8 +97,8 @@ func TestCertificatesAreListed(t *testing.T) {
 		keys []string
 		want []string
 	}{
-		{nil, []string{ours, sites, plant, "PUBKEY  yes", "PUBKEY"}},
-		{[]string{"type", "ANY", "flag", "ANY"}, []string{ours, sites, plant, "PUBKEY  yes", "PUBKEY"}},
+		{nil, []string{"PUBKEY  yes", "PUBKEY", ours, sites, plant}},
+		{[]string{"type", "ANY", "flag", "ANY"}, []string{"PUBKEY  yes", "PUBKEY", ours, sites, plant}},
 		{[]string{"type", "X509"}, []string{ours, sites, plant}},
 		{[]string{"type", "X509", "flag", "CA"}, []string{sites, plant}},
 		{[]string{"type", "PUBKEY"}, []string{"PUBKEY  yes", "PUBKEY"}},

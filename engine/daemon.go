@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"time"
 
 	"postern/engine/config"
@@ -10,6 +9,7 @@ import (
 	"postern/engine/vici"
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // listen opens the control socket, so that a second daemon ends before it has touched
@@ -60,6 +60,11 @@ func (d daemon) Busy() int                  { return int(d.e.loop.busy.Load()) }
 func (d daemon) Counters() []vici.Counter   { return d.e.Counters() }
 func (d daemon) Reload() error              { return d.e.reload() }
 func (d daemon) Log() *log.Logger           { return d.e.o.Log }
+func (d daemon) Loaded() *config.Loaded     { return d.e.loads.now() }
+
+func (d daemon) Load(how ike.Change, change func(*config.Loaded) (*config.Loaded, error)) error {
+	return d.e.loadAs(change, how)
+}
 
 func (d daemon) About() vici.About {
 	o, f := &d.e.o, &d.e.features
@@ -67,35 +72,6 @@ func (d daemon) About() vici.About {
 		Version: o.Version, Kernel: o.Kernel, Start: d.e.start, Workers: max(o.Profile.Workers, 1), HalfOpen: o.Profile.HalfOpen,
 		PathWorkers: f.workers, PathSockets: f.sockets, TUN: f.tun, UDP: f.udp, ESP: f.esp,
 	}
-}
-
-// reload reads the configuration file again and changes over to it.
-func (e *Engine) reload() error {
-	if e.o.Path == "" {
-		return errors.New("the daemon does not know its configuration file: restart it instead")
-	}
-	cfg, err := config.Load(e.o.Path, e.o.CPU.CipherOrder())
-	if err != nil {
-		return err
-	}
-	var was config.Log
-	if err := e.loop.do(func() { was = e.cfg.Log }); err != nil {
-		return err
-	}
-	if err := e.Reload(cfg); err != nil {
-		return err
-	}
-	// A level that was given on the command line stays unless the file changed it.
-	for _, a := range []struct {
-		area    log.Area
-		was, is log.Level
-	}{{log.IKE, was.IKE, cfg.Log.IKE}, {log.ESP, was.ESP, cfg.Log.ESP}, {log.Net, was.Net, cfg.Log.Net}} {
-		if a.was != a.is {
-			e.o.Log.SetLevel(a.area, a.is)
-		}
-	}
-	e.o.Log.Log(log.Net, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
-	return nil
 }
 
 // onLoop is the engine on the goroutine of the loop.
@@ -116,12 +92,20 @@ func (o onLoop) Keys() (lines []string, kept bool)   { return o.e.loop.keys() }
 
 func (o onLoop) Messages(visit func(string, *ike.Counters)) { o.e.loop.m.Counters(visit) }
 func (o onLoop) ResetMessages(conn string, each bool)       { o.e.loop.m.ResetCounters(conn, each) }
+func (o onLoop) Install(conn, child string) (found bool, err error) {
+	return o.e.install(conn, child)
+}
+func (o onLoop) Uninstall(conn, child string) (found bool, err error) {
+	return o.e.uninstall(conn, child)
+}
+func (o onLoop) Revocation(visit func(pki.FetchKind, []byte)) { o.e.loop.fetches.Cached(visit) }
+func (o onLoop) Flush(kind pki.FetchKind)                     { o.e.loop.fetches.Flush(kind) }
 
 func (o onLoop) Command(c ike.Command, done func(error)) (tag uint64) {
 	return o.e.loop.command(c, done)
 }
 
-func (o onLoop) Load() vici.Load {
+func (o onLoop) Usage() vici.Usage {
 	l := o.e.loop
-	return vici.Load{Jobs: len(l.jobs), Slots: len(l.d.sad.slots), UsedSlots: l.d.sad.used()}
+	return vici.Usage{Jobs: len(l.jobs), Slots: len(l.d.sad.slots), UsedSlots: l.d.sad.used()}
 }

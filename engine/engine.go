@@ -85,6 +85,8 @@ type Engine struct {
 
 	// cfg is the configuration that runs. The IKE loop's, once it runs.
 	cfg      *config.Config
+	loads    loads
+	traps    traps
 	mtu      int
 	features features // of the data path; set before running is closed
 	keep     keeper
@@ -111,7 +113,7 @@ func New(o Options) (*Engine, error) {
 		o.Log = log.New(io.Discard, log.Error)
 	}
 	chooseCrypto(o.CPU, o.Config.IKE.Conns, o.Log)
-	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
+	e := &Engine{o: o, cfg: o.Config, loads: loads{file: o.Config}, mtu: mtu, start: time.Now(), running: make(chan struct{})}
 	now := func() ike.Time {
 		t := time.Now()
 		// Never 0, which says "never" in many places.
@@ -370,23 +372,33 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 	var spec []policySpec
 	for _, entry := range cfg.SPDOf(e.o.OS.Network.Source, e.loop.assigned.virtual) {
 		s := policySpec{Policy: entry.Policy, conn: entry.Conn, child: entry.Child, dynamic: entry.Dynamic, via: e.loop.devices[entry.Device]}
+		installed, byHand := e.traps.of(entry.Conn, entry.Child)
 		if c := entry.Carrier; c != nil {
+			s.mode, s.trap = c.Mode, installed
 			trap := c.StartAction == ike.StartTrap || c.DPDAction == ike.ActionTrap || c.CloseAction == ike.ActionTrap
+			if byHand {
+				trap = installed
+			} else {
+				s.trap = c.StartAction == ike.StartTrap
+			}
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
 			s.wait = trap || c.StartAction == ike.StartStart
 			s.acquire = s.wait
 			s.lanes = e.lanes(c, entry.Classes)
 		} else {
 			s.shunt = entry.Conn != "" && !entry.Manual
+			if s.shunt && byHand && !installed {
+				continue
+			}
 		}
 		spec = append(spec, s)
 	}
 	return spec, e.d.spd.check(spec)
 }
 
-// Reload changes over to another configuration. Connections that stay the same keep
-// their SAs. An error means that nothing has changed.
-func (e *Engine) Reload(cfg *config.Config) error {
+// reconfigure changes over to another configuration, of which how says how much is another one.
+// Connections that stay the same keep their SAs. An error means that nothing has changed.
+func (e *Engine) reconfigure(cfg *config.Config, how ike.Change) error {
 	select {
 	case <-e.running:
 	default:
@@ -400,14 +412,14 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if lerr := e.loop.do(func() { err = e.change(cfg, mtu) }); lerr != nil {
+	if lerr := e.loop.do(func() { err = e.change(cfg, mtu, how) }); lerr != nil {
 		return lerr
 	}
 	return err
 }
 
-// change is Reload's part on the loop.
-func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
+// change is reconfigure's part on the loop. Manual SAs are of the file alone.
+func (e *Engine) change(cfg *config.Config, mtu int, how ike.Change) (err error) {
 	l, s := e.loop, e.d.spd
 	defer e.holdAssigned()()
 	devices, err := e.openDevices(cfg)
@@ -423,16 +435,22 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := e.manualRoom(cfg); err != nil {
-		return err
+	if how == ike.ChangeAny {
+		if err := e.manualRoom(cfg); err != nil {
+			return err
+		}
 	}
 	// First the kernel, so that what a new connection protects never leaves in clear.
 	list := s.plainPolicies(s.compile(spec))
-	if err := l.net.Apply(l.device, list); err != nil {
-		l.apply()
-		return fmt.Errorf("the routes for the policies could not be set: %w", err)
+	if how == ike.ChangeAny || !equalPolicies(list, l.applied) {
+		if err := l.net.Apply(l.device, list); err != nil {
+			l.apply()
+			return fmt.Errorf("the routes for the policies could not be set: %w", err)
+		}
 	}
-	if err := l.m.Configure(l.now(), e.ikeConfig(cfg)); err != nil {
+	ikeCfg := e.ikeConfig(cfg)
+	ikeCfg.Change = how
+	if err := l.m.Configure(l.now(), ikeCfg); err != nil {
 		l.apply()
 		return err
 	}
@@ -449,11 +467,15 @@ func (e *Engine) change(cfg *config.Config, mtu int) (err error) {
 	l.keepAlive = cfg.Daemon.KeepAlive
 	anew := cfg.Daemon.ExportKeys && !l.exportKeys // the old ones have no keys to export
 	l.setExport(cfg.Daemon.ExportKeys)
-	e.setManual(cfg, anew)
+	if how == ike.ChangeAny {
+		e.setManual(cfg, anew)
+	}
 	e.tellRestart(cfg, mtu)
 	l.links.configure(cfg, mtu)
 	l.fitAll()
 	wipeReplaced(e.cfg, cfg)
+	e.traps.keep(e.cfg, cfg)
+	l.keepReqids()
 	e.cfg = cfg
 	return nil
 }

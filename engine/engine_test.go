@@ -553,7 +553,7 @@ func TestStatsAndVersion(t *testing.T) {
 			t.Errorf("stats lack %s: %s", want, s)
 		}
 	}
-	if _, ok := a.Command("load-key", nil, nil); ok {
+	if _, ok := a.Command("load-keys", nil, nil); ok {
 		t.Error("a command that does not exist was executed")
 	}
 }

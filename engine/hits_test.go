@@ -207,8 +207,8 @@ child = "plant/net"
 		t.Skip("swanctl is not installed (Debian: strongswan-swanctl): the commands are only tested without it")
 	}
 	for args, want := range map[string]string{
-		"": "policies/mail, DROP\n  local:  10.1.0.0/16[tcp]\n  remote: 10.2.0.0/16[tcp/25]\nplant/net, TUNNEL\n" +
-			"  local:  10.1.0.0/16 2001:db8:1::/48\n  remote: 10.2.0.0/16 2001:db8:2::/48\nplant/lan, PASS\n  local:  10.1.0.0/16\n  remote: 10.1.0.0/16\n",
+		"": "plant/net, TUNNEL\n  local:  10.1.0.0/16 2001:db8:1::/48\n  remote: 10.2.0.0/16 2001:db8:2::/48\n" +
+			"policies/mail, DROP\n  local:  10.1.0.0/16[tcp]\n  remote: 10.2.0.0/16[tcp/25]\nplant/lan, PASS\n  local:  10.1.0.0/16\n  remote: 10.1.0.0/16\n",
 		"--pass": "plant/lan, PASS\n  local:  10.1.0.0/16\n  remote: 10.1.0.0/16\n",
 	} {
 		out, err := exec.Command(swanctl, append(strings.Fields("--list-pols "+args), "--uri", "unix://"+path)...).CombinedOutput()

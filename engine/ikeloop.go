@@ -122,6 +122,8 @@ type ikeLoop struct {
 	assign    func(*ike.Assigned)
 	unassign  func(conn string)
 	dummies   dummies
+	reqids    map[childKey]int // see reqid
+	lastReqid int
 	mtu       int // of the TUN device
 	unpackers uint32
 }

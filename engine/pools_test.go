@@ -110,7 +110,7 @@ func TestPoolsGiveAddressesOverARestart(t *testing.T) {
 	gw := gateway(wire.host("192.0.2.2"))
 	a := client("a.example", "192.0.2.1")
 	becomes(t, "pool p4", `p4{base="10.9.0.1" size="254" online="1" offline="0" leases{0{address="10.9.0.1" identity="a.example" status="online"}} dns=["10.2.0.53"]}`, func() string {
-		resp, _ := gw.command("get-pools", "name", "p4", "leases", "yes")
+		resp, _ := gw.command("get-pools", "name", "p4", "leases", "yes", "postern", "yes")
 		return resp
 	})
 	resp, _ := gw.command("get-pools")

@@ -106,6 +106,8 @@ type policySpec struct {
 	wait, acquire bool
 	dynamic       bool
 	shunt         bool // conn and child name a child without SAs
+	trap          bool // packets are to bring up an SA, as somebody has asked for
+	mode          esp.Mode
 	lanes         *laneSpec
 	via           *childDevice
 }

@@ -58,7 +58,7 @@ func TestSwanctlDrivesTheEngine(t *testing.T) {
 			"local  10.1.0.0/16 2001:db8:1::/48", "remote 10.2.0.0/16 2001:db8:2::/48"}},
 		{"--rekey --child net", false, []string{"rekey completed successfully"}},
 		{"--redirect --gateway 192.0.2.9", true, []string{"missing redirect selector"}},
-		{"--redirect --ike plant --gateway 192.0.2.0/24", true, []string{"missing or invalid target gateway"}},
+		{"--redirect --ike plant --gateway 192.0.2.0/24", true, []string{"unsupported gateway identity"}},
 		{"--redirect --peer-ip 192.0.2.5-192.0.2.9 --gateway 192.0.2.9", true, []string{"no matching SAs to redirect found"}},
 		{"--redirect --peer-id *.test --gateway 192.0.2.9", true, []string{"no matching SAs to redirect found"}},
 		// The far end is the gateway here.

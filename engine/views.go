@@ -34,15 +34,31 @@ func (l *ikeLoop) view(sa *ike.SAInfo) vici.SA {
 	return v
 }
 
-// reqid numbers the children of the configuration, as charon numbers its policies: it
-// stays the same when a CHILD SA is rekeyed.
+// reqid numbers children as charon numbers its policies: in the order in which they are first
+// used, and it stays the same when a CHILD SA is rekeyed or something else is configured.
 func (l *ikeLoop) reqid(conn, child string) int {
-	for i := range l.d.spd.spec {
-		if l.d.spd.spec[i].protects(conn, child) {
-			return i + 1
+	k := childKey{conn, child}
+	if n := l.reqids[k]; n != 0 {
+		return n
+	}
+	if !slices.ContainsFunc(l.d.spd.spec, func(s policySpec) bool { return s.protects(conn, child) }) {
+		return 0
+	}
+	if l.reqids == nil {
+		l.reqids = map[childKey]int{}
+	}
+	l.lastReqid++
+	l.reqids[k] = l.lastReqid
+	return l.lastReqid
+}
+
+// keepReqids forgets the numbers of children that are configured no more.
+func (l *ikeLoop) keepReqids() {
+	for k := range l.reqids {
+		if !slices.ContainsFunc(l.d.spd.spec, func(s policySpec) bool { return s.protects(k.conn, k.child) }) {
+			delete(l.reqids, k)
 		}
 	}
-	return 0
 }
 
 // viewManual returns the manual SAs, each below an IKE SA that only stands for its addresses:
@@ -65,7 +81,7 @@ func (l *ikeLoop) viewManual() (views []vici.SA) {
 
 // view returns the entry as control clients see it.
 func (s *policySpec) view(number int) vici.Policy {
-	p := vici.Policy{Policy: s.Policy, Number: number, Conn: s.conn, Child: s.child, Acquire: s.acquire, Dynamic: s.dynamic}
+	p := vici.Policy{Policy: s.Policy, Number: number, Conn: s.conn, Child: s.child, Mode: s.mode, Trap: s.trap, Dynamic: s.dynamic}
 	if s.via != nil {
 		p.Device = s.via.name
 	}

@@ -85,7 +85,19 @@ type Config struct {
 	// in an earlier life, let them get the same ones; only new pools take them.
 	Pools  []Pool
 	Leases []Lease
+	// Change says what differs from the configuration before.
+	Change Change
 }
+
+// Change says how much of a configuration differs from the one before it.
+type Change uint8
+
+// The kinds of change.
+const (
+	ChangeAny   Change = iota // anything may; what is to be started and is not up is tried again
+	ChangeConns               // only connections that differ are started
+	ChangeCreds               // only credentials: SAs that rest on what is gone stay, and nothing is started
+)
 
 // StartAction says when a CHILD SA is negotiated.
 type StartAction uint8

@@ -92,9 +92,12 @@ func (m *Machine) Configure(now Time, cfg Config) error {
 	m.secrets, m.ppks = cfg.Secrets, cfg.PPKs
 	m.trust, m.floor = cfg.Trust, cfg.Floor
 	m.configurePools(cfg.Pools, cfg.Leases)
-	m.configureConns(cfg.Conns, oldSecrets, oldPPKs)
+	fresh := m.configureConns(cfg.Conns, oldSecrets, oldPPKs, cfg.Change == ChangeCreds)
 	for _, s := range m.conns {
 		for _, c := range s.conn.Children {
+			if cfg.Change != ChangeAny && !fresh[c] {
+				continue
+			}
 			if c.StartAction == StartStart && !s.held[c] {
 				m.want(s, wish{cfg: c})
 			}

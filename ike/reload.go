@@ -88,8 +88,9 @@ func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
 	return true
 }
 
-// configureConns takes the connections in place of those before.
-func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []PPK) {
+// configureConns takes the connections in place of those before, and returns the children that
+// are new or start otherwise than before. With creds they differ in credentials alone.
+func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []PPK, creds bool) map[*Child]bool {
 	type change struct {
 		s    *connState
 		gone []*Child
@@ -98,17 +99,21 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 	m.conns = nil
 	var changed []change
 	replaced := map[*connState]*connState{}
+	fresh := map[*Child]bool{}
 	for _, c := range conns {
 		i := slices.IndexFunc(old, func(s *connState) bool { return s != nil && s.conn.Name == c.Name })
-		if i >= 0 && m.keeps(old[i], c, oldSecrets, m.secrets) && m.keepsPPKs(old[i], c, oldPPKs) {
+		if i >= 0 && (creds || m.keeps(old[i], c, oldSecrets, m.secrets) && m.keepsPPKs(old[i], c, oldPPKs)) {
 			s := old[i]
 			old[i] = nil
 			m.conns = append(m.conns, s)
-			changed = append(changed, change{s, m.adapt(s, c)})
+			changed = append(changed, change{s, m.adapt(s, c, fresh)})
 			continue
 		}
 		n := &connState{conn: c.clone(), retryAt: never}
 		m.conns = append(m.conns, n)
+		for _, k := range n.conn.Children {
+			fresh[k] = true
+		}
 		if i >= 0 {
 			replaced[old[i]] = n
 			n.counts = old[i].counts
@@ -126,11 +131,12 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 	for _, c := range changed {
 		m.dropChildren(c.s, c.gone)
 	}
+	return fresh
 }
 
 // adapt changes the configuration of a connection in place and returns the children that
-// are configured no more.
-func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
+// are configured no more. It adds those to fresh that are new or start otherwise than before.
+func (m *Machine) adapt(s *connState, c *Conn, fresh map[*Child]bool) (gone []*Child) {
 	was, had := *s.conn, s.conn.Children
 	var kids []*Child
 	for _, n := range c.Children {
@@ -138,6 +144,7 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 		if i < 0 {
 			k := *n
 			kids = append(kids, &k)
+			fresh[&k] = true
 			continue
 		}
 		o := had[i]
@@ -146,6 +153,7 @@ func (m *Machine) adapt(s *connState, c *Conn) (gone []*Child) {
 		kids = append(kids, o)
 		if before.StartAction != o.StartAction {
 			delete(s.held, o)
+			fresh[o] = true
 		}
 		if before.RekeyTime != o.RekeyTime || before.LifeTime != o.LifeTime || before.RandTime != o.RandTime {
 			m.childLifeChanged(o)

@@ -30,6 +30,9 @@ func runCerts(sys *System, cmd *Command, args []string) int {
 	return o.ask(sys, args, 0, 0, func(c *control.Client, _ []string) int {
 		var list []listedCert
 		if _, err := c.CallStream(control.CmdListCerts, control.EvListCert, nil, func(m *control.Message) error {
+			if kind := m.Get(control.KeyCertType); kind != "X509" && kind != "PUBKEY" {
+				return nil // revocation lists and the like
+			}
 			list = append(list, listedCert{m.Get(control.KeyCertType), m.Get(control.KeyCertFlag), m.Get(control.KeySubject),
 				m.Get(control.KeyNotBefore), m.Get(control.KeyNotAfter), m.GetBool(control.KeyHasPrivate)})
 			return nil
@@ -54,8 +57,8 @@ func certsTable(list []listedCert) string {
 		case c.flag == "CA":
 			whose = "CA"
 		}
-		if c.subject == "" {
-			wrap(&b, pad(whose, 5), "a", "public", "key")
+		if c.kind == "PUBKEY" {
+			wrap(&b, pad(whose, 5), words("a public key", clean(c.subject))...)
 			continue
 		}
 		from, _, _ := strings.Cut(c.from, "T")

@@ -87,8 +87,10 @@ type Config struct {
 	updowns  map[string]Updown   // likewise
 	devices  []Device
 	domains  map[string][]string // of DNSDomains
-	read     fileParts           // for With
-	elements []string            // names of elements that clients have loaded; see pos.element
+	// authorities are all of what [Config.With] returned.
+	authorities []*authority
+	read        fileParts // for With
+	elements    []string  // names of elements that clients have loaded; see pos.element
 }
 
 // Daemon is the section [daemon].

@@ -87,6 +87,7 @@ func (c *Config) With(l *Loaded) (*Config, error) {
 	}
 	cfg.warnings = append(slices.Clip(c.warnings), cfg.placed(cfg.warnings)...)
 	cfg.forgetElements()
+	cfg.authorities = ld.authorities
 	return &cfg, nil
 }
 

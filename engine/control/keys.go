@@ -31,27 +31,66 @@ const (
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 )
 
+// Commands that change or list what clients have loaded, beside the configuration file. Each
+// answers with success and errmsg unless something else is said.
+const (
+	CmdLoadConn        = "load-conn"        // <connection>{as in swanctl.conf, with certificates for files}
+	CmdUnloadConn      = "unload-conn"      // name
+	CmdGetConns        = "get-conns"        // {} => conns[]
+	CmdLoadShared      = "load-shared"      // id, type (IKE, PPK, EAP, XAUTH, NTLM), data, owners[]
+	CmdUnloadShared    = "unload-shared"    // id
+	CmdGetShared       = "get-shared"       // {} => keys[], their ids
+	CmdLoadKey         = "load-key"         // type, data => success, errmsg, id
+	CmdUnloadKey       = "unload-key"       // id
+	CmdGetKeys         = "get-keys"         // {} => keys[], their ids
+	CmdLoadToken       = "load-token"       // refused
+	CmdLoadCert        = "load-cert"        // type, flag, data
+	CmdLoadPool        = "load-pool"        // <pool>{addrs and attributes[]}
+	CmdUnloadPool      = "unload-pool"      // name
+	CmdLoadAuthority   = "load-authority"   // <authority>{cacert crl_uris[] ocsp_uris[]}
+	CmdUnloadAuthority = "unload-authority" // name
+	CmdGetAuthorities  = "get-authorities"  // {} => authorities[]
+	CmdListAuthorities = "list-authorities" // name => {}; streams list-authority
+	CmdClearCreds      = "clear-creds"      // {}: keys, certificates, revocation lists and secrets
+	CmdFlushCerts      = "flush-certs"      // type: what was fetched
+	CmdInstall         = "install"          // child, ike
+	CmdUninstall       = "uninstall"        // child, ike
+)
+
+// Keys of these commands.
+const (
+	KeyConns       = "conns"
+	KeyKeys        = "keys"
+	KeyAuthorities = "authorities"
+	KeyCredID      = "id"
+	KeyType        = "type"
+	KeyCACert      = "cacert"
+	KeyCRLURIs     = "crl_uris"
+	KeyOCSPURIs    = "ocsp_uris"
+)
+
 // Events, with charon's names.
 const (
-	EvLog         = "log"            // group, level, thread, ikesa-name, ikesa-uniqueid, msg
-	EvControlLog  = "control-log"    // the same, during initiate and terminate
-	EvListSA      = "list-sa"        // <connection>{an IKE SA; child-sas{} must be its last element}
-	EvListConn    = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
-	EvListPolicy  = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
-	EvListSPD     = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
-	EvListCert    = "list-cert"      // type, flag, has_privkey, data (DER), and with X509 subject, not-before, not-after (RFC 3339)
-	EvSAKey       = "sa-key"         // ours: line, of Wireshark's table esp_sa
-	EvIKEUpDown   = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
-	EvIKERekey    = "ike-rekey"      // <connection>{old{} new{}}
-	EvIKEUpdate   = "ike-update"     // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
-	EvChildUpDown = "child-updown"   // up (only if so), <connection>{... child-sas{the one}}
-	EvChildRekey  = "child-rekey"    // <connection>{... child-sas{<name>{old{} new{}}}}
-	EvAlert       = "alert"          // type, ikesa{<connection>{an IKE SA without child-sas}} if it is about one
+	EvLog           = "log"            // group, level, thread, ikesa-name, ikesa-uniqueid, msg
+	EvControlLog    = "control-log"    // the same, during initiate and terminate
+	EvListSA        = "list-sa"        // <connection>{an IKE SA; child-sas{} must be its last element}
+	EvListConn      = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
+	EvListPolicy    = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
+	EvListSPD       = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
+	EvListCert      = "list-cert"      // type, flag, has_privkey, data (DER), and with X509 subject, not-before, not-after (RFC 3339)
+	EvListAuthority = "list-authority" // <authority>{cacert crl_uris[] ocsp_uris[]}
+	EvSAKey         = "sa-key"         // ours: line, of Wireshark's table esp_sa
+	EvIKEUpDown     = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}
+	EvIKERekey      = "ike-rekey"      // <connection>{old{} new{}}
+	EvIKEUpdate     = "ike-update"     // local-host, local-port, remote-host, remote-port, <connection>{an IKE SA}: it has moved
+	EvChildUpDown   = "child-updown"   // up (only if so), <connection>{... child-sas{the one}}
+	EvChildRekey    = "child-rekey"    // <connection>{... child-sas{<name>{old{} new{}}}}
+	EvAlert         = "alert"          // type, ikesa{<connection>{an IKE SA without child-sas}} if it is about one
 )
 
 // Events lists the events that a client can register for.
 func Events() []string {
-	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert, EvSAKey,
+	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert, EvListAuthority, EvSAKey,
 		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey, EvAlert}
 }
 
@@ -203,12 +242,15 @@ const (
 	KeyDPDDelay     = "dpd_delay" // seconds
 	KeyPPKIDC       = "ppk_id"    // absent if none
 	KeyPPKRequired  = "ppk_required"
-	KeyLocalAuth    = "local-1"  // section: class, id, certs; local-2 and so on for further rounds
-	KeyRemoteAuth   = "remote-1" // section: class, id, certs, cacerts, revocation
-	KeyClass        = "class"    // "pre-shared key" or "public key"
-	KeyCerts        = "certs"    // list of subjects
-	KeyCACerts      = "cacerts"  // list of subjects
-	KeyRevocation   = "revocation"
+	KeyLocalAuth    = "local-1"    // section: class, id, certs; local-2 and so on for further rounds
+	KeyRemoteAuth   = "remote-1"   // section: class, id, certs, cacerts, revocation
+	KeyClass        = "class"      // "pre-shared key" or "public key"
+	KeyCerts        = "certs"      // list of subjects
+	KeyCACerts      = "cacerts"    // list of subjects
+	KeyRevocation   = "revocation" // GOOD or SKIPPED; absent if only what is known to be revoked is refused
+	KeyGroups       = "groups"
+	KeyCertPolicy   = "cert_policy"
+	KeyPriority     = "priority"
 	KeyID           = "id"
 	KeyChildren     = "children" // section of sections, each a child
 	KeyRekeyBytes   = "rekey_bytes"

@@ -161,6 +161,9 @@ type disk struct {
 	files Files
 	busy  bool // a goroutine writes
 	queue []*entry
+	// flushed: files of that kind that are there may be ones that were to be forgotten; they are
+	// not read any more.
+	flushed [pki.FetchOCSP + 1]bool
 }
 
 // fileName returns the name under which a file is kept.
@@ -181,7 +184,7 @@ func (q *Queue) save(e *entry) {
 	if q.disk.files == nil || e.next.IsZero() || e.kind == pki.FetchOCSP && len(e.body) > maxOCSPOnDisk {
 		return
 	}
-	q.disk.queue = slices.DeleteFunc(q.disk.queue, func(x *entry) bool { return x.key == e.key || q.cache.find(x.key) != x })
+	q.disk.queue = slices.DeleteFunc(q.disk.queue, func(x *entry) bool { return x.key == e.key || len(x.body) > 0 && q.cache.find(x.key) != x })
 	q.disk.queue = append(q.disk.queue, e)
 	q.write()
 }

@@ -239,7 +239,11 @@ func (q *Queue) next() {
 		q.waiting = q.waiting[1:]
 		q.running++
 		_, wall := q.o.Clock()
-		go q.run(j, q.disk.files, wall)
+		files := q.disk.files
+		if q.disk.flushed[j.kind] {
+			files = nil
+		}
+		go q.run(j, files, wall)
 	}
 }
 

@@ -1,22 +1,26 @@
 package vici
 
 import (
+	"strconv"
 	"strings"
 
 	"postern/engine/control"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
+// revocationWords are charon's words for what is demanded of certificates; "" where it says nothing.
+var revocationWords = [...]string{pki.RevokeStrict: "GOOD", pki.RevokeIfURI: "SKIPPED", pki.RevokeOff: ""}
+
 // authSections writes how both sides of a connection prove who they are, round by round, with
-// charon's keys.
-func authSections(m *control.Message, c *ike.Conn) {
-	sides := []struct {
+// charon's keys in its order. Any identity has no id there.
+func authSections(m *control.Message, c *ike.Conn, ours bool) {
+	for _, side := range [...]struct {
 		name  string
 		first ike.ID
 		list  []ike.Auth
-	}{{control.KeyLocalAuth, c.LocalID, c.LocalAuth}, {control.KeyRemoteAuth, c.RemoteID, c.RemoteAuth}}
-	for _, side := range sides {
-		list := side.list
+	}{{control.KeyLocalAuth, c.LocalID, c.LocalAuth}, {control.KeyRemoteAuth, c.RemoteID, c.RemoteAuth}} {
+		list, remote := side.list, side.name == control.KeyRemoteAuth
 		if len(list) == 0 {
 			list = make([]ike.Auth, 1)
 		}
@@ -25,24 +29,35 @@ func authSections(m *control.Message, c *ike.Conn) {
 			if i == 0 {
 				id = side.first
 			}
-			name := strings.TrimSuffix(side.name, "1") + string(rune('1'+i))
-			s := m.Section(name).Set(control.KeyClass, a.Kind.String()).Set(control.KeyID, idText(id))
+			s := m.Section(strings.TrimSuffix(side.name, "1") + strconv.Itoa(i+1))
+			switch {
+			case id != (ike.ID{}):
+				s.Set(control.KeyID, id.String())
+			case len(a.Certs) > 0:
+				s.Set(control.KeyID, a.Certs[0].Subject())
+			case ours:
+				s.Set(control.KeyID, idText(id))
+			}
+			s.Set(control.KeyClass, a.Kind.String())
+			if remote && a.Kind == ike.AuthKindPubkey {
+				switch word := revocationWords[a.Revocation]; {
+				case ours:
+					s.Set(control.KeyRevocation, a.Revocation.String())
+				case word != "":
+					s.Set(control.KeyRevocation, word)
+				}
+			}
 			var certs, cas []string
 			for _, x := range append(a.Certs[:min(len(a.Certs), 1):min(len(a.Certs), 1)], a.Pinned...) {
 				certs = append(certs, x.Subject())
 			}
+			if len(a.Keys) > 0 || a.Key != nil && len(a.Certs) == 0 {
+				certs = append(certs, idText(id)) // a bare key has the name of its owner
+			}
 			for _, x := range a.Anchors {
 				cas = append(cas, x.Subject())
 			}
-			if len(certs) > 0 {
-				s.List(control.KeyCerts, certs...)
-			}
-			if len(cas) > 0 {
-				s.List(control.KeyCACerts, cas...)
-			}
-			if a.Kind == ike.AuthKindPubkey && side.name == control.KeyRemoteAuth {
-				s.Set(control.KeyRevocation, a.Revocation.String())
-			}
+			s.List(control.KeyGroups).List(control.KeyCertPolicy).List(control.KeyCerts, certs...).List(control.KeyCACerts, cas...)
 		}
 	}
 }

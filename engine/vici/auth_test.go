@@ -22,7 +22,7 @@ func TestRoundsAreListed(t *testing.T) {
 		RemoteAuth: []ike.Auth{{Kind: ike.AuthKindPubkey, Anchors: []*pki.Cert{root.Cert}, Revocation: pki.RevokeStrict}},
 	}
 	m := new(control.Message)
-	authSections(m, c)
+	authSections(m, c, true)
 	get := func(section, key string) string { return m.Sub(section).Get(key) }
 	for _, x := range []struct{ got, want string }{
 		{get("local-1", "class"), "public key"}, {get("local-1", "id"), "gw.example"},
@@ -40,7 +40,7 @@ func TestRoundsAreListed(t *testing.T) {
 		t.Errorf("the peer's CAs are %q", got)
 	}
 	m = new(control.Message)
-	authSections(m, new(ike.Conn))
+	authSections(m, new(ike.Conn), true)
 	if get("local-1", "class") != "pre-shared key" || get("remote-1", "class") != "pre-shared key" {
 		t.Error("without rounds it is not a shared key")
 	}

@@ -1,10 +1,11 @@
 package vici
 
 import (
-	"errors"
+	"bytes"
 	"slices"
 	"time"
 
+	"postern/engine/config"
 	"postern/engine/control"
 	"postern/ike"
 	"postern/ike/pki"
@@ -12,125 +13,217 @@ import (
 
 // The types of what list-certs shows, and the flags of certificates, in charon's words.
 const (
-	certX509, certPubkey = "X509", "PUBKEY"
-	flagNone, flagCA     = "NONE", "CA"
-	certAny              = "ANY"
+	certX509, certPubkey, certCRL, certOCSP = "X509", "PUBKEY", "X509_CRL", "OCSP_RESPONSE"
+
+	flagNone, flagCA = "NONE", "CA"
+	certAny          = "ANY"
 )
 
-// certView is a certificate or, without one, a bare public key of the configuration.
+// certView is a certificate or, without one, a bare public key or what was fetched.
 type certView struct {
 	cert  *pki.Cert
 	key   *pki.PublicKey
-	owned bool // we have the private key
+	owner string // of key; "": nobody in particular
+	owned bool   // we have the private key
+
+	kind string // of data
+	data []byte
+	crl  *pki.CRL
 }
 
-// configuredCerts returns each certificate and public key of a configuration once: ours, in the
-// order of the connections and before those that lead to their CA, those of peers, and CAs.
-func configuredCerts(cfg *ike.Config) (list []certView) {
-	add := func(owned bool, certs ...*pki.Cert) {
-		for _, c := range certs {
-			if i := slices.IndexFunc(list, func(v certView) bool { return v.cert.Equal(c) }); i >= 0 {
-				list[i].owned = list[i].owned || owned
-			} else {
-				list = append(list, certView{cert: c, owned: owned})
-			}
+// flag is what charon calls the certificate's purpose.
+func (v *certView) flag() string {
+	if v.cert != nil && v.cert.IsCA() {
+		return flagCA
+	}
+	return flagNone
+}
+
+// certList gathers certificates, each once.
+type certList []certView
+
+func (l *certList) add(owned bool, certs ...*pki.Cert) {
+	for _, c := range certs {
+		if i := slices.IndexFunc(*l, func(v certView) bool { return v.cert != nil && v.cert.Equal(c) }); i >= 0 {
+			(*l)[i].owned = (*l)[i].owned || owned
+		} else {
+			*l = append(*l, certView{cert: c, kind: certX509, owned: owned})
 		}
 	}
-	for _, c := range cfg.Conns {
-		for i := range c.LocalAuth {
-			if a := &c.LocalAuth[i]; len(a.Certs) > 0 {
-				add(a.Key != nil, a.Certs[0])
-				add(false, a.Certs[1:]...)
-			}
-		}
-		for i := range c.RemoteAuth {
-			add(false, c.RemoteAuth[i].Pinned...)
-			add(false, c.RemoteAuth[i].Anchors...)
-		}
+}
+
+func (l *certList) bare(owned bool, k *pki.PublicKey, id ike.ID) {
+	if slices.ContainsFunc(*l, func(v certView) bool { return v.key != nil && v.key.Equal(k) }) {
+		return
 	}
-	if cfg.Trust != nil {
-		for _, a := range cfg.Trust.Authorities() {
-			add(false, a.Cert)
-		}
+	v := certView{key: k, kind: certPubkey, owned: owned}
+	if id != (ike.ID{}) && id.Type != ike.IDKeyID {
+		v.owner = id.String()
 	}
-	bare := func(owned bool, k *pki.PublicKey) {
-		if !slices.ContainsFunc(list, func(v certView) bool { return v.key != nil && v.key.Equal(k) }) {
-			list = append(list, certView{key: k, owned: owned})
-		}
+	*l = append(*l, v)
+}
+
+// round returns the identity of a round of authentication.
+func round(list []ike.Auth, first ike.ID, i int) ike.ID {
+	if i == 0 {
+		return first
 	}
+	return list[i].ID
+}
+
+// configuredCerts returns each certificate and public key of a configuration, and of what clients
+// have loaded, once, in charon's order: bare keys, certificates, those of CAs, revocation lists.
+// Our own come in the order of the connections and before those of peers.
+func configuredCerts(cfg *ike.Config, loaded *config.Loaded) (list certList) {
 	for _, c := range cfg.Conns {
 		for i := range c.LocalAuth {
 			if a := &c.LocalAuth[i]; len(a.Certs) == 0 && a.Key != nil {
-				bare(true, a.Key.Public())
+				list.bare(true, a.Key.Public(), round(c.LocalAuth, c.LocalID, i))
 			}
 		}
 	}
 	for _, c := range cfg.Conns {
 		for i := range c.RemoteAuth {
 			for _, k := range c.RemoteAuth[i].Keys {
-				bare(false, k)
+				list.bare(false, k, round(c.RemoteAuth, c.RemoteID, i))
 			}
 		}
+	}
+	for _, c := range cfg.Conns {
+		for i := range c.LocalAuth {
+			if a := &c.LocalAuth[i]; len(a.Certs) > 0 {
+				list.add(a.Key != nil, a.Certs[0])
+				list.add(false, a.Certs[1:]...)
+			}
+		}
+		for i := range c.RemoteAuth {
+			list.add(false, c.RemoteAuth[i].Pinned...)
+			list.add(false, c.RemoteAuth[i].Anchors...)
+		}
+	}
+	loaded.Certs(func(c *pki.Cert, _ bool) {
+		k, err := c.Public()
+		list.add(err == nil && loaded.HasKey(k), c)
+	})
+	for _, a := range cfg.Trust.Authorities() {
+		list.add(false, a.Cert)
+	}
+	slices.SortStableFunc(list, func(a, b certView) int { return certOrder(&a) - certOrder(&b) })
+	crl := func(c *pki.CRL) {
+		if !slices.ContainsFunc(list, func(v certView) bool { return v.crl != nil && bytes.Equal(v.crl.Raw(), c.Raw()) }) {
+			list = append(list, certView{kind: certCRL, data: c.Raw(), crl: c})
+		}
+	}
+	for _, a := range cfg.Trust.Authorities() {
+		for _, c := range a.CRLs {
+			crl(c)
+		}
+	}
+	for _, c := range loaded.CRLs() {
+		crl(c)
 	}
 	return list
 }
 
-// listCerts streams the certificates and public keys of the configuration. Revocation lists and
-// what peers have sent are none of them.
-func (h Handler) listCerts(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
-	var list []certView
-	if err := h.D.Do(func(l Loop) { list = configuredCerts(&l.Config().IKE) }); err != nil {
-		return nil, err
+// certOrder is charon's: bare keys, end entities, CAs.
+func certOrder(v *certView) int {
+	switch {
+	case v.key != nil:
+		return 0
+	case v.flag() == flagNone:
+		return 1
 	}
-	kind, flag := req.Get(control.KeyCertType), req.Get(control.KeyCertFlag)
+	return 2
+}
+
+// oldCertTypes are the words of old clients for a type and a flag.
+var oldCertTypes = map[string][2]string{
+	"x509": {certX509, flagNone}, "x509ca": {certX509, flagCA}, "x509ac": {"X509_AC", ""}, "x509aa": {certX509, "AA"},
+	"x509ocsp": {certX509, "OCSP"}, "x509crl": {certCRL, ""}, "pubkey": {certPubkey, ""},
+}
+
+// listCerts streams the certificates, public keys and revocation lists of the configuration, those
+// that clients have loaded, and what was fetched. What peers have sent is none of them, for it is
+// kept no longer than a handshake. As with charon, what is unknown has nothing to be listed.
+func (h Handler) listCerts(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
+	kind, flag := req.Get(control.KeyCertType), certAny
+	if old, ok := oldCertTypes[kind]; ok {
+		kind, flag = old[0], old[1]
+	} else if f := req.Get(control.KeyCertFlag); kind == certX509 && f != "" {
+		flag = f
+	}
 	var subject ike.ID
-	if text := req.Get(control.KeySubject); text != "" {
+	text := req.Get(control.KeySubject)
+	if text != "" {
 		id, err := ike.ParseIDString(text)
 		if err != nil {
-			return nil, errors.New("the subject is no name: " + err.Error())
+			return new(control.Message), nil
 		}
 		subject = id
 	}
-	wants := func(wanted, is string) bool { return wanted == certAny || fits(wanted, is) }
+	loaded := h.D.Loaded()
+	var list certList
+	if err := h.D.Do(func(l Loop) {
+		list = configuredCerts(&l.Config().IKE, loaded)
+		var answers certList
+		l.Revocation(func(kind pki.FetchKind, body []byte) {
+			if kind == pki.FetchOCSP {
+				answers = append(answers, certView{kind: certOCSP, data: body})
+			} else if c, err := pki.ParseCRL(body); err == nil {
+				list = append(list, certView{kind: certCRL, data: c.Raw(), crl: c})
+			}
+		})
+		list = append(list, answers...)
+	}); err != nil {
+		return nil, err
+	}
 	for i := range list {
 		v := &list[i]
-		is, has := certX509, flagNone
-		switch {
-		case v.cert == nil:
-			is = certPubkey
-		case v.cert.IsCA():
-			has = flagCA
-		}
-		if !wants(kind, is) || !wants(flag, has) || subject != (ike.ID{}) && !v.named(subject) {
+		if kind != "" && kind != certAny && kind != v.kind || v.kind == certX509 && flag != certAny && flag != v.flag() ||
+			text != "" && !v.named(subject, text) {
 			continue
 		}
-		if err := stream(control.EvListCert, v.message(is, has, ours(req))); err != nil {
+		if err := stream(control.EvListCert, v.message(ours(req))); err != nil {
 			return nil, err
 		}
 	}
 	return new(control.Message), nil
 }
 
-// named tells whether it has that subject or alternative name; a bare key has none.
-func (v *certView) named(id ike.ID) bool {
-	return v.cert != nil && v.cert.Confirms(uint8(id.Type), []byte(id.Data)) == nil
+// named tells whether it has that subject or alternative name, a bare key that owner, or a list that
+// issuer.
+func (v *certView) named(id ike.ID, text string) bool {
+	switch {
+	case v.cert != nil:
+		return v.cert.Confirms(uint8(id.Type), []byte(id.Data)) == nil
+	case v.crl != nil:
+		return id.Type == ike.IDDERDN && id.Data == string(v.crl.RawIssuer())
+	}
+	return v.owner != "" && v.owner == text
 }
 
-// message writes it, in charon's order. The subject and the times, which charon leaves to whoever
-// reads the certificate, are ours.
-func (v *certView) message(kind, flag string, ours bool) *control.Message {
-	m := new(control.Message).Set(control.KeyCertType, kind)
-	if v.cert == nil {
+// message writes it, in charon's order. The subject and the times of a certificate, which charon
+// leaves to whoever reads it, are ours.
+func (v *certView) message(ours bool) *control.Message {
+	m := new(control.Message).Set(control.KeyCertType, v.kind)
+	switch {
+	case v.key != nil:
 		yes(m, control.KeyHasPrivate, v.owned)
-		return m.Set(control.KeyCertData, string(v.key.SPKI()))
+		m.Set(control.KeyCertData, string(v.key.SPKI()))
+		if v.owner != "" {
+			m.Set(control.KeySubject, v.owner)
+		}
+	case v.cert != nil:
+		m.Set(control.KeyCertFlag, v.flag())
+		yes(m, control.KeyHasPrivate, v.owned)
+		m.Set(control.KeyCertData, string(v.cert.Raw()))
+		if ours {
+			m.Set(control.KeySubject, v.cert.Subject()).
+				Set(control.KeyNotBefore, v.cert.NotBefore().UTC().Format(time.RFC3339)).
+				Set(control.KeyNotAfter, v.cert.NotAfter().UTC().Format(time.RFC3339))
+		}
+	default:
+		m.Set(control.KeyCertData, string(v.data))
 	}
-	m.Set(control.KeyCertFlag, flag)
-	yes(m, control.KeyHasPrivate, v.owned)
-	m.Set(control.KeyCertData, string(v.cert.Raw()))
-	if !ours {
-		return m
-	}
-	return m.Set(control.KeySubject, v.cert.Subject()).
-		Set(control.KeyNotBefore, v.cert.NotBefore().UTC().Format(time.RFC3339)).
-		Set(control.KeyNotAfter, v.cert.NotAfter().UTC().Format(time.RFC3339))
+	return m
 }

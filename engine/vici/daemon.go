@@ -11,6 +11,7 @@ import (
 	"postern/engine/log"
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // Daemon is what the commands need of the daemon. Methods may be called from any goroutine.
@@ -28,6 +29,10 @@ type Daemon interface {
 	// Reload reads the daemon's configuration file again. An error means that nothing has
 	// changed.
 	Reload() error
+	// Load changes what clients have loaded, one change at a time; how says what it is about.
+	// Loaded is what they have loaded so far. An error means that nothing has changed.
+	Load(how ike.Change, change func(*config.Loaded) (*config.Loaded, error)) error
+	Loaded() *config.Loaded
 	// Log is where lines can be subscribed to; nil: there is no log.
 	Log() *log.Logger
 }
@@ -59,8 +64,17 @@ type Loop interface {
 	// Pools visits the address pools, Leases their leases until visit returns false.
 	Pools(visit func(ike.PoolInfo))
 	Leases(visit func(ike.Lease) bool)
-	// Load tells what is queued and how full the tables are.
-	Load() Load
+	// Install adds the policy of a child by hand, so that packets bring up its SA, and Uninstall
+	// takes it away. conn may be "" for any. found is false if there is no such child, or no
+	// policy of it. An error means that nothing has changed.
+	Install(conn, child string) (found bool, err error)
+	Uninstall(conn, child string) (found bool, err error)
+	// Revocation visits the revocation lists and the answers of OCSP responders that were fetched
+	// and proved authentic, as they were fetched. Flush forgets those of a kind.
+	Revocation(visit func(kind pki.FetchKind, body []byte))
+	Flush(kind pki.FetchKind)
+	// Usage tells what is queued and how full the tables are.
+	Usage() Usage
 	// Messages visits the counters of IKE messages: those of all under the name "", then those of
 	// each connection that has any. ResetMessages sets those of a connection to nothing, or with
 	// "" those of all, or with each those of every connection.
@@ -88,8 +102,8 @@ type Counter struct {
 	Value uint64
 }
 
-// Load is how much of a daemon is in use.
-type Load struct {
+// Usage is how much of a daemon is in use.
+type Usage struct {
 	Jobs             int // computations that wait for a worker
 	Slots, UsedSlots int // pairs of ESP SAs that there is room for, and that are in use
 }
@@ -119,7 +133,8 @@ type Policy struct {
 	esp.Policy
 	Number      int    // from 1
 	Conn, Child string // "": the entry belongs to none
-	Acquire     bool   // packets ask for an SA: a trap
+	Mode        esp.Mode
+	Trap        bool   // packets ask for an SA, because somebody wants it so
 	Dynamic     bool   // CHILD SAs add selectors
 	Device      string // TUN device of its own; "": none
 }

@@ -2,6 +2,7 @@ package vici
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -262,17 +263,24 @@ func tsTexts(list []ike.TS) []string {
 }
 
 func (h Handler) listConns(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
-	var conns []*ike.Conn
-	if err := h.D.Do(func(l Loop) { conns = l.Config().IKE.Conns }); err != nil {
+	var cfg *config.Config
+	if err := h.D.Do(func(l Loop) { cfg = l.Config() }); err != nil {
 		return nil, err
 	}
-	only := req.Get(control.KeyIKE)
+	only, shunts := req.Get(control.KeyIKE), cfg.Shunts()
+	conns := cfg.IKE.Conns
+	for i := range shunts {
+		// A connection of nothing else has no part in IKE.
+		if !slices.ContainsFunc(conns, func(c *ike.Conn) bool { return c.Name == shunts[i].Conn }) {
+			conns = append(slices.Clip(conns), &ike.Conn{Name: shunts[i].Conn})
+		}
+	}
 	for _, c := range conns {
 		if only != "" && c.Name != only {
 			continue
 		}
 		m := new(control.Message)
-		connMessage(m.Section(c.Name), c, ours(req))
+		connMessage(m.Section(c.Name), c, shunts, ours(req))
 		if err := stream(control.EvListConn, m); err != nil {
 			return nil, err
 		}
@@ -280,16 +288,18 @@ func (h Handler) listConns(req *control.Message, stream func(string, *control.Me
 	return new(control.Message), h.listManual(only, stream)
 }
 
-// startNames and peerNames are strongSwan's words for the actions.
+// startNames and actionNames are strongSwan's words for the actions: those that it lists, of which
+// some are others than those that it reads.
 var (
 	startNames  = [...]string{ike.StartNone: "none", ike.StartTrap: "trap", ike.StartStart: "start"}
 	uniqueNames = [...]string{ike.UniqueNo: "UNIQUE_NO", ike.UniqueNever: "UNIQUE_NEVER", ike.UniqueKeep: "UNIQUE_KEEP",
 		ike.UniqueReplace: "UNIQUE_REPLACE"}
-	peerNames = [...]string{ike.ActionClear: "clear", ike.ActionTrap: "trap", ike.ActionRestart: "restart"}
+	actionNames = [...]string{ike.ActionClear: "none", ike.ActionTrap: "trap", ike.ActionRestart: "start"}
 )
 
-// connMessage writes a connection, in charon's order.
-func connMessage(m *control.Message, c *ike.Conn, ours bool) {
+// connMessage writes a connection, in charon's order, with those of the shunts that are its
+// children.
+func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, ours bool) {
 	var local, remote []string
 	for _, a := range c.LocalAddrs {
 		local = append(local, a.String())
@@ -322,7 +332,9 @@ func connMessage(m *control.Message, c *ike.Conn, ours bool) {
 	m.SetInt(control.KeyReauthTimeC, seconds(c.ReauthTime))
 	m.SetInt(control.KeyRekeyTimeC, seconds(c.RekeyTime))
 	m.Set(control.KeyUnique, uniqueNames[c.Unique])
-	m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
+	if c.DPDDelay > 0 || ours {
+		m.SetInt(control.KeyDPDDelay, seconds(c.DPDDelay))
+	}
 	switch {
 	case c.PPKAny:
 		m.Set(control.KeyPPKIDC, "%any")
@@ -330,20 +342,44 @@ func connMessage(m *control.Message, c *ike.Conn, ours bool) {
 		m.Set(control.KeyPPKIDC, c.PPK.String())
 	}
 	yes(m, control.KeyPPKRequired, c.PPKRequired)
-	authSections(m, c)
+	authSections(m, c, ours)
 	kids := m.Section(control.KeyChildren)
 	for _, ch := range c.Children {
 		s := kids.Section(ch.Name)
-		s.Set(control.KeyMode, ch.Mode.String())
-		s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
-		s.SetUint(control.KeyRekeyBytes, ch.RekeyBytes)
-		s.SetUint(control.KeyRekeyPackets, ch.RekeyPackets)
+		lifetimes(s, ch)
 		if ours {
 			s.Set(control.KeyStartAction, startNames[ch.StartAction])
 		}
-		s.Set(control.KeyDPDAction, peerNames[ch.DPDAction])
-		s.Set(control.KeyCloseAction, peerNames[ch.CloseAction])
 		s.List(control.KeyLocalTS, tsTexts(ch.LocalTS)...)
 		s.List(control.KeyRemoteTS, tsTexts(ch.RemoteTS)...)
+		if ch.Interface != "" {
+			s.Set(control.KeyInterface, ch.Interface)
+		}
 	}
+	for i := range shunts {
+		sh := &shunts[i]
+		if sh.Conn != c.Name {
+			continue
+		}
+		s := kids.Section(sh.Child)
+		lifetimes(s, new(ike.Child))
+		if s.Set(control.KeyMode, modePass); sh.Action == esp.Discard {
+			s.Set(control.KeyMode, modeDrop)
+		}
+		if ours {
+			s.Set(control.KeyStartAction, startNames[ike.StartTrap])
+		}
+		s.List(control.KeyLocalTS, selectorTexts(sh.LocalTS)...)
+		s.List(control.KeyRemoteTS, selectorTexts(sh.RemoteTS)...)
+	}
+}
+
+// lifetimes writes how a child is and when its SAs end.
+func lifetimes(s *control.Message, ch *ike.Child) {
+	s.Set(control.KeyMode, ch.Mode.String())
+	s.SetInt(control.KeyRekeyTimeC, seconds(ch.RekeyTime))
+	s.SetUint(control.KeyRekeyBytes, ch.RekeyBytes)
+	s.SetUint(control.KeyRekeyPackets, ch.RekeyPackets)
+	s.Set(control.KeyDPDAction, actionNames[ch.DPDAction])
+	s.Set(control.KeyCloseAction, actionNames[ch.CloseAction])
 }

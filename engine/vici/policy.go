@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"postern/engine/control"
 	"postern/esp"
@@ -20,17 +21,20 @@ func (h Handler) listPolicies(req *control.Message, stream func(string, *control
 		return nil, err
 	}
 	wants := func(key string) bool { _, ok := req.Lookup(key); return ok }
-	all := !wants(control.KeyTrap) && !wants(control.KeyPass) && !wants(control.KeyDrop)
+	// As charon does, traps first.
+	slices.SortStableFunc(specs, func(a, b Policy) int {
+		return shuntOrder(a.Action) - shuntOrder(b.Action)
+	})
 	for i := range specs {
 		s := &specs[i]
-		mode, kind := esp.Tunnel.String(), control.KeyTrap
+		mode, kind := s.Mode.String(), control.KeyTrap
 		switch s.Action {
 		case esp.Bypass:
-			mode, kind = "PASS", control.KeyPass
+			mode, kind = modePass, control.KeyPass
 		case esp.Discard:
-			mode, kind = "DROP", control.KeyDrop
+			mode, kind = modeDrop, control.KeyDrop
 		default:
-			if !s.Acquire {
+			if !s.Trap {
 				continue
 			}
 		}
@@ -38,7 +42,7 @@ func (h Handler) listPolicies(req *control.Message, stream func(string, *control
 		if ike == "" {
 			ike, child = tableSpace, s.Name
 		}
-		if !all && !wants(kind) || !fits(req.Get(control.KeyIKE), ike) || !fits(req.Get(control.KeyChild), child) {
+		if !wants(kind) || !fits(req.Get(control.KeyIKE), ike) || !fits(req.Get(control.KeyChild), child) {
 			continue
 		}
 		m := new(control.Message)
@@ -50,6 +54,17 @@ func (h Handler) listPolicies(req *control.Message, stream func(string, *control
 		}
 	}
 	return new(control.Message), nil
+}
+
+// modePass and modeDrop are charon's words for children without SAs.
+const modePass, modeDrop = "PASS", "DROP"
+
+// shuntOrder is 0 for what is protected and 1 for the rest.
+func shuntOrder(a esp.Action) int {
+	if a == esp.Protect {
+		return 0
+	}
+	return 1
 }
 
 // fits tells whether a name is wanted; "" wants any.

@@ -22,6 +22,9 @@ func (h Handler) getPools(req *control.Message) (*control.Message, error) {
 			if withLeases {
 				leases(l, s.Section(control.KeyLeases), p.Pool.Name)
 			}
+			if !ours(req) { // charon keeps its attributes to itself
+				return
+			}
 			some := func(key string, list []string) {
 				if len(list) > 0 {
 					s.List(key, list...)

@@ -12,18 +12,21 @@ import (
 // redirect sends the clients that the request selects to another gateway. As charon, it
 // does not wait for them.
 func (h Handler) redirect(req *control.Message) (*control.Message, error) {
-	s, ok := selected(req)
+	s, named := selected(req)
 	ip, id := req.Get(control.KeyPeerIP), req.Get(control.KeyPeerID)
-	if !ok && ip == "" && id == "" {
-		return nil, errors.New("missing redirect selector")
+	if req.Get(control.KeyGateway) == "" {
+		return nil, errors.New("missing target gateway")
+	}
+	g, ok := ike.ParseGateway(req.Get(control.KeyGateway))
+	if !ok {
+		return nil, errors.New("unsupported gateway identity")
 	}
 	inside, ok := peerIPs(ip)
 	if !ok {
 		return nil, errors.New("invalid peer IP selector")
 	}
-	g, ok := ike.ParseGateway(req.Get(control.KeyGateway))
-	if !ok {
-		return nil, errors.New("missing or invalid target gateway")
+	if !named && ip == "" && id == "" {
+		return nil, errors.New("missing redirect selector")
 	}
 	matches, failed := 0, error(nil)
 	if err := h.D.Do(func(l Loop) {

@@ -57,6 +57,48 @@ func (h Handler) Command(name string, req *control.Message, stream func(string, 
 		resp, err = h.rekey(req)
 	case control.CmdRedirect:
 		resp, err = h.redirect(req)
+	case control.CmdInstall:
+		resp, err = control.Success(), h.install(req)
+	case control.CmdUninstall:
+		resp, err = control.Success(), h.uninstall(req)
+	case control.CmdLoadConn:
+		resp, err = control.Success(), h.loadConn(req)
+	case control.CmdUnloadConn:
+		resp, err = control.Success(), h.unloadConn(req)
+	case control.CmdGetConns:
+		resp = list(control.KeyConns, h.D.Loaded().ConnNames())
+	case control.CmdLoadShared:
+		resp, err = control.Success(), h.loadShared(req)
+	case control.CmdUnloadShared:
+		resp, err = control.Success(), h.unloadShared(req)
+	case control.CmdGetShared:
+		resp = list(control.KeyKeys, h.D.Loaded().SharedIDs())
+	case control.CmdLoadKey:
+		resp, err = h.loadKey(req)
+	case control.CmdUnloadKey:
+		resp, err = control.Success(), h.unloadKey(req)
+	case control.CmdGetKeys:
+		resp = list(control.KeyKeys, h.D.Loaded().KeyIDs())
+	case control.CmdLoadToken:
+		err = errNoToken
+	case control.CmdLoadCert:
+		resp, err = control.Success(), h.loadCert(req)
+	case control.CmdLoadPool:
+		resp, err = control.Success(), h.loadPool(req)
+	case control.CmdUnloadPool:
+		resp, err = control.Success(), h.unloadPool(req)
+	case control.CmdLoadAuthority:
+		resp, err = control.Success(), h.loadAuthority(req)
+	case control.CmdUnloadAuthority:
+		resp, err = control.Success(), h.unloadAuthority(req)
+	case control.CmdGetAuthorities:
+		resp = list(control.KeyAuthorities, h.D.Loaded().Authorities())
+	case control.CmdListAuthorities:
+		resp, err = h.listAuthorities(req, stream)
+	case control.CmdClearCreds:
+		resp, err = control.Success(), h.clearCreds()
+	case control.CmdFlushCerts:
+		resp, err = control.Success(), h.flushCerts(req)
 	default:
 		return nil, false
 	}
@@ -82,10 +124,10 @@ func (h Handler) version() *control.Message {
 
 func (h Handler) stats(req *control.Message) (*control.Message, error) {
 	total, half := 0, 0
-	var load Load
+	var load Usage
 	if err := h.D.Do(func(l Loop) {
 		total, half = count(l)
-		load = l.Load()
+		load = l.Usage()
 	}); err != nil {
 		return nil, err
 	}
