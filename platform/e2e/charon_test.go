@@ -113,7 +113,7 @@ func (d *charon) strongswanConf(c spec) string {
 	fmt.Fprintf(&b, `charon {
   load_modular = no
   delete_rekeyed_delay = 1
-  load = random nonce openssl gcm ccm ctr cmac xcbc aes sha1 sha2 hmac kdf chapoly curve25519 gmp %skernel-libipsec kernel-netlink socket-default vici updown
+  load = random nonce openssl gcm ccm ctr cmac xcbc aes sha1 sha2 hmac kdf chapoly curve25519 gmp counters %skernel-libipsec kernel-netlink socket-default vici updown
   plugins { vici { socket = unix://%s/vici } }
   filelog { log { path = %s/log
                   time_format = %%H:%%M:%%S
