@@ -410,6 +410,7 @@ type SAInfo struct {
 	Path              Path
 	LocalID, RemoteID ID
 	NATLocal, NATPeer bool // which side is behind a NAT
+	NATFake           bool // we are not, in truth: the peer is made to believe so
 	Encap             bool
 	Suite             IKESuite
 	PPK               PPKID         // the post-quantum pre-shared key that is in its keys; zero: none

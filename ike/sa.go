@@ -440,7 +440,7 @@ func (m *Machine) info(sa *ikeSA, with func(*childSA) bool) *SAInfo {
 	info := &SAInfo{
 		Unique: sa.unique, Conn: sa.connName(), State: sa.state, Initiator: sa.initiator,
 		SPIi: sa.spiI, SPIr: sa.spiR, Path: sa.path, LocalID: sa.localID, RemoteID: sa.peerID,
-		NATLocal: sa.natLocal, NATPeer: sa.natPeer, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
+		NATLocal: sa.natLocal, NATPeer: sa.natPeer, NATFake: sa.mobike.faked, Encap: sa.encap(), Suite: sa.suite, PPK: sa.ppk.id,
 		Established: sa.established, RekeyAt: sa.rekeyAt, ReauthAt: sa.reauth.at, ExpireAt: sa.expireAt, Window: sa.window.size(),
 		LocalAuth: sa.proofs[0], RemoteAuth: sa.proofs[1],
 		LocalVIPs: sa.remote.vips, RemoteVIPs: sa.remoteVIPs(),

@@ -33,10 +33,6 @@ type Options struct {
 	Queue   int      // octets that may wait for one client: 256 KiB
 	Events  []string // events that clients can register for, at most 64: Events()
 	Log     *log.Logger
-	// Wanted, if it is set, is called when the first client registers for an event and when the
-	// last one has gone, from any goroutine: Server.Wanted tells which of the two. It must not
-	// call the server otherwise.
-	Wanted func(event string)
 }
 
 const (
@@ -60,9 +56,9 @@ type Server struct {
 	events  []string
 	clients int
 	queue   int
-	tell    func(event string) // Options.Wanted
 
 	wanted [64]atomic.Int32 // registrations per event
+	told   func(event string)
 
 	mu     sync.Mutex
 	open   map[*client]struct{}
@@ -72,7 +68,7 @@ type Server struct {
 
 // NewServer returns a server for the clients that connect to l. It owns l.
 func NewServer(l net.Listener, h Handler, o Options) *Server {
-	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue, tell: o.Wanted,
+	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue,
 		open: make(map[*client]struct{})}
 	if s.events == nil {
 		s.events = Events()
@@ -111,7 +107,7 @@ func (s *Server) Serve() error {
 			wake: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 		if !s.enter(c) {
 			_ = conn.Close()
-			s.log.Log(log.Net, log.Warn, "control client refused: too many are connected", log.Int("limit", s.clients))
+			s.log.Log(log.Daemon, log.Warn, "control client refused: too many are connected", log.Int("limit", s.clients))
 		}
 	}
 }
@@ -152,21 +148,13 @@ func (s *Server) Wanted(event string) bool {
 
 // Event sends the event to the clients that have registered for it. It never waits: a
 // client whose queue is full is cut off.
-func (s *Server) Event(event string, m *Message) { s.event(event, m, false) }
-
-// Spare sends an event of which clients may miss some: it leaves out those whose queue is
-// half full, so that there is room for what they must not miss. It neither waits nor logs.
-func (s *Server) Spare(event string, m *Message) { s.event(event, m, true) }
-
-func (s *Server) event(event string, m *Message, spare bool) {
+func (s *Server) Event(event string, m *Message) {
 	if !s.Wanted(event) {
 		return
 	}
 	pkt, err := AppendPacket(nil, Event, event, m)
 	if err != nil {
-		if !spare {
-			s.log.Log(log.Daemon, log.Error, "control event not sent", log.Str("event", event), log.Err(err))
-		}
+		s.log.Log(log.Daemon, log.Error, "control event not sent", log.Str("event", event), log.Err(err))
 		return
 	}
 	bit := uint64(1) << slices.Index(s.events, event)
@@ -179,9 +167,7 @@ func (s *Server) event(event string, m *Message, spare bool) {
 	}
 	s.mu.Unlock()
 	for _, c := range to {
-		if !spare || c.hasRoom(len(pkt)) {
-			_ = c.enqueue(pkt, 0)
-		}
+		_ = c.enqueue(pkt, 0)
 	}
 }
 
@@ -241,13 +227,6 @@ func (c *client) cut() {
 	})
 }
 
-// hasRoom tells whether n octets more leave half of the queue free.
-func (c *client) hasRoom(n int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.queued+n <= c.s.queue/2
-}
-
 // enqueue hands a packet to the writer. If the queue is full it waits, and then cuts
 // the client off.
 func (c *client) enqueue(pkt []byte, wait time.Duration) error {
@@ -281,7 +260,7 @@ func (c *client) enqueue(pkt []byte, wait time.Duration) error {
 			case <-timeout:
 			}
 		}
-		c.s.log.Log(log.Net, log.Warn, "control client cut off: it does not read", log.Int("queued", c.s.queue))
+		c.s.log.Log(log.Daemon, log.Warn, "control client cut off: it does not read", log.Int("queued", c.s.queue))
 		c.cut()
 		return ErrGone
 	}
@@ -411,13 +390,6 @@ func (c *client) unregister(i int) bool {
 	}
 	c.s.count(i, -1)
 	return true
-}
-
-// count changes how many clients want event i.
-func (s *Server) count(i int, by int32) {
-	if n := s.wanted[i].Add(by); s.tell != nil && (n == 0 || n == 1 && by > 0) {
-		s.tell(s.events[i])
-	}
 }
 
 // command runs one request and answers it.

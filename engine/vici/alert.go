@@ -112,7 +112,7 @@ func (v Events) alert(e *ike.Event) {
 	if name == "" {
 		return
 	}
-	m := new(control.Message).Set(control.KeyCertType, name)
+	m := new(control.Message).Set(control.KeyAlertType, name)
 	sa := e.SA
 	if sa == nil && e.IKE != 0 {
 		v.L.List(func(i *ike.SAInfo) bool {

@@ -11,24 +11,29 @@ import (
 // counting is a Daemon that knows nothing but counters.
 type counting struct {
 	Daemon
-	Loop
 	sets  map[string]*ike.Counters
 	reset []string
 }
 
-func (d *counting) Do(f func(Loop)) error { f(d); return nil }
+// countingLoop is its loop.
+type countingLoop struct {
+	Loop
+	d *counting
+}
 
-func (d *counting) Messages(visit func(string, *ike.Counters)) {
-	for name, c := range d.sets {
+func (d *counting) Do(f func(Loop)) error { f(countingLoop{d: d}); return nil }
+
+func (l countingLoop) Messages(visit func(string, *ike.Counters)) {
+	for name, c := range l.d.sets {
 		visit(name, c)
 	}
 }
 
-func (d *counting) ResetMessages(conn string, each bool) {
+func (l countingLoop) ResetMessages(conn string, each bool) {
 	if each {
 		conn = "each"
 	}
-	d.reset = append(d.reset, "reset "+conn)
+	l.d.reset = append(l.d.reset, "reset "+conn)
 }
 
 func TestGetCountersAnswersAsCharon(t *testing.T) {

@@ -130,3 +130,26 @@ func TestAlertsHaveCharonsNames(t *testing.T) {
 		}
 	}
 }
+
+func TestNATIsShownAsCharonShowsIt(t *testing.T) {
+	for _, c := range []struct {
+		local, peer, fake bool
+		want              string
+	}{
+		{false, false, false, ""}, {true, false, false, "nat-local nat-any"}, {false, true, false, "nat-remote nat-any"},
+		{true, false, true, "nat-fake nat-any"}, {true, true, true, "nat-remote nat-any"},
+	} {
+		v := SA{SAInfo: ike.SAInfo{NATLocal: c.local, NATPeer: c.peer, NATFake: c.fake}}
+		m := new(control.Message)
+		v.Message(m, time.Hour, false)
+		var got []string
+		for _, k := range keysOf(m, "") {
+			if strings.HasPrefix(k, "nat-") {
+				got = append(got, k)
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("NAT before us %v, before the peer %v, pretended %v: %q, want %q", c.local, c.peer, c.fake, s, c.want)
+		}
+	}
+}

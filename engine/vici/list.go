@@ -93,8 +93,9 @@ func (v *SA) Message(m *control.Message, now time.Duration, ours bool) {
 	yes(m, control.KeyInitiator, v.Initiator)
 	m.Set(control.KeyInitiatorSPI, fmt.Sprintf("%016x", v.SPIi))
 	m.Set(control.KeyResponderSPI, fmt.Sprintf("%016x", v.SPIr))
-	yes(m, control.KeyNATLocal, v.NATLocal)
+	yes(m, control.KeyNATLocal, v.NATLocal && !v.NATFake)
 	yes(m, control.KeyNATRemote, v.NATPeer)
+	yes(m, control.KeyNATFake, v.NATFake && !v.NATPeer)
 	yes(m, control.KeyNATAny, v.NATLocal || v.NATPeer)
 	if v.Suite.Encr != 0 {
 		algorithms(m, esp.EncrID(v.Suite.Encr), v.Suite.KeyBits, esp.IntegID(v.Suite.Integ))

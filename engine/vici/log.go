@@ -23,6 +23,20 @@ func logMessage(l *log.Line, thread bool) *control.Message {
 	return m.Set(control.KeyMsg, l.Text)
 }
 
+// noteOrder tells whoever reads the log that a client has ordered something, as charon does.
+func (h Handler) noteOrder(name string, req *control.Message) {
+	switch name {
+	case control.CmdInitiate, control.CmdTerminate, control.CmdRekey, control.CmdRedirect:
+		f := []log.Field{log.At(log.Control), log.Str("command", name)}
+		for _, key := range []string{control.KeyIKE, control.KeyChild, control.KeyIKEID, control.KeyChildID} {
+			if v := req.Get(key); v != "" {
+				f = append(f, log.Str(key, v))
+			}
+		}
+		h.D.Log().Log(log.Config, log.Debug, "a control client asks", f...)
+	}
+}
+
 // LogEvents sends the lines of the log to the clients that have registered for them, up to the
 // grade that charon sends. Who reads slowly misses some.
 type LogEvents struct {
@@ -33,7 +47,7 @@ type LogEvents struct {
 	cancel func() // nil: nobody listens
 }
 
-// Follow is for control.Options.Wanted: lines are built only while somebody wants them.
+// Follow is for the server's OnWanted: lines are built only while somebody wants them.
 func (e *LogEvents) Follow(event string) {
 	if event != control.EvLog || e.Log == nil {
 		return

@@ -17,7 +17,8 @@ func TestLogEventHasCharonsKeysAndGoesToWhoAsks(t *testing.T) {
 	}
 	lg := log.New(new(bytes.Buffer), log.Error)
 	lines := &LogEvents{Log: lg}
-	lines.Server = control.NewServer(l, Handler{}, control.Options{Wanted: lines.Follow, Log: lg})
+	lines.Server = control.NewServer(l, Handler{}, control.Options{Log: lg})
+	lines.Server.OnWanted(lines.Follow)
 	ended := make(chan error, 1)
 	go func() { ended <- lines.Server.Serve() }()
 	defer func() { _ = lines.Server.Close(); <-ended }()

@@ -20,6 +20,7 @@ type Handler struct{ D Daemon }
 func (h Handler) Command(name string, req *control.Message, stream func(string, *control.Message) error) (*control.Message, bool) {
 	var resp *control.Message
 	var err error
+	h.noteOrder(name, req)
 	switch name {
 	case control.CmdVersion:
 		resp = h.version()
