@@ -113,7 +113,9 @@ func New(o Options) (*Engine, error) {
 		o.Log = log.New(io.Discard, log.Error)
 	}
 	chooseCrypto(o.CPU, o.Config.IKE.Conns, o.Log)
-	e := &Engine{o: o, cfg: o.Config, loads: loads{file: o.Config}, mtu: mtu, start: time.Now(), running: make(chan struct{})}
+	e := &Engine{o: o, cfg: o.Config, mtu: mtu, start: time.Now(), running: make(chan struct{})}
+	e.loads.file = o.Config
+	e.loads.known(o.Config)
 	now := func() ike.Time {
 		t := time.Now()
 		// Never 0, which says "never" in many places.

@@ -15,8 +15,17 @@ import (
 // loads keeps the two sides apart. mu is held during a whole change, so that there is one at a time.
 type loads struct {
 	mu     sync.Mutex
-	file   *config.Config // as it was read; the keys of its manual SAs are overwritten
-	loaded *config.Loaded // nil: nothing yet
+	file   *config.Config  // as it was read; the keys of its manual SAs are overwritten
+	loaded *config.Loaded  // nil: nothing yet
+	told   map[string]bool // what was unwise before, and has been logged
+}
+
+// known notes what is unwise in a file: whoever has read it tells of that.
+func (s *loads) known(file *config.Config) {
+	s.told = map[string]bool{}
+	for _, w := range file.Warnings() {
+		s.told[w.String()] = true
+	}
 }
 
 // now returns what clients have loaded.
@@ -47,6 +56,7 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	// What a reload cannot change is not told of again with what clients load.
 	cfg.Daemon, cfg.IKE.Ports = all.Daemon, all.IKE.Ports
 	s.file = cfg
+	s.known(cfg)
 	return nil
 }
 
@@ -73,7 +83,20 @@ func (e *Engine) loadAs(change func(*config.Loaded) (*config.Loaded, error), how
 		return err
 	}
 	s.loaded = loaded
+	s.tell(e.o.Log, cfg)
 	return nil
+}
+
+// tell logs what is unwise in a configuration, unless it was so before.
+func (s *loads) tell(lg *log.Logger, cfg *config.Config) {
+	told := map[string]bool{}
+	for _, w := range cfg.Warnings() {
+		text := w.String()
+		if told[text] = true; !s.told[text] {
+			lg.Log(log.Net, log.Warn, "what was loaded is unwise", log.Str("at", text))
+		}
+	}
+	s.told = told
 }
 
 // reload reads the configuration file again and changes over to it.

@@ -141,14 +141,34 @@ func TestLoadedStartActionsBegin(t *testing.T) {
 	a.say("load-conn", plantConn("plant.children.net.start_action=start"), ok)
 	eventually(t, "it is up", func() bool { return a.numbers() == "plant#1 net#1" })
 	a.say("terminate", section("ike=plant", "loglevel=-1"), ok)
-	a.say("load-conn", section("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
-	a.say("load-shared", section("id=z", "type=IKE", "data=some other secret 42", "owners[]=z.example"), ok)
-	if got := a.numbers(); got != "" {
-		t.Errorf("what was closed is back: %q", got)
+	// One whose peer refuses it gives up after the first attempt.
+	a.say("load-shared", section("id=wrong", "type=IKE", "data=not the secret of the peer", "owners[]=z.example,b.example"), ok)
+	refused := plantConn("plant.children.net.start_action=start", "plant.local.id=z.example")
+	a.say("load-conn", section("refused.x=y"), `success="no"`)
+	again := new(control.Message)
+	*again.Section("refused") = *refused.Sub("plant")
+	a.say("load-conn", again, ok)
+	attempts := func() (n int) {
+		for _, line := range a.log.all() {
+			if strings.Contains(line, "conn=refused") && strings.Contains(line, `"connecting to the peer"`) {
+				n++
+			}
+		}
+		return n
 	}
+	eventually(t, "it has given up", func() bool {
+		return strings.Contains(strings.Join(a.log.all(), ""), "not tried again") && !strings.Contains(a.numbers(), "#")
+	})
+	a.say("load-conn", section("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
+	a.say("load-shared", section("id=z", "type=IKE", "data=some other secret 42", "owners[]=y.example"), ok)
+	a.say("load-conn", again, ok)
+	if got, n := a.numbers(), attempts(); got != "" || n != 1 {
+		t.Errorf("what was closed or has given up is back: %q, %d attempts", got, n)
+	}
+	a.say("unload-conn", section("name=refused"), ok)
 	a.say("unload-conn", section("name=plant"), ok)
 	a.say("load-conn", plantConn("plant.children.net.start_action=start"), ok)
-	eventually(t, "it is up again", func() bool { return strings.HasSuffix(a.numbers(), "net#2") })
+	eventually(t, "it is up again", func() bool { return strings.Contains(a.numbers(), "plant#") && strings.Contains(a.numbers(), " net#") })
 }
 
 // A trap that is installed by hand brings up the SA, one that is taken away does not any more, and

@@ -1,6 +1,7 @@
 package config
 
 import (
+
 	"postern/esp"
 	"postern/ike/pki"
 )

@@ -2,6 +2,7 @@ package vici
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -252,6 +253,9 @@ func selectorTexts(list []esp.Selector) []string {
 func tsTexts(list []ike.TS) []string {
 	out := make([]string, len(list))
 	for i, ts := range list {
+		if ts.Dynamic {
+			ts.Start, ts.End = netip.IPv4Unspecified(), netip.IPv4Unspecified()
+		}
 		out[i] = ts.Selector.String()
 		if ts.Dynamic {
 			_, ports, found := strings.Cut(out[i], "[")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/engine/control"
+	"postern/esp"
 	"postern/ike"
 )
 
@@ -43,6 +44,17 @@ func TestListSAsShowsLanes(t *testing.T) {
 		if cpu, on, of := m.Get("cpu"), m.Get("per-cpu-sas"), m.Get("dscp-class"); cpu != c.cpus || on != c.on || of != c.of {
 			t.Errorf("lane %d, CPUs %v: cpu %q, per-cpu-sas %q, dscp-class %q; want %+v", c.lane, c.perCPU, cpu, on, of, c)
 		}
+	}
+}
+
+// A dynamic selector has no address, but it may have a protocol and ports.
+func TestDynamicSelectorsKeepTheirPorts(t *testing.T) {
+	got := strings.Join(tsTexts([]ike.TS{
+		{Dynamic: true, Selector: esp.Selector{EndPort: 65535}}, {Dynamic: true, Selector: esp.Selector{Proto: 47, EndPort: 65535}},
+		{Dynamic: true, Selector: esp.Selector{Proto: esp.ProtoUDP, StartPort: 1000, EndPort: 2000}},
+	}), " ")
+	if want := "dynamic dynamic[gre] dynamic[udp/1000-2000]"; got != want {
+		t.Errorf("they are written as %q, want %q", got, want)
 	}
 }
 

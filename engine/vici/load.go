@@ -7,6 +7,7 @@ import (
 
 	"postern/engine/config"
 	"postern/engine/control"
+	"postern/engine/log"
 	"postern/ike"
 	"postern/ike/pki"
 )
@@ -16,57 +17,68 @@ import (
 
 // loadSections loads each section of a request: a connection, a pool or an authority. Those before
 // one that is refused stay, as with charon.
-func (h Handler) loadSections(req *control.Message, how ike.Change, load func(l *config.Loaded, name string, m *control.Message) (*config.Loaded, error)) error {
+func (h Handler) loadSections(req *control.Message, what string, how ike.Change, load func(l *config.Loaded, name string, m *control.Message) (*config.Loaded, error)) error {
 	for _, e := range req.Elements() {
-		if e.Kind != control.KindSection {
-			// charon passes by what stands beside sections; its own client sends nothing there.
-			if e.Name == control.KeyOurs {
-				continue
-			}
+		// charon passes by what stands beside sections; its own client sends nothing there.
+		if e.Kind != control.KindSection && e.Name != control.KeyOurs {
 			return fmt.Errorf("%.255s stands outside of a section", e.Name)
 		}
+	}
+	for _, e := range req.Elements() {
+		if e.Kind != control.KindSection {
+			continue
+		}
 		if err := h.D.Load(how, func(l *config.Loaded) (*config.Loaded, error) { return load(l, e.Name, e.Section) }); err != nil {
+			h.D.Log().Log(log.Net, log.Warn, "refused what a control client loads", log.Str("what", what), log.Str("name", e.Name), log.Err(err))
 			return err
 		}
+		h.D.Log().Log(log.Net, log.Info, "loaded by a control client", log.Str("what", what), log.Str("name", e.Name))
 	}
 	return nil
 }
 
 func (h Handler) loadConn(req *control.Message) error {
-	return h.loadSections(req, ike.ChangeConns, (*config.Loaded).LoadConn)
+	return h.loadSections(req, "connection", ike.ChangeConns, (*config.Loaded).LoadConn)
 }
 
 func (h Handler) loadPool(req *control.Message) error {
-	return h.loadSections(req, ike.ChangeConns, (*config.Loaded).LoadPool)
+	return h.loadSections(req, "pool", ike.ChangeConns, (*config.Loaded).LoadPool)
 }
 
 func (h Handler) loadAuthority(req *control.Message) error {
-	return h.loadSections(req, ike.ChangeCreds, (*config.Loaded).LoadAuthority)
+	return h.loadSections(req, "authority", ike.ChangeCreds, (*config.Loaded).LoadAuthority)
 }
 
 // unload takes away what has a name. What is not there is not found, even if the file has it.
-func (h Handler) unload(key, name, missing, notFound string, have func(*config.Loaded) []string, how ike.Change,
+func (h Handler) unload(what, name, missing, notFound string, have func(*config.Loaded) []string, how ike.Change,
 	take func(*config.Loaded, string) (*config.Loaded, error)) error {
 	if name == "" {
 		return errors.New(missing)
 	}
-	return h.D.Load(how, func(l *config.Loaded) (*config.Loaded, error) {
+	err := h.D.Load(how, func(l *config.Loaded) (*config.Loaded, error) {
 		for _, n := range have(l) {
-			if n == name || key == control.KeyCredID && strings.EqualFold(n, name) {
+			if n == name || what == privateKey && strings.EqualFold(n, name) {
 				return take(l, name)
 			}
 		}
 		return nil, fmt.Errorf(notFound, name)
 	})
+	if err == nil {
+		h.D.Log().Log(log.Net, log.Info, "unloaded by a control client", log.Str("what", what), log.Str("name", name))
+	}
+	return err
 }
 
+// privateKey is what is named by the digits of an id, which may be capitals.
+const privateKey = "private key"
+
 func (h Handler) unloadConn(req *control.Message) error {
-	return h.unload(control.KeyName, req.Get(control.KeyName), "unload: missing connection name", "unload: connection '%.255s' not found",
+	return h.unload("connection", req.Get(control.KeyName), "unload: missing connection name", "unload: connection '%.255s' not found",
 		(*config.Loaded).ConnNames, ike.ChangeConns, (*config.Loaded).UnloadConn)
 }
 
 func (h Handler) unloadAuthority(req *control.Message) error {
-	return h.unload(control.KeyName, req.Get(control.KeyName), "unload: missing authority name", "unload: authority '%.255s' not found",
+	return h.unload("authority", req.Get(control.KeyName), "unload: missing authority name", "unload: authority '%.255s' not found",
 		(*config.Loaded).Authorities, ike.ChangeCreds, (*config.Loaded).UnloadAuthority)
 }
 
@@ -86,13 +98,13 @@ func (h Handler) unloadPool(req *control.Message) error {
 	if online > 0 {
 		return fmt.Errorf("%.255s has online leases, unable to unload", name)
 	}
-	return h.unload(control.KeyName, name, "missing pool name to unload", "%.255s not found",
+	return h.unload("pool", name, "missing pool name to unload", "%.255s not found",
 		(*config.Loaded).Pools, ike.ChangeConns, (*config.Loaded).UnloadPool)
 }
 
 // unloadKey takes a private key away by its id.
 func (h Handler) unloadKey(req *control.Message) error {
-	return h.unload(control.KeyCredID, req.Get(control.KeyCredID), "key id missing", "key not found%.0s",
+	return h.unload(privateKey, req.Get(control.KeyCredID), "key id missing", "key not found%.0s",
 		(*config.Loaded).KeyIDs, ike.ChangeCreds, (*config.Loaded).UnloadKey)
 }
 
