@@ -316,6 +316,11 @@ func (a *Auth) admits(chain []*pki.Cert) error {
 	if a.CA != (ID{}) && !slices.ContainsFunc(chain[1:], func(c *pki.Cert) bool { return c.Confirms(uint8(a.CA.Type), []byte(a.CA.Data)) == nil }) {
 		return fmt.Errorf("%w: no CA of %s is %s", ErrChain, chain[0].Subject(), a.CA)
 	}
+	for _, c := range chain[1:] {
+		if key, err := c.Public(); err == nil && a.Scheme.weak(key) {
+			return fmt.Errorf("%w: that of the CA %s is %s", ErrKeyKind, c.Subject(), key)
+		}
+	}
 	for _, p := range a.Policies {
 		if !pki.HasPolicy(chain, p) {
 			return fmt.Errorf("%w: %s does not have the policy %s", ErrChain, chain[0].Subject(), p)

@@ -61,6 +61,15 @@ type Scheme struct {
 	Key    string     // "RSA", "ECDSA" or "Ed25519", as a key names itself; "": any
 	PSS    bool       // RSA with PSS padding (RFC 8017 section 8.1): required of the peer, preferred by us
 	Hashes []pki.Hash // nil: any
+	// Limits are the kinds of keys that the peer may have, and how strong they have to be, those
+	// of the CAs among them; nil: any.
+	Limits []KeyLimit
+}
+
+// KeyLimit is a kind of keys, as a key names itself, and the least length of its numbers in bits.
+type KeyLimit struct {
+	Key  string
+	Bits int
 }
 
 // MaxRounds bounds the rounds of one side.
@@ -179,7 +188,13 @@ func (id ID) Admits(peer ID) bool {
 
 // fits tells whether the key of a signature is of the kind that is asked for.
 func (s *Scheme) fits(key *pki.PublicKey) bool {
-	return s.Key == "" || strings.HasPrefix(key.String(), s.Key)
+	return (s.Key == "" || strings.HasPrefix(key.String(), s.Key)) && (len(s.Limits) == 0 ||
+		slices.ContainsFunc(s.Limits, func(l KeyLimit) bool { return strings.HasPrefix(key.String(), l.Key) && key.Bits() >= l.Bits }))
+}
+
+// weak tells whether a key in a chain is weaker than keys of its kind may be.
+func (s *Scheme) weak(key *pki.PublicKey) bool {
+	return slices.ContainsFunc(s.Limits, func(l KeyLimit) bool { return strings.HasPrefix(key.String(), l.Key) && key.Bits() < l.Bits })
 }
 
 // sameRounds tells whether two lists of rounds prove the same by the same keys and ask for the
@@ -187,7 +202,7 @@ func (s *Scheme) fits(key *pki.PublicKey) bool {
 func sameRounds(a, b []Auth) bool {
 	return slices.EqualFunc(orPSK(a), orPSK(b), func(x, y Auth) bool {
 		return x.Kind == y.Kind && x.ID == y.ID && x.Scheme.Key == y.Scheme.Key && x.Scheme.PSS == y.Scheme.PSS &&
-			slices.Equal(x.Scheme.Hashes, y.Scheme.Hashes) && x.Revocation == y.Revocation &&
+			slices.Equal(x.Scheme.Hashes, y.Scheme.Hashes) && slices.Equal(x.Scheme.Limits, y.Scheme.Limits) && x.Revocation == y.Revocation &&
 			(x.Key == nil) == (y.Key == nil) && (x.Key == nil || x.Key.Public().Equal(y.Key.Public())) &&
 			sameCerts(x.Certs, y.Certs) && sameCerts(x.Pinned, y.Pinned) && sameCerts(x.Anchors, y.Anchors) &&
 			sameCerts(x.Known, y.Known) && x.CA.Equal(y.CA) && slices.Equal(x.Policies, y.Policies) &&

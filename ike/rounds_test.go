@@ -204,6 +204,10 @@ func TestWhatDoesNotProveTheIdentityIsRefused(t *testing.T) {
 			x.RemoteAuth[0].Known = []*pki.Cert{certOf("c.test", pkitest.P256).Cert}
 		}, "is not who it says"},
 		{"another kind of key", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Scheme.Key = "RSA" }, "ECDSA P-256"},
+		{"a key that is too weak", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Scheme.Limits = []KeyLimit{{"RSA", 0}, {"ECDSA", 384}} }, "ECDSA P-256"},
+		{"a CA that is too weak", func(_, x *Conn, _ *Config) {
+			x.RemoteAuth[0].Scheme.Limits = []KeyLimit{{"ECDSA", 256}, {"Ed25519", 384}}
+		}, "CN=Weir"},
 		{"another hash", func(_, x *Conn, _ *Config) { x.RemoteAuth[0].Scheme.Hashes = []pki.Hash{pki.SHA2_512} }, "refused"},
 		{"a shared key instead", func(o, _ *Conn, _ *Config) { o.LocalAuth = nil }, "another method"},
 		{"a signature instead", func(_, x *Conn, _ *Config) { x.RemoteAuth = nil }, "another method"},
@@ -277,6 +281,9 @@ func TestConstraintsOfCertificates(t *testing.T) {
 		},
 		"name of the CA": func(o, x *Conn, _ *Config) {
 			o.LocalAuth[0], x.RemoteAuth[0].CA = byCert(leaf(o.LocalID.Data)), dn
+		},
+		"strength": func(_, x *Conn, _ *Config) {
+			x.RemoteAuth[0].Scheme.Limits = []KeyLimit{{"RSA", 4096}, {"ECDSA", 256}, {"Ed25519", 0}}
 		},
 		"known": func(o, x *Conn, cfg *Config) {
 			cfg.Trust = pkitest.Trust(otherRoot)

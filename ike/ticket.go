@@ -156,7 +156,7 @@ func (m *Machine) authMark(k *sealKey, c *Conn, local, remote ID) (mark [pskMark
 	}
 	for i, a := range c.remoteRounds() {
 		part("the peer's round", a.ID.appendBody(nil))
-		part("scheme", append([]byte(a.Scheme.Key), fmt.Sprint(a.Scheme.PSS, a.Scheme.Hashes)...))
+		part("scheme", append([]byte(a.Scheme.Key), fmt.Sprint(a.Scheme.PSS, a.Scheme.Hashes, a.Scheme.Limits)...))
 		if a.Kind == AuthKindPSK {
 			id := remote
 			if i > 0 {

@@ -79,7 +79,7 @@ func init() {
 			keyTests[name] = keyTest{text, want, get}
 			alongside[name] = more
 		}
-		local("auth", `"ecdsa-sha256-sha384"`, "{ECDSA false [sha256 sha384]}", func(c *Config) any { return fmt.Sprint(ours(c).Scheme) }, ourCert...)
+		local("auth", `"ecdsa-sha256-sha384"`, "{ECDSA false [sha256 sha384] []}", func(c *Config) any { return fmt.Sprint(ours(c).Scheme) }, ourCert...)
 		local("certs", `["gw.pem"]`, "C=CH, O=Weir, CN=gw.example/C=CH, O=Weir, CN=Sites", func(c *Config) any {
 			return ours(c).Certs[0].Subject() + "/" + ours(c).Certs[1].Subject()
 		}, ourCert[1])
@@ -87,7 +87,7 @@ func init() {
 		local("pubkeys", `["gw.pub"]`, "pubkey 0", func(c *Config) any {
 			return fmt.Sprint(map[ike.AuthKind]string{ike.AuthKindPubkey: "pubkey"}[ours(c).Kind], " ", len(ours(c).Certs))
 		}, ourCert[1])
-		remote("auth", `"rsa/pss"`, "{RSA true []}", func(c *Config) any { return fmt.Sprint(theirs(c).Scheme) })
+		remote("auth", `"rsa/pss"`, "{RSA true [] []}", func(c *Config) any { return fmt.Sprint(theirs(c).Scheme) })
 		remote("cacerts", `["weir.pem", "sites.pem"]`, "C=CH, O=Weir, CN=Sites", func(c *Config) any { return theirs(c).Anchors[1].Subject() })
 		remote("certs", `["pump.pem"]`, "C=CH, O=Weir, CN=pump.example", func(c *Config) any { return theirs(c).Pinned[0].Subject() })
 		remote("pubkeys", `["gw.pub", "pump.pub"]`, "ECDSA P-256", func(c *Config) any { return theirs(c).Keys[0].String() }, `id = "gw.example"`)

@@ -9,6 +9,7 @@ import (
 
 	"postern/esp"
 	"postern/ike"
+	"postern/ike/pki"
 )
 
 // What VICI says otherwise than the file. A key that is not here is that of the file's schema. So
@@ -175,10 +176,8 @@ var viciKeys = map[string]keyList{
 		never("server", "no client of IKEv2 uses it", leaveIt),
 	},
 	"authorities.NAME": {
-		{"cacert", aText, "", func(s *scope, n *node) {
-			s.viciCerts(&node{kind: kindList, name: n.name, at: n.at, list: []*node{n}}, func(c *certEntry) { s.authority.Cert = c.Cert })
-		}},
-		{"file", aText, "", (*scope).caCert},
+		{"cacert", aText, "", (*scope).viciCACert},
+		{"file", aText, "", (*scope).viciCACert},
 		never("handle", noToken, "name the certificate in cacert"),
 		never("slot", noToken, leaveIt),
 		never("module", noToken, leaveIt),
@@ -225,7 +224,7 @@ var (
 	remoteVICI = keyList{
 		{"id", aText, "", (*scope).viciID},
 		{"cacerts", aData, "", func(s *scope, n *node) {
-			s.viciCerts(n, func(c *certEntry) { s.peer.auth.Anchors = append(s.peer.auth.Anchors, c.Cert) })
+			s.viciCerts(n, func(c *pki.Cert) { s.peer.auth.Anchors = append(s.peer.auth.Anchors, c) })
 		}},
 		lowered(remoteSection, "revocation"),
 		never("groups", "there are no attribute certificates here", "name the CA of the group in cacerts"),
@@ -461,32 +460,73 @@ func goodOID(text string) bool {
 	return len(arcs) > 1
 }
 
-// viciAuth reads how a side proves who it is. The least strength of keys may be given where it is
-// none that ours would not have.
+// authKinds are the kinds of keys that auth may name, as keys name themselves.
+var authKinds = map[string]string{"rsa": "RSA", "rsa/pss": "RSA", "ecdsa": "ECDSA", "ed25519": "Ed25519"}
+
+// viciAuth reads how a side proves who it is: "psk", "pubkey" or kinds of keys, with the least
+// strength of these and with hashes: "rsa-3072-sha256-ecdsa-256-sha256".
 func (s *scope) viciAuth(n *node) {
-	w := lower(n)
-	words := strings.Split(strings.TrimPrefix(w.text, "ike:"), "-")
-	switch kind := words[0]; {
-	case strings.HasPrefix(kind, "eap"), strings.HasPrefix(kind, "xauth"):
-		s.problem(n.at, useKeys, "auth %q cannot be honoured: %s", clipName(n.text), noEAP)
-		return
-	case kind == "bliss" || kind == "any":
-		s.problem(n.at, useKeys, "auth %q cannot be honoured: %q is not known here", clipName(n.text), kind)
+	text := strings.TrimPrefix(strings.ToLower(n.text), "ike:")
+	deny := func(instead, why string) {
+		s.problem(n.at, instead, "auth %q cannot be honoured: %s", clipName(n.text), why)
+	}
+	if strings.HasPrefix(text, "eap") || strings.HasPrefix(text, "xauth") {
+		deny(useKeys, noEAP)
 		return
 	}
-	least := map[string]int{"rsa": 2048, "rsa/pss": 2048, "ecdsa": 256}
-	keep := words[:1]
-	for _, word := range words[1:] {
-		if bits, err := strconv.Atoi(word); err == nil {
-			if bits > least[words[0]] || least[words[0]] == 0 {
-				s.problem(n.at, "leave the number out; what a CA certifies is what it says it does", "auth %q cannot be honoured: the strength of keys is not looked at beyond %d bits",
-					clipName(n.text), least[words[0]])
+	var limits []ike.KeyLimit
+	var hashes, these []string // of all kinds, and of the last one
+	words, kinds := strings.Split(text, "-"), 0
+	closeKind := func() bool {
+		if len(hashes) > 0 && len(these) > 0 && !slices.Equal(hashes, these) {
+			deny("give all kinds of keys the same hashes", "the hashes of kinds of keys differ")
+			return false
+		}
+		if len(these) > 0 {
+			hashes = these
+		}
+		these = nil
+		return true
+	}
+	for _, w := range words[1:] {
+		bits, err := strconv.Atoi(w)
+		switch kind := authKinds[w]; {
+		case kind != "":
+			if kinds++; !closeKind() {
 				return
 			}
-			continue
+			limits = append(limits, ike.KeyLimit{Key: kind})
+			if w == "rsa/pss" || words[0] == "rsa/pss" {
+				deny(`write "rsa/pss" alone`, "padding is for one kind of keys")
+				return
+			}
+		case err == nil && authKinds[words[0]] == "":
+			deny(`write a kind of keys before it: "rsa-3072"`, "there is a strength of no kind of keys")
+			return
+		case err == nil && kinds == 0:
+			limits = []ike.KeyLimit{{Key: authKinds[words[0]], Bits: bits}}
+		case err == nil:
+			limits[len(limits)-1].Bits = bits
+		default:
+			these = append(these, w)
 		}
-		keep = append(keep, word)
 	}
-	w.text = strings.Join(keep, "-")
-	s.authMethod(w)
+	if !closeKind() {
+		return
+	}
+	first := words[0]
+	if kinds > 0 {
+		if len(limits) == kinds {
+			limits = append([]ike.KeyLimit{{Key: authKinds[first]}}, limits...)
+		}
+		if authKinds[first] == "" {
+			deny("name the kinds of keys alone", "pubkey is any of them")
+			return
+		}
+		first = "pubkey"
+	}
+	w := *n
+	w.text = strings.Join(append([]string{first}, hashes...), "-")
+	s.authMethod(&w)
+	s.peer.auth.Scheme.Limits = limits
 }

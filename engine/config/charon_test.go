@@ -53,7 +53,7 @@ var viciCases = []viciCase{
 
 	{"local", "round", "1", ""}, {"local", "round", "first", "no number"},
 	{"local", "auth", "psk", ""}, {"local", "auth", "pubkey", ""}, {"local", "auth", "ike:pubkey-sha256", ""}, {"local", "auth", "rsa-2048-sha256", ""},
-	{"local", "auth", "eap-mschapv2", refused}, {"local", "auth", "xauth", refused}, {"local", "auth", "ecdsa-384", refused}, {"local", "auth", "x", "not known"},
+	{"local", "auth", "eap-mschapv2", refused}, {"local", "auth", "xauth", refused}, {"local", "auth", "ecdsa-384", ""}, {"local", "auth", "pubkey-384", refused}, {"local", "auth", "x", "not known"},
 	{"local", "id", "CN=gw", ""}, {"local", "id", "%any", ""}, {"local", "id", "ipv4:x", "not an address"},
 	{"local", "certs", []string{"nonsense"}, "no certificate"}, {"local", "pubkeys", []string{"nonsense"}, "no public key"},
 	{"local", "eap_id", "a", refused}, {"local", "aaa_id", "a", refused}, {"local", "xauth_id", "a", refused},
@@ -61,7 +61,8 @@ var viciCases = []viciCase{
 	{"local", "cert1", vm("slot", "0"), refused}, {"local", "cert1", vm("module", "x"), refused}, {"local", "cert1", vm("name", "x"), "unknown key"},
 
 	{"remote", "round", "2", ""}, {"remote", "id", "*.example", ""}, {"remote", "id", "%any", ""},
-	{"remote", "auth", "pubkey-sha256-sha512", ""}, {"remote", "auth", "rsa-4096", refused}, {"remote", "auth", "eap", refused},
+	{"remote", "auth", "pubkey-sha256-sha512", ""}, {"remote", "auth", "rsa-4096", ""}, {"remote", "auth", "rsa-3072-sha256-sha384-ecdsa-256-sha256-sha384", ""},
+	{"remote", "auth", "rsa-3072-sha256-ecdsa-256-sha384", refused}, {"remote", "auth", "rsa/pss-ecdsa", refused}, {"remote", "auth", "rsa-ecdsa-x", "not known"}, {"remote", "auth", "eap", refused},
 	{"remote", "eap_id", "a", refused}, {"remote", "groups", "g", refused}, {"remote", "cert_policy", "1.2.3, 1.3.6.1", ""}, {"remote", "cert_policy", "1.2.x", "no object identifier"},
 	{"remote", "certs", "nonsense", "no certificate"}, {"remote", "cacerts", "nonsense", "no certificate"}, {"remote", "pubkeys", "nonsense", "no public key"},
 	{"remote", "cert-a", vm("file", "/nowhere/cert.pem"), "cannot read"}, {"remote", "cert-a", vm("handle", "00"), refused},

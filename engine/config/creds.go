@@ -14,13 +14,8 @@ import (
 // all of these, and may come before or after them: which key goes with which certificate, and which
 // certificate with which connection, is found out each time anew.
 
-// certEntry is a certificate among the values of a message.
-type certEntry struct {
-	*pki.Cert
-}
-
 // viciCerts hands on the certificates of a list, which LoadConn has parsed.
-func (s *scope) viciCerts(n *node, take func(c *certEntry)) {
+func (s *scope) viciCerts(n *node, take func(c *pki.Cert)) {
 	for _, e := range n.list {
 		list := s.vici.cur.certs[e.text]
 		if len(list) == 0 {
@@ -28,7 +23,7 @@ func (s *scope) viciCerts(n *node, take func(c *certEntry)) {
 			continue
 		}
 		for _, c := range list {
-			take(&certEntry{c})
+			take(c)
 		}
 	}
 }
@@ -37,18 +32,31 @@ func (s *scope) viciCerts(n *node, take func(c *certEntry)) {
 // used, or those of which the peer must have one.
 func (s *scope) viciRoundCerts(n *node) {
 	p := s.peer
-	s.viciCerts(n, func(c *certEntry) {
+	s.viciCerts(n, func(c *pki.Cert) {
 		switch {
 		case p.side == peersSide:
-			p.auth.Pinned = append(p.auth.Pinned, c.Cert)
+			p.auth.Pinned = append(p.auth.Pinned, c)
 		case c.IsCA() && !c.SelfSigned():
-			p.chain = append(p.chain, c.Cert)
-			s.intermediates = append(s.intermediates, c.Cert)
+			p.chain = append(p.chain, c)
+			s.intermediates = append(s.intermediates, c)
 		case c.IsCA():
 		default:
-			p.auth.Certs = append(p.auth.Certs, c.Cert)
+			p.auth.Certs = append(p.auth.Certs, c)
 		}
 	})
+}
+
+// viciCACert reads the certificate of an authority, or the file that it is in.
+func (s *scope) viciCACert(n *node) {
+	list := s.vici.cur.certs[n.text]
+	switch {
+	case len(list) != 1:
+		s.problem(n.at, "give each CA an authority of its own", "%s holds %d certificates", n.name, len(list))
+	case s.authority.Cert != nil:
+		s.problem(n.at, "keep one of the two", "there are cacert and file")
+	default:
+		s.authority.Cert = list[0]
+	}
 }
 
 func (s *scope) viciPubkeys(n *node) {
@@ -70,9 +78,10 @@ func (d *dialect) certSection(n *node, s *scope) {
 			if !d.coerce(e, aText) {
 				continue
 			}
-			list := s.certFiles(&node{kind: kindList, name: e.name, at: e.at, list: []*node{e}})
+			list := d.cur.certs[e.text] // of LoadConn
 			switch {
 			case len(list) == 0:
+				d.l.problem(e.at, "", "%s names no certificate", e.name)
 			case ca:
 				s.peer.auth.Anchors = append(s.peer.auth.Anchors, list...)
 			case s.peer.side == peersSide:

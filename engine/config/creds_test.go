@@ -3,6 +3,8 @@ package config
 import (
 	"crypto/sha1"
 	"encoding/hex"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -115,6 +117,44 @@ func TestPeerCertificateThatWasLoadedIsTrusted(t *testing.T) {
 	}
 	if a = c.Conn("any").RemoteAuth[0]; len(a.Known) != 0 {
 		t.Errorf("whoever fits a pattern has to come from the CA: %+v", a)
+	}
+}
+
+// TestFilesOfCertificatesAreReadOnce: what is loaded stays usable when its files are gone.
+func TestFilesOfCertificatesAreReadOnce(t *testing.T) {
+	must := mustLoad(t)
+	ca := pkitest.Root("CA")
+	own := ca.Issue(pkitest.Spec{Name: "gw.example"})
+	dir := t.TempDir()
+	write := func(name string, c *pkitest.Cert) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, c.PEM(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	caFile, ownFile := write("ca.pem", ca), write("own.pem", own)
+	l := must((&Loaded{}).LoadConn("c", certConn(vm("cert1", vm("file", ownFile)), vm("id", "peer.example", "cacert-a", vm("file", caFile), "cert-b", vm("file", ownFile)))))
+	l = must(l.LoadAuthority("a", vm("file", caFile)))
+	l, _, err := l.LoadKey(vm("type", "any", "data", string(own.KeyPEM())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{caFile, ownFile} {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := emptyFile(t).With(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := c.Conn("c").LocalAuth[0], c.Conn("c").RemoteAuth[0]
+	if ours.Key == nil || len(theirs.Anchors) != 1 || len(theirs.Pinned) != 1 || len(c.IKE.Trust.Authorities()) != 1 {
+		t.Errorf("the rounds are %+v and %+v", ours, theirs)
+	}
+	if _, err := l.LoadConn("d", certConn(vm("cert1", vm("file", ownFile)), vm())); err == nil || !strings.Contains(err.Error(), "connections.d.local.cert1.file: cannot read") {
+		t.Errorf("a file that is gone: %v", err)
 	}
 }
 
@@ -354,6 +394,33 @@ func checkTogether(t *testing.T, c *Config) {
 			if !ts.Valid() {
 				t.Errorf("an entry with the selector %v", ts)
 			}
+		}
+	}
+}
+
+func TestStrengthOfKeysInAuth(t *testing.T) {
+	must := mustLoad(t)
+	for _, c := range []struct {
+		auth, key string
+		limits    []ike.KeyLimit
+		hashes    int
+	}{
+		{"pubkey", "", nil, 0},
+		{"ecdsa", "ECDSA", nil, 0},
+		{"ike:rsa-sha384-sha256", "RSA", nil, 2},
+		{"rsa-3072", "RSA", []ike.KeyLimit{{Key: "RSA", Bits: 3072}}, 0},
+		{"rsa-3072-sha256-ecdsa-256-sha256", "", []ike.KeyLimit{{Key: "RSA", Bits: 3072}, {Key: "ECDSA", Bits: 256}}, 1},
+		{"rsa-ecdsa-384", "", []ike.KeyLimit{{Key: "RSA"}, {Key: "ECDSA", Bits: 384}}, 0},
+		{"rsa-4096-ed25519-ecdsa-sha512", "", []ike.KeyLimit{{Key: "RSA", Bits: 4096}, {Key: "Ed25519"}, {Key: "ECDSA"}}, 1},
+	} {
+		conn, err := emptyFile(t).With(must((&Loaded{}).LoadConn("c", certConn(vm("auth", "psk"), vm("auth", c.auth)))))
+		if err != nil {
+			t.Errorf("%s: %v", c.auth, err)
+			continue
+		}
+		s := conn.Conn("c").RemoteAuth[0].Scheme
+		if s.Key != c.key || !slices.Equal(s.Limits, c.limits) || len(s.Hashes) != c.hashes {
+			t.Errorf("%s is %+v, want the kind %q, limits %v and %d hashes", c.auth, s, c.key, c.limits, c.hashes)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -140,7 +141,7 @@ func (l *Loaded) LoadConn(name string, m *control.Message) (*Loaded, error) {
 		return nil, err
 	}
 	s := loadedSection{name: name, m: m}
-	if err := s.parseCerts("connections."+name, m, 0); err != nil {
+	if err := s.parseCerts("connections."+name, "", m, 0); err != nil {
 		return nil, err
 	}
 	c.conns = put(c.conns, s)
@@ -191,7 +192,7 @@ func (l *Loaded) LoadAuthority(name string, m *control.Message) (*Loaded, error)
 		return nil, err
 	}
 	s := loadedSection{name: name, m: m}
-	if err := s.parseCerts("authorities."+name, m, 0); err != nil {
+	if err := s.parseCerts("authorities."+name, "cacert", m, 0); err != nil {
 		return nil, err
 	}
 	c.authorities = put(c.authorities, s)
@@ -211,14 +212,15 @@ func (l *Loaded) UnloadAuthority(name string) (*Loaded, error) {
 // Authorities returns the names of the authorities, in the order in which they came.
 func (l *Loaded) Authorities() []string { return sectionNames(l.copied().authorities) }
 
-// parseCerts parses the certificates and public keys among the values of a message, so that they
-// need not be parsed with each change of something else.
-func (s *loadedSection) parseCerts(path string, m *control.Message, depth int) error {
+// parseCerts parses the certificates and public keys among the values of a message, and those in the
+// files that it names, so that they need not be parsed with each change of something else, and
+// files are read once, when they are loaded. in is the name of the section.
+func (s *loadedSection) parseCerts(path, in string, m *control.Message, depth int) error {
 	for _, e := range m.Elements() {
 		here := path + "." + shown(clipName(e.Name))
 		if e.Kind == control.KindSection {
 			if depth < 4 { // deeper ones are refused with the connection
-				if err := s.parseCerts(here, e.Section, depth+1); err != nil {
+				if err := s.parseCerts(here, e.Name, e.Section, depth+1); err != nil {
 					return err
 				}
 			}
@@ -235,6 +237,10 @@ func (s *loadedSection) parseCerts(path string, m *control.Message, depth int) e
 				err = s.parseCert(v)
 			case "pubkeys":
 				err = s.parseKey(v)
+			case "file":
+				if strings.HasPrefix(in, "cert") || strings.HasPrefix(in, "cacert") {
+					err = s.readCert(v)
+				}
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", here, err)
@@ -244,18 +250,38 @@ func (s *loadedSection) parseCerts(path string, m *control.Message, depth int) e
 	return nil
 }
 
+// parseCert parses a certificate under the text that it is.
 func (s *loadedSection) parseCert(v string) error {
 	if v == "" || s.certs[v] != nil {
 		return nil
 	}
-	list, err := pki.ParseCerts([]byte(v))
+	return s.keepCerts(v, []byte(v))
+}
+
+// readCert reads a certificate, or several, under the name of their file.
+func (s *loadedSection) readCert(path string) error {
+	if path == "" || s.certs[path] != nil {
+		return nil
+	}
+	if !filepath.IsAbs(path) {
+		return errors.New("write a path from the root")
+	}
+	data, err := readPublicFile(path, maxCertFile)
+	if err != nil {
+		return fmt.Errorf("cannot read %s: %w", shownPath(path), reason(err))
+	}
+	return s.keepCerts(path, data)
+}
+
+func (s *loadedSection) keepCerts(key string, data []byte) error {
+	list, err := pki.ParseCerts(data)
 	if err != nil {
 		return fmt.Errorf("this is no certificate, in DER or PEM: %w", err)
 	}
 	if s.certs == nil {
 		s.certs = map[string][]*pki.Cert{}
 	}
-	s.certs[v] = list
+	s.certs[key] = list
 	return nil
 }
 

@@ -373,6 +373,17 @@ func (p *PublicKey) Any() any {
 	return p.ed
 }
 
+// Bits is the length of the modulus, or of the curve's field.
+func (p *PublicKey) Bits() int {
+	switch {
+	case p.rsa != nil:
+		return p.rsa.N.BitLen()
+	case p.ec != nil:
+		return p.ec.Curve.Params().BitSize
+	}
+	return 256
+}
+
 // String is "RSA 2048", "ECDSA P-256", "Ed25519".
 func (p *PublicKey) String() string {
 	switch {
