@@ -389,7 +389,7 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 			s.lanes = e.lanes(c, entry.Classes)
 		} else {
 			s.shunt = entry.Conn != "" && !entry.Manual
-			if s.shunt && byHand && !installed {
+			if s.shunt && byHand && !installed || entry.Parked && !installed {
 				continue
 			}
 		}

@@ -33,7 +33,7 @@ func (e *Entry) plainChild() bool { return e.Name == "" && e.Carrier != nil }
 // compareEntries notes what two entries do to each other, and tells whether that is enough
 // for the later one.
 func (l *loader) compareEntries(earlier, later *Entry) (noted bool) {
-	if len(earlier.LocalTS) == 0 || earlier.Device != later.Device || earlier.plainChild() && later.plainChild() {
+	if earlier.Parked || later.Parked || len(earlier.LocalTS) == 0 || earlier.Device != later.Device || earlier.plainChild() && later.plainChild() {
 		return false
 	}
 	name, other := later.placeName(), earlier.placeName()

@@ -27,6 +27,10 @@ type Entry struct {
 	// Manual: Child is a manual SA, which has no Carrier.
 	Manual bool
 
+	// Parked: a control client has loaded the shunt without a start_action; as with strongSwan it
+	// is nothing until somebody installs it by hand.
+	Parked bool
+
 	at       pos
 	priority uint32
 }
@@ -112,7 +116,7 @@ func (c *Config) appendShunts(list []Entry, action esp.Action) []Entry {
 		if s.action == action {
 			list = append(list, Entry{
 				Policy: esp.Policy{Action: s.action, LocalTS: s.local, RemoteTS: s.remote},
-				Conn:   s.conn, Child: s.child, at: s.at, priority: s.priority,
+				Conn:   s.conn, Child: s.child, at: s.at, priority: s.priority, Parked: s.parked,
 			})
 		}
 	}

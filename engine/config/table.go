@@ -41,6 +41,7 @@ type shunt struct {
 	local, remote []esp.Selector
 	at            pos
 	priority      uint32 // as of a mark
+	parked        bool   // as of an Entry
 }
 
 // anyAddress selects everything, of both families.
@@ -129,12 +130,7 @@ func (l *loader) addShunt(c *child) {
 			l.problem(n.at, "take it out, or take the child out", "a child with mode %q is always there", mode)
 		}
 	}
-	if l.vici != nil && c.StartAction == ike.StartNone {
-		// strongSwan installs it by hand only, and then it may be what people do not want.
-		l.warn(where(c.t, "start_action"), `write start_action = "trap"`, "child %s with mode %q is not installed", c.Name, mode)
-		return
-	}
-	s := shunt{conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key, priority: c.priority,
+	s := shunt{parked: l.vici != nil && c.StartAction == ike.StartNone, conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key, priority: c.priority,
 		local: shuntSide(c.LocalTS), remote: shuntSide(c.RemoteTS)}
 	if c.mode == modeDrop {
 		s.action = esp.Discard

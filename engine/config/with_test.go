@@ -252,11 +252,11 @@ func TestShuntOfAClientWaitsToBeInstalled(t *testing.T) {
 	must := mustLoad(t)
 	l := must((&Loaded{}).LoadConn("c", vm("children", vm("p", vm("mode", "pass", "remote_ts", "10.9.0.0/16")))))
 	c, err := emptyFile(t).With(l)
-	if err != nil || len(c.SPD(nil)) != 0 {
-		t.Errorf("without start_action it is there: %v, %v", c.SPD(nil), err)
+	if err != nil || len(c.SPD(nil)) != 1 || !c.SPD(nil)[0].Parked {
+		t.Errorf("without start_action the policies are %v, %v", c, err)
 	}
 	l = must(l.LoadConn("c", vm("children", vm("p", vm("mode", "pass", "remote_ts", "10.9.0.0/16", "start_action", "trap")))))
-	if c, err = emptyFile(t).With(l); err != nil || len(c.SPD(nil)) != 1 || c.SPD(nil)[0].Action != esp.Bypass {
+	if c, err = emptyFile(t).With(l); err != nil || len(c.SPD(nil)) != 1 || c.SPD(nil)[0].Parked || c.SPD(nil)[0].Action != esp.Bypass {
 		t.Errorf("with start_action the policies are %v, %v", c, err)
 	}
 }
