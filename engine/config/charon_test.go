@@ -73,7 +73,7 @@ var viciCases = []viciCase{
 	{"child", "ah_proposals", "sha256", ""}, {"child", "ah_proposals", []string{"default"}, ""}, {"child", "ah_proposals", "aes128", "cipher"},
 	{"child", "esp_proposals", "aes128gcm16-x25519-esn, default", ""}, {"child", "esp_proposals", "aes256gcm16-sha256-modp3072", ""}, {"child", "esp_proposals", "3des-sha1", `"3des"`},
 	{"child", "sha256_96", "no", ""}, {"child", "sha256_96", "yes", refused},
-	{"child", "local_ts", "dynamic[tcp/http]", ""}, {"child", "local_ts", "10.1.0.5/16[udp/1000-2000], 10.7.0.0/16", ""}, {"child", "local_ts", "10.1.0.0/16[/53]", "[tcp/53]"},
+	{"child", "local_ts", "dynamic[tcp/http]", ""}, {"child", "local_ts", "10.1.0.5/16[udp/1000-2000], 10.7.0.0/16", ""}, {"child", "local_ts", "10.1.0.0/16[/53]", "[tcp/53]"}, {"child", "local_ts", "dynamic[tcp/+80]", "not a port"}, {"child", "local_ts", "dynamic[udp/no-such-service]", "not a port"},
 	{"child", "local_ts", []string{"10.1.0.0-10.1.0.9[gre]"}, ""}, {"child", "remote_ts", "0.0.0.0/0, 0::0/0", ""}, {"child", "remote_ts", "%dynamic", ""}, {"child", "remote_ts", "x", "not an address"},
 	{"child", "rekey_time", "1h", ""}, {"child", "life_time", "2h", ""}, {"child", "rand_time", "1m", ""},
 	{"child", "rekey_bytes", "500 M", ""}, {"child", "life_bytes", "1g", ""}, {"child", "rand_bytes", "1k", ""}, {"child", "rekey_bytes", "x", "not a number"},

@@ -157,7 +157,7 @@ func parseProtoPort(text string, sel *esp.Selector) *fault {
 func parsePort(proto uint8, text string) (uint16, bool) {
 	if !hasTypes(proto) {
 		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil && strings.Trim(text, "0123456789") != "" && (proto == esp.ProtoTCP || proto == esp.ProtoUDP) {
+		if err != nil && text != "" && text[0]|0x20 >= 'a' && text[0]|0x20 <= 'z' && (proto == esp.ProtoTCP || proto == esp.ProtoUDP) {
 			var port int // of a service in /etc/services
 			port, err = net.LookupPort(esp.ProtoName(proto), text)
 			n = uint64(port)

@@ -143,6 +143,9 @@ func (l *loader) finishLoaded(file *Config) {
 		if file.Conn(conn.Name) != nil {
 			l.problem(conn.t.key, "give one of the two another name", "the file has a connection %s as well", conn.Name)
 		}
+		if conn.Name == ManualConn && len(c.Manual) > 0 {
+			l.problem(conn.t.key, "give it another name", "connection %s has the name that stands for all manual SAs, which the file has", conn.Name)
+		}
 		l.checkConn(conn)
 		l.checkVirtual(conn)
 		l.checkPooled(conn)

@@ -191,6 +191,7 @@ integ_key_out = "0x00112233445566778899aabbccddeeff00112233445566778899aabbccdde
 		want string
 	}{
 		{must(l.LoadConn("site", conn)), "connections.site: the file has a connection site as well"},
+		{must(l.LoadConn("manual", conn)), "connections.manual: "},
 		{must(l.LoadPool("p", vm("addrs", "10.22.0.0/24"))), "pools.p: the file has a pool p as well"},
 	} {
 		if _, err := file.With(c.l); err == nil || !strings.Contains(err.Error(), c.want) {
