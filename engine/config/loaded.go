@@ -33,6 +33,7 @@ type Loaded struct {
 	keys        []*pki.Key
 	certs       []loadedCert
 	crls        []*pki.CRL
+	pubkeys     []*pki.PublicKey // by themselves: only to be listed, as connections bring theirs
 }
 
 // loadedSection is a message and the name that the client gave it.
@@ -488,10 +489,22 @@ func (l *Loaded) LoadCert(m *control.Message) (*Loaded, error) {
 	case "X509", "X509_CA": // the second one is of old clients
 	case "X509_AC":
 		return nil, errors.New("type: attribute certificates are not used here; groups of remote are refused, too")
-	case "PUBKEY", "RAW_PUBKEY", "SSHKEY":
-		return nil, errors.New("type: a public key by itself belongs to no peer; name it in pubkeys of the connection")
+	case "PUBKEY":
+		// swanctl sends all of its directory, also those that connections bring along.
+		k, err := pki.ParsePublicKey(data)
+		if err != nil {
+			return nil, fmt.Errorf("data: no public key: %w", err)
+		}
+		if slices.ContainsFunc(c.pubkeys, func(o *pki.PublicKey) bool { return o.Equal(k) }) {
+			return c, nil
+		}
+		if len(c.pubkeys) >= maxLoaded {
+			return nil, fmt.Errorf("%d public keys are loaded already, and no more can be", len(c.pubkeys))
+		}
+		c.pubkeys = append(slices.Clip(c.pubkeys), k)
+		return c, nil
 	default:
-		return nil, fmt.Errorf("type: %s is not known; there are X509 and X509_CRL", shown(clipName(m.Get("type"))))
+		return nil, fmt.Errorf("type: %s is not known; there are X509, X509_CRL and PUBKEY", shown(clipName(m.Get("type"))))
 	}
 	lc := loadedCert{}
 	switch {
@@ -554,7 +567,7 @@ func (l *Loaded) putCRL(list *pki.CRL) (*Loaded, error) {
 // with strongSwan.
 func (l *Loaded) ClearCreds() *Loaded {
 	c := l.copied()
-	c.shared, c.keys, c.certs, c.crls = nil, nil, nil, nil
+	c.shared, c.keys, c.certs, c.crls, c.pubkeys = nil, nil, nil, nil, nil
 	return c
 }
 
@@ -567,6 +580,9 @@ func (l *Loaded) Certs(visit func(c *pki.Cert, ca bool)) {
 
 // CRLs returns the revocation lists. The slice is not to be changed.
 func (l *Loaded) CRLs() []*pki.CRL { return l.copied().crls }
+
+// PublicKeys returns the public keys that were loaded by themselves. The slice is not to be changed.
+func (l *Loaded) PublicKeys() []*pki.PublicKey { return l.copied().pubkeys }
 
 // keyFor returns the private key that belongs to a public one, nil if none was loaded.
 func (l *Loaded) keyFor(pub *pki.PublicKey) *pki.Key {

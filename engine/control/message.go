@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Message is a VICI message: an ordered tree of key/values, lists and sections. The
@@ -153,7 +154,8 @@ func Success() *Message { return new(Message).Set(KeySuccess, "yes") }
 
 // Failure returns the response to a command that failed.
 func Failure(err error) *Message {
-	return new(Message).Set(KeySuccess, "no").Set(KeyErrmsg, clip(err.Error(), maxValue))
+	// Of several errors each has a line; clients show a text with line ends as octets.
+	return new(Message).Set(KeySuccess, "no").Set(KeyErrmsg, clip(strings.ReplaceAll(err.Error(), "\n", "; "), maxValue))
 }
 
 // clip shortens a text that has to fit.

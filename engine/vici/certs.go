@@ -105,6 +105,9 @@ func configuredCerts(cfg *ike.Config, loaded *config.Loaded) (list certList) {
 		k, err := c.Public()
 		list.add(err == nil && loaded.HasKey(k), c)
 	})
+	for _, k := range loaded.PublicKeys() {
+		list.bare(loaded.HasKey(k), k, ike.ID{})
+	}
 	for _, a := range cfg.Trust.Authorities() {
 		list.add(false, a.Cert)
 	}
