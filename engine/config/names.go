@@ -3,6 +3,7 @@ package config
 import (
 
 	"postern/esp"
+	"postern/ike"
 	"postern/ike/pki"
 )
 
@@ -33,13 +34,17 @@ type Shunt struct {
 	Conn, Child       string
 	Action            esp.Action
 	LocalTS, RemoteTS []esp.Selector // not to be changed
+	// Owner and As are what was configured: the connection, which may have no part in IKE, and the
+	// child, of which hardly anything matters. Not to be changed.
+	Owner *ike.Conn
+	As    *ike.Child
 }
 
 // Shunts returns the children that have no SAs, in the order in which they were read.
 func (c *Config) Shunts() []Shunt {
 	out := make([]Shunt, len(c.shunts))
 	for i, s := range c.shunts {
-		out[i] = Shunt{s.conn, s.child, s.action, s.local, s.remote}
+		out[i] = Shunt{s.conn, s.child, s.action, s.local, s.remote, s.owner, s.as}
 	}
 	return out
 }

@@ -42,6 +42,8 @@ type shunt struct {
 	at            pos
 	priority      uint32 // as of a mark
 	parked        bool   // as of an Entry
+	owner         *ike.Conn
+	as            *ike.Child
 }
 
 // anyAddress selects everything, of both families.
@@ -130,7 +132,7 @@ func (l *loader) addShunt(c *child) {
 			l.problem(n.at, "take it out, or take the child out", "a child with mode %q is always there", mode)
 		}
 	}
-	s := shunt{parked: l.vici != nil && c.StartAction == ike.StartNone, conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key, priority: c.priority,
+	s := shunt{parked: l.vici != nil && c.StartAction == ike.StartNone, owner: c.conn.Conn, as: c.Child, conn: c.conn.Name, child: c.Name, action: esp.Bypass, at: c.t.key, priority: c.priority,
 		local: shuntSide(c.LocalTS), remote: shuntSide(c.RemoteTS)}
 	if c.mode == modeDrop {
 		s.action = esp.Discard

@@ -32,7 +32,7 @@ func authSections(m *control.Message, c *ike.Conn, ours bool) {
 			s := m.Section(strings.TrimSuffix(side.name, "1") + strconv.Itoa(i+1))
 			switch {
 			case id != (ike.ID{}):
-				s.Set(control.KeyID, id.String())
+				s.Set(control.KeyID, idName(id))
 			case len(a.Certs) > 0:
 				s.Set(control.KeyID, a.Certs[0].Subject())
 			case ours:

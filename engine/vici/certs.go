@@ -3,6 +3,7 @@ package vici
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"time"
 
 	"postern/engine/config"
@@ -152,8 +153,10 @@ func (h Handler) listCerts(req *control.Message, stream func(string, *control.Me
 	kind, flag := req.Get(control.KeyCertType), certAny
 	if old, ok := oldCertTypes[kind]; ok {
 		kind, flag = old[0], old[1]
-	} else if f := req.Get(control.KeyCertFlag); kind == certX509 && f != "" {
-		flag = f
+	}
+	kind = strings.ToUpper(kind)
+	if f := req.Get(control.KeyCertFlag); kind == certX509 && f != "" { // which old clients do not send
+		flag = strings.ToUpper(f)
 	}
 	var subject ike.ID
 	text := req.Get(control.KeySubject)

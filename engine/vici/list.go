@@ -237,7 +237,26 @@ func idText(id ike.ID) string {
 	if id == (ike.ID{}) {
 		return "%any"
 	}
-	return id.String()
+	return idName(id)
+}
+
+// idName writes an identity as charon does: of the key identifiers those that are text as such, the
+// others as pairs of digits.
+func idName(id ike.ID) string {
+	s := id.String()
+	if id.Type != ike.IDKeyID {
+		return s
+	}
+	if hex, ok := strings.CutPrefix(s, "@#"); !ok {
+		s = strings.TrimPrefix(s, "keyid:")
+	} else {
+		s = ""
+		for ; len(hex) > 2; hex = hex[2:] {
+			s += hex[:2] + ":"
+		}
+		s += hex
+	}
+	return s
 }
 
 //go:noinline
@@ -277,7 +296,7 @@ func (h Handler) listConns(req *control.Message, stream func(string, *control.Me
 	for i := range shunts {
 		// A connection of nothing else has no part in IKE.
 		if !slices.ContainsFunc(conns, func(c *ike.Conn) bool { return c.Name == shunts[i].Conn }) {
-			conns = append(slices.Clip(conns), &ike.Conn{Name: shunts[i].Conn})
+			conns = append(slices.Clip(conns), shunts[i].Owner)
 		}
 	}
 	for _, c := range conns {
@@ -367,7 +386,7 @@ func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, ours bo
 			continue
 		}
 		s := kids.Section(sh.Child)
-		lifetimes(s, new(ike.Child))
+		lifetimes(s, sh.As)
 		if s.Set(control.KeyMode, modePass); sh.Action == esp.Discard {
 			s.Set(control.KeyMode, modeDrop)
 		}

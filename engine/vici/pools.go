@@ -53,7 +53,7 @@ func leases(l Loop, m *control.Message, pool string) {
 			status = control.KeyOnline
 		}
 		m.Section(strconv.Itoa(n)).Set(control.KeyAddress, l.Addr.String()).
-			Set(control.KeyIdentity, l.ID.String()).Set(control.KeyStatus, status)
+			Set(control.KeyIdentity, idName(l.ID)).Set(control.KeyStatus, status)
 		n++
 		return n < maxLeasesShown
 	})
