@@ -7,7 +7,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 # What no packet passes through is compiled without inlining: a twentieth of the binary on MIPS.
 # Of Go's library the same for all but what packets and the arithmetic of handshakes meet (which
 # must stay out: net/netip, sync, bytes, syscall, internal/poll, the ciphers, hashes and fields).
-COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/vici postern/engine/bench \
+COLD := postern/engine/config postern/engine/cli postern/engine/control postern/engine/vici postern/engine/swanctl postern/engine/bench \
 	postern/engine/log postern/engine/pkitool postern/engine/fetch postern/ike postern/ike/pki postern/ike/pool \
 	postern/esp/aggfrag github.com/pelletier/go-toml/v2/... fmt \
 	net net/url time context os os/signal os/exec io/fs internal/filepathlite path/filepath \
@@ -68,6 +68,7 @@ deps:
 check: deps
 	@.ci/gotest $$($(GO) list ./... | grep -v -e /e2e -e platform/vm)
 	@.ci/gotest -tags demo .
+	@.ci/gotest -tags noswanctl ./engine/cli
 
 race: deps
 	@echo "with the race detector:"; CGO_ENABLED=1 .ci/gotest -race -short ./engine/... ./ike/... ./esp/aggfrag ./esp/ctaes
@@ -81,6 +82,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags demo ./...
 	$(GO) vet -tags nopki .
+	$(GO) vet -tags noswanctl . ./engine/cli ./engine/swanctl
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 cross:

@@ -57,7 +57,7 @@ type daemon struct{ e *Engine }
 func (d daemon) Do(f func(vici.Loop)) error { return d.e.loop.do(func() { f(onLoop(d)) }) }
 func (d daemon) Busy() int                  { return int(d.e.loop.busy.Load()) }
 func (d daemon) Counters() []vici.Counter   { return d.e.Counters() }
-func (d daemon) Reload() error              { return d.e.reload() }
+func (d daemon) Reload() error              { return d.e.reloadAll() }
 func (d daemon) Log() *log.Logger           { return d.e.o.Log }
 func (d daemon) Loaded() *config.Loaded     { return d.e.loads.now() }
 

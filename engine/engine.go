@@ -95,6 +95,7 @@ type Engine struct {
 	tickets   ticketKeys
 	seqs      seqFile
 	running   chan struct{} // closed when the loop takes calls
+	onReload  func() error  // see OnReload; nil: nothing
 	// devReaders are those of the children's devices.
 	devReaders sync.WaitGroup
 }

@@ -5,6 +5,7 @@ import (
 
 	"postern/board"
 	"postern/engine/config"
+	"postern/engine/control"
 )
 
 var checkCommand = Command{
@@ -15,22 +16,37 @@ var checkCommand = Command{
 with its line. FILE is ` + DefaultConfig + ` if it is left out.
 Warnings go to standard error and do not change the exit status.
 
-  postern check /tmp/new.toml && cp /tmp/new.toml /etc/postern/postern.toml`,
+With --swanctl it checks strongSwan's swanctl.conf and the certificates and keys
+beside it, together with FILE if one is given.
+
+  postern check /tmp/new.toml && cp /tmp/new.toml /etc/postern/postern.toml
+  postern check --swanctl /etc/swanctl`,
 	Run: runCheck,
 }
 
 func runCheck(sys *System, cmd *Command, args []string) int {
 	o := newOptions(sys, cmd)
 	asJSON := o.Bool("json", false, "print JSON")
+	var conf swanctlSource
+	o.StringVar(&conf.path, "swanctl", "", "check swanctl.conf in `DIR`")
 	rest, status, ok := o.parse(args, 0, 1)
 	if !ok {
 		return status
 	}
 	path := DefaultConfig
+	if conf.path != "" {
+		path = ""
+	}
 	if len(rest) == 1 {
 		path = rest[0]
 	}
 	cfg, err := loadConfig(sys, path)
+	if conf.path != "" {
+		path = conf.path
+		if err == nil {
+			cfg, err = conf.check(sys, cfg)
+		}
+	}
 	var problems config.Problems
 	if err != nil && !errors.As(err, &problems) {
 		if *asJSON {
@@ -43,6 +59,9 @@ func runCheck(sys *System, cmd *Command, args []string) int {
 	var warnings []config.Problem
 	if cfg != nil {
 		warnings = cfg.Warnings()
+	}
+	if conf.path != "" {
+		warnings = conf.warnings
 	}
 	if *asJSON {
 		var j jsonWriter
@@ -91,9 +110,16 @@ func problemsJSON(j *jsonWriter, key string, list []config.Problem) {
 	j.close(']')
 }
 
-// loadConfig reads a configuration and finds out whether this device has room for it.
+// loadConfig reads a configuration and finds out whether this device has room for it. That of no
+// file is empty, and for a daemon that gets everything from a swanctl.conf.
 func loadConfig(sys *System, path string) (*config.Config, error) {
-	cfg, err := config.Load(path, sys.Ciphers)
+	var cfg *config.Config
+	var err error
+	if path == "" {
+		cfg, err = config.Parse("", []byte("daemon.control = \""+control.CharonPath+"\""), sys.Ciphers)
+	} else {
+		cfg, err = config.Load(path, sys.Ciphers)
+	}
 	if err != nil {
 		return nil, err
 	}

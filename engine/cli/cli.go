@@ -14,6 +14,7 @@ import (
 	"postern/board"
 	"postern/engine/bench"
 	"postern/engine/config"
+	"postern/engine/control"
 	"postern/engine/log"
 	"postern/ike"
 )
@@ -48,6 +49,13 @@ type Daemon interface {
 	Run(stop <-chan struct{}) error
 	// Reload changes over to another configuration, keeping what did not change.
 	Reload(cfg *config.Config) error
+	// Running is closed when the daemon takes commands.
+	Running() <-chan struct{}
+	// Command runs a command as if a control client had sent it. See control.Handler.
+	Command(name string, req *control.Message, stream func(string, *control.Message) error) (*control.Message, bool)
+	// OnReload has f called when a control client wants the configuration read again, after
+	// the file has been. It is called before Run.
+	OnReload(f func() error)
 }
 
 // System is what the program is given by main. Stdout, Stderr and Version must be set;
@@ -55,7 +63,7 @@ type Daemon interface {
 type System struct {
 	Stdout, Stderr io.Writer
 	Version        string
-	// NewDaemon prepares the daemon; path is the file that cfg was loaded from.
+	// NewDaemon prepares the daemon; path is the file that cfg was loaded from, "" if there is none.
 	NewDaemon func(path string, cfg *config.Config, prof board.Profile, lg *log.Logger) (Daemon, error)
 	// MemoryTotal is the device's RAM in octets, 0 if unknown.
 	MemoryTotal func() uint64
@@ -88,7 +96,7 @@ type Command struct {
 // commands are those of every build, in the order of the overview.
 func commands() []Command {
 	return []Command{
-		runCommand, checkCommand, statusCommand, policyCommand, poolsCommand, certsCommand, saCommand, upCommand, downCommand, redirectCommand, reloadCommand,
+		runCommand, checkCommand, statusCommand, policyCommand, poolsCommand, certsCommand, saCommand, upCommand, downCommand, redirectCommand, reloadCommand, swanctlCommand,
 		benchCommand, versionCommand, pskCommand,
 	}
 }

@@ -72,9 +72,10 @@ there. Those that did not say that they can be redirected stay.
 	Run: runRedirect,
 }
 
-// socketOption adds the option that names the daemon's control socket.
+// socketOption adds the option that names the daemon's control socket: "" stands for those that
+// it has by default.
 func socketOption(o *options) *string {
-	return o.String("socket", control.DefaultPath, "control `PATH` of the daemon")
+	return o.String("socket", "", "control `PATH` of the daemon (default "+control.DefaultPath+", then "+control.CharonPath+")")
 }
 
 // ask reads the command line, which has between least and most arguments, connects to the daemon
@@ -109,7 +110,17 @@ func show(sys *System, cmd string, asJSON bool, json func() []byte, text func() 
 
 // dialDaemon connects to the daemon; if it fails, the command ends with the status.
 func dialDaemon(sys *System, path string, limit time.Duration) (*control.Client, int) {
-	c, err := control.Dial(path)
+	first := path
+	if first == "" {
+		first = control.DefaultPath
+	}
+	c, err := control.Dial(first)
+	if path == "" && errors.Is(err, control.ErrNotRunning) {
+		var second error
+		if c, second = control.Dial(control.CharonPath); !errors.Is(second, control.ErrNotRunning) {
+			err = second
+		}
+	}
 	switch {
 	case err == nil:
 		c.Ours = true

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"runtime/debug"
@@ -9,6 +10,7 @@ import (
 
 	"postern/board"
 	"postern/engine/config"
+	"postern/engine/control"
 	"postern/engine/log"
 )
 
@@ -20,7 +22,13 @@ at once). SIGHUP has it read the configuration again; if that has errors the
 daemon keeps what it has. It needs root, or CAP_NET_ADMIN and CAP_NET_RAW, and
 /dev/net/tun.
 
-  postern run -c /etc/postern/postern.toml`,
+With --swanctl it also loads strongSwan's swanctl.conf and the directories of
+certificates and keys beside it, at the start and on SIGHUP; without --config
+these are the whole configuration then, and the control socket is where charon
+has it, ` + control.CharonPath + `. What cannot be loaded is logged.
+
+  postern run -c /etc/postern/postern.toml
+  postern run --swanctl /etc/swanctl`,
 	Run: runRun,
 }
 
@@ -31,7 +39,8 @@ const endPatience = 4 * time.Second
 // runner is the daemon's process: what stays the same over reloads.
 type runner struct {
 	sys   *System
-	path  string
+	path  string // of the configuration, "" if there is none
+	conf  swanctlSource
 	level *log.Level // --log-level; nil: as configured
 	cfg   *config.Config
 	log   *log.Logger
@@ -42,6 +51,7 @@ func runRun(sys *System, cmd *Command, args []string) int {
 	r := &runner{sys: sys, path: DefaultConfig}
 	o.StringVar(&r.path, "config", r.path, "configuration `FILE`")
 	o.StringVar(&r.path, "c", r.path, "the same")
+	o.StringVar(&r.conf.path, "swanctl", "", "load swanctl.conf in `DIR`")
 	level := o.String("log-level", "", "`LEVEL` of all log lines instead of the configured ones: error, warn, info, debug")
 	if _, status, ok := o.parse(args, 0, 0); !ok {
 		return status
@@ -59,7 +69,13 @@ func runRun(sys *System, cmd *Command, args []string) int {
 	if sys.Harden != nil {
 		soft = sys.Harden()
 	}
+	if r.conf.path != "" && !o.given("config", "c") {
+		r.path = ""
+	}
 	cfg, err := loadConfig(sys, r.path)
+	if err == nil {
+		err = r.conf.read()
+	}
 	if err != nil {
 		return r.badConfig(err)
 	}
@@ -116,6 +132,9 @@ func (r *runner) setLevels() {
 }
 
 func (r *runner) warn() {
+	if r.path == "" {
+		return // it has no connections, and is not meant to have
+	}
 	for _, w := range r.cfg.Warnings() {
 		r.log.Log(log.Config, log.Warn, "the configuration is unwise", log.Str("at", w.String()))
 	}
@@ -133,10 +152,14 @@ func (r *runner) run(prof board.Profile) int {
 	if err != nil {
 		return r.failed("cannot start", err)
 	}
-	r.log.Log(log.Daemon, log.Info, "starting", log.Str("version", r.sys.Version), log.Str("config", r.path),
+	r.log.Log(log.Daemon, log.Info, "starting", log.Str("version", r.sys.Version), log.Str("config", cmp.Or(r.path, r.conf.path)),
 		log.Str("board", prof.Name), log.Int("connections", len(r.cfg.IKE.Conns)))
 	stop := make(chan struct{})
 	ended := make(chan error, 1)
+	if r.conf.path != "" {
+		d.OnReload(func() error { return r.reloadConf(d) })
+		go r.loadConf(d, stop)
+	}
 	go func() { ended <- d.Run(stop) }()
 	var late <-chan time.Time
 	for {
@@ -184,21 +207,28 @@ func (r *runner) failed(what string, err error) int {
 
 // reload reads the configuration again and has the daemon change over to it.
 func (r *runner) reload(d Daemon) {
+	if r.path != "" && !r.reloadFile(d) {
+		return
+	}
+	_ = r.reloadConf(d) // it is in the log
+}
+
+func (r *runner) reloadFile(d Daemon) bool {
 	cfg, err := loadConfig(r.sys, r.path)
 	if err != nil {
 		var problems config.Problems
 		if !errors.As(err, &problems) {
 			r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
-			return
+			return false
 		}
 		for _, p := range problems {
 			r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Str("at", p.String()))
 		}
-		return
+		return false
 	}
 	if err = d.Reload(cfg); err != nil {
 		r.log.Log(log.Config, log.Error, "configuration not reloaded, the old one stays", log.Err(err))
-		return
+		return false
 	}
 	if cfg.Log.Target != r.cfg.Log.Target {
 		r.log.Log(log.Daemon, log.Warn, "the log keeps its target until a restart", log.Str("target", r.cfg.Log.Target))
@@ -208,4 +238,5 @@ func (r *runner) reload(d Daemon) {
 	r.setLevels()
 	r.warn()
 	r.log.Log(log.Net, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
+	return true
 }

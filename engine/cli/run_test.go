@@ -16,6 +16,7 @@ import (
 
 	"postern/board"
 	"postern/engine/config"
+	"postern/engine/control"
 	"postern/engine/log"
 )
 
@@ -62,6 +63,12 @@ type stubDaemon struct {
 	early    chan error
 	reloaded chan *config.Config
 	lg       *log.Logger
+	path     string // that it was made with
+
+	mu       sync.Mutex
+	got      []string // commands
+	refuse   string   // what a command that is refused holds
+	onReload func() error
 }
 
 func (d *stubDaemon) Run(stop <-chan struct{}) error {
@@ -82,6 +89,33 @@ func (d *stubDaemon) Reload(cfg *config.Config) error {
 	}
 	d.reloaded <- cfg
 	return nil
+}
+
+func (d *stubDaemon) Running() <-chan struct{} {
+	ch := make(chan struct{})
+	close(ch)
+	return ch
+}
+
+func (d *stubDaemon) OnReload(f func() error) { d.onReload = f }
+
+func (d *stubDaemon) Command(name string, req *control.Message, _ func(string, *control.Message) error) (*control.Message, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.got = append(d.got, name+" "+req.String())
+	if d.refuse != "" && strings.Contains(req.String(), d.refuse) {
+		return control.Failure(errors.New("refused")), true
+	}
+	return control.Success(), true
+}
+
+// commands returns what it was told since the last time.
+func (d *stubDaemon) commands() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := strings.Join(d.got, "\n")
+	d.got = nil
+	return s
 }
 
 // lockedBuffer is what several goroutines write to.
@@ -114,7 +148,7 @@ func running(t *testing.T, d *stubDaemon, args ...string) (signals chan os.Signa
 		Stdout: &lockedBuffer{}, Stderr: errs, Version: "1.2.3",
 		Signals: func() <-chan os.Signal { return signals },
 		NewDaemon: func(path string, cfg *config.Config, prof board.Profile, lg *log.Logger) (Daemon, error) {
-			d.lg = lg
+			d.lg, d.path = lg, path
 			return d, nil
 		},
 	}

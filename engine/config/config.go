@@ -136,8 +136,11 @@ type Problem struct {
 // String returns the problem in one line, as compilers print theirs.
 func (p Problem) String() string {
 	s := fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Col, p.What)
-	if p.Line == 0 {
+	switch {
+	case p.Line == 0:
 		s = p.File + ": " + p.What
+	case p.Col == 0:
+		s = fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.What)
 	}
 	if p.Hint != "" {
 		s += "; " + p.Hint

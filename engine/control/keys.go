@@ -4,6 +4,10 @@ package control
 // otherwise.
 const DefaultPath = "/run/postern.sock"
 
+// CharonPath is where strongSwan's daemon has its control socket, and where its clients (swanctl,
+// nhrpd, exporters) look for one. It is ours if a swanctl.conf is all of the configuration.
+const CharonPath = "/run/charon.vici"
+
 // Commands, with charon's names and meanings. Requests and responses are those of the
 // VICI protocol's description; what is listed with them are the keys that we take and
 // send. Times are whole seconds (a few are milliseconds, and say so), numbers decimal,
