@@ -101,8 +101,11 @@ emulate: deps
 	@$(call env,arm64) .ci/gotest -short -exec qemu-aarch64-static ./esp/ctaes
 	@$(call env,riscv64) .ci/gotest -short -exec qemu-riscv64-static ./esp/ctaes
 
-# Stripped and compressed size for each target, and the budget.
+# Stripped and compressed size for each target, and the budget; and what control clients and the
+# parser for swanctl.conf cost on mipsle.
 size: cross
+	@$(call env,mipsle/softfloat) $(BUILD) -tags noswanctl -o $(OUT)/parts/noswanctl .
+	@$(call env,mipsle/softfloat) $(subst -s -w,,$(BUILD)) -o $(OUT)/parts/symbols .
 	@.ci/size $(OUT)
 
 # Throughput and allocations, beside the bare ciphers in the same run, and the budget.
