@@ -21,7 +21,7 @@ type Profile struct {
 	BufferSize int // octets, headroom and tailroom included
 	Workers    int // goroutines for slow cryptography (DH)
 	Queues     int // workers of the data path at most, one per core; 1 to 8
-	Clients    int // control connections at once
+	Clients    int // control connections at once; one that is idle costs some 8 KiB
 	MemoryMiB  int // soft limit of the Go heap
 }
 
@@ -41,15 +41,26 @@ func (p Profile) FetchOctets() int {
 	return 4 << 20
 }
 
+// ControlQueue is how many octets may wait for one control client that reads slowly, and for all of
+// them together.
+func (p Profile) ControlQueue() (one, all int) {
+	all = p.MemoryMiB << 20 / 16
+	return min(all/2, 256<<10), all
+}
+
+// ControlRequests is how many large requests of control clients are received or executed at once.
+// One can take some four megabytes.
+func (p Profile) ControlRequests() int { return min(max(p.MemoryMiB/8, 1), 4) }
+
 // Fetches is how many fetches may wait for their turn, and how many of such files are kept.
 func (p Profile) Fetches() int { return min(max(p.HalfOpen, 8), 64) }
 
 // The profiles, smallest first. Tiny is for 32 MiB of RAM, Small for the 64 MiB
 // router that postern is made for, Large for gateways with 256 MiB and more.
 var (
-	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 1, 4, 6}
-	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 4, 8, 10}
-	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 8, 32, 64}
+	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 1, 16, 6}
+	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 4, 64, 10}
+	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 8, 256, 64}
 )
 
 // All lists the profiles, smallest first.

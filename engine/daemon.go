@@ -28,7 +28,10 @@ func (e *Engine) listen(undo *undoList) (*control.Listener, error) {
 
 // serve answers control clients until the end. It is called before the loop runs.
 func (e *Engine) serve(l *control.Listener, undo *undoList) {
-	ctl := control.NewServer(l, vici.Handler{D: daemon{e}}, control.Options{Clients: e.o.Profile.Clients, Log: e.o.Log})
+	prof := &e.o.Profile
+	one, all := prof.ControlQueue()
+	ctl := control.NewServer(l, vici.Handler{D: daemon{e}}, control.Options{
+		Clients: prof.Clients, Queue: one, Total: all, Large: prof.ControlRequests(), Log: e.o.Log})
 	ctl.OnWanted((&vici.LogEvents{Log: e.o.Log, Server: ctl}).Follow)
 	e.ctl, e.loop.onEvent = ctl, vici.Events{L: onLoop{e}, Server: ctl}.Event
 	served := make(chan struct{})

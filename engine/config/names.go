@@ -1,7 +1,6 @@
 package config
 
 import (
-
 	"postern/esp"
 	"postern/ike"
 	"postern/ike/pki"

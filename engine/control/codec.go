@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 )
 
 // The element types of a message on the wire. SECTION_START, KEY_VALUE and
@@ -146,7 +147,7 @@ func (r *reader) section(m *Message, name string, depth int) error {
 				return err
 			}
 			if depth == maxDepth {
-				return r.fail(at, e.Name, "sections are nested too deep")
+				return r.fail(at, e.Name, "sections are nested too deep: "+strconv.Itoa(maxDepth)+" levels are the limit")
 			}
 			e.Section = new(Message)
 			err = r.section(e.Section, e.Name, depth+1)
@@ -207,7 +208,7 @@ func (r *reader) items(name string) ([]string, error) {
 // room counts one more element.
 func (r *reader) room(at int, name string) error {
 	if r.count++; r.count > maxElements {
-		return r.fail(at, name, "too many elements")
+		return r.fail(at, name, "too many elements: "+strconv.Itoa(maxElements)+" are the limit")
 	}
 	return nil
 }

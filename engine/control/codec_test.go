@@ -222,3 +222,34 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func FuzzReadPacket(f *testing.F) {
+	m, _ := example()
+	for op := CmdRequest; op <= Event; op++ {
+		b, err := AppendPacket(nil, op, "list-sa", m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)-1])
+	}
+	f.Add([]byte("\xff\xff\xff\xff\x00\x07version"))
+	f.Add([]byte("\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		p, buf, err := ReadPacket(r, nil)
+		if cap(buf) > 4*(len(b)+readChunk) {
+			t.Fatalf("%d octets allocated for %d that came", cap(buf), len(b))
+		}
+		if err != nil {
+			if !errors.Is(err, ErrPacket) && err != io.EOF && err != io.ErrUnexpectedEOF {
+				t.Fatalf("the error is %v", err)
+			}
+			return
+		}
+		whole := b[:len(b)-r.Len()]
+		if again, _, err := ReadPacket(bytes.NewReader(whole), buf); err != nil || again.Op != p.Op || again.Name != p.Name {
+			t.Fatalf("%q reads as %s %q, and a second time as %s %q, %v", whole, p.Op, p.Name, again.Op, again.Name, err)
+		}
+	})
+}

@@ -115,13 +115,27 @@ func ReadPacket(r io.Reader, buf []byte) (Packet, []byte, error) {
 	if _, err := io.ReadFull(r, buf); err != nil {
 		return Packet{}, buf, err
 	}
-	left := binary.BigEndian.Uint32(buf)
-	if left > MaxPacket {
-		return Packet{}, buf, fmt.Errorf("%w: %d octets announced, the limit is %d", ErrPacket, left, MaxPacket)
+	left, err := packetLength(buf)
+	if err != nil {
+		return Packet{}, buf, err
 	}
+	return readBody(r, left, buf)
+}
+
+// packetLength reads the length field.
+func packetLength(head []byte) (int, error) {
+	n := binary.BigEndian.Uint32(head)
+	if n > MaxPacket {
+		return 0, fmt.Errorf("%w: %d octets announced, the limit is %d", ErrPacket, n, MaxPacket)
+	}
+	return int(n), nil
+}
+
+// readBody reads what stands behind a length field of left octets into buf, as ReadPacket does.
+func readBody(r io.Reader, left int, buf []byte) (Packet, []byte, error) {
 	buf = buf[:0]
 	for left > 0 {
-		n := min(int(left), readChunk)
+		n := min(left, readChunk)
 		have := len(buf)
 		if cap(buf)-have < n {
 			buf = append(buf, make([]byte, n)...)
@@ -134,7 +148,7 @@ func ReadPacket(r io.Reader, buf []byte) (Packet, []byte, error) {
 			}
 			return Packet{}, buf, err
 		}
-		left -= uint32(n)
+		left -= n
 	}
 	p, err := ParsePacket(buf)
 	return p, buf, err

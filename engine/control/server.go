@@ -2,7 +2,10 @@ package control
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,6 +34,8 @@ var ErrGone = errors.New("the control client is gone")
 type Options struct {
 	Clients int      // connections at once: 8
 	Queue   int      // octets that may wait for one client: 256 KiB
+	Total   int      // octets that may wait for all of them together: twice Queue
+	Large   int      // requests over 4 KiB that are received or executed at once: 1
 	Events  []string // events that clients can register for, at most 64: Events()
 	Log     *log.Logger
 }
@@ -41,14 +46,27 @@ const (
 	// streamPatience is how long a command waits for its client to read before the
 	// client is cut off. Events to all clients never wait.
 	streamPatience = 5 * time.Second
+	// receivePatience is how long the rest of a packet may take once it has begun, and how
+	// long a large one waits for its turn. Between packets a client may be silent for ever.
+	receivePatience = 10 * time.Second
+	// largeRequest is the size in octets from which on requests take turns: a decoded one
+	// takes a multiple of its size, and each client could have one.
+	largeRequest = 4 << 10
+	// idleGrace is how long a client must have been silent to make room for another.
+	idleGrace = 10 * time.Second
+	// turnedAway is how many clients at once are told that there is no room for them; it
+	// takes refusePatience at most.
+	turnedAway     = 4
+	refusePatience = time.Second
 	// closePatience bounds how long Close waits for running commands.
 	closePatience = 2 * time.Second
 	// acceptPause keeps a server that is out of file descriptors from spinning.
 	acceptPause = 100 * time.Millisecond
 )
 
-// Server serves control clients. A client costs at most three goroutines: one reads,
-// one writes, one runs its command. All methods may be called from any goroutine.
+// Server serves control clients. A client costs one goroutine, which reads, and two more
+// while its command runs and while something is written to it. All methods may be called from
+// any goroutine.
 type Server struct {
 	l       net.Listener
 	h       Handler
@@ -56,6 +74,12 @@ type Server struct {
 	events  []string
 	clients int
 	queue   int
+	total   int64
+	receive time.Duration // receivePatience
+	large   chan struct{} // holds a token for each large request
+	refusal chan struct{} // holds a token for each client that is turned away
+
+	queued atomic.Int64 // octets of all packets that wait, each counted once
 
 	wanted [64]atomic.Int32 // registrations per event
 	told   func(event string)
@@ -68,8 +92,8 @@ type Server struct {
 
 // NewServer returns a server for the clients that connect to l. It owns l.
 func NewServer(l net.Listener, h Handler, o Options) *Server {
-	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue,
-		open: make(map[*client]struct{})}
+	s := &Server{l: l, h: h, log: o.Log, events: o.Events, clients: o.Clients, queue: o.Queue, total: int64(o.Total), receive: receivePatience,
+		large: make(chan struct{}, max(o.Large, 1)), refusal: make(chan struct{}, turnedAway), open: make(map[*client]struct{})}
 	if s.events == nil {
 		s.events = Events()
 	}
@@ -81,6 +105,9 @@ func NewServer(l net.Listener, h Handler, o Options) *Server {
 	}
 	if s.queue <= 0 {
 		s.queue = defaultQueue
+	}
+	if s.total <= 0 {
+		s.total = 2 * int64(s.queue)
 	}
 	return s
 }
@@ -103,28 +130,24 @@ func (s *Server) Serve() error {
 			time.Sleep(acceptPause)
 			continue
 		}
-		c := &client{s: s, conn: conn, busy: make(chan struct{}, 1), gone: make(chan struct{}),
-			wake: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+		c := &client{s: s, conn: conn, busy: make(chan struct{}, 1), gone: make(chan struct{}), space: make(chan struct{}, 1)}
+		c.touch()
 		if !s.enter(c) {
-			_ = conn.Close()
 			s.log.Log(log.Daemon, log.Warn, "control client refused: too many are connected", log.Int("limit", s.clients))
+			s.turnAway(conn)
 		}
 	}
 }
 
-// enter admits a client and starts its goroutines.
+// enter admits a client and starts its goroutine.
 func (s *Server) enter(c *client) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.open) >= s.clients {
+	if s.closed || len(s.open) >= s.clients && !s.makeRoom() {
 		return false
 	}
 	s.open[c] = struct{}{}
-	s.wg.Add(2)
-	go func() {
-		defer s.wg.Done()
-		c.write()
-	}()
+	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
 		c.read()
@@ -139,6 +162,62 @@ func (s *Server) enter(c *client) bool {
 	return true
 }
 
+// makeRoom disconnects the client that has been idle the longest, or else those that somebody
+// opened and forgot would lock everybody out. One that waits for events is not idle, nor is one
+// that has just been active. It runs with the lock held.
+func (s *Server) makeRoom() bool {
+	var oldest *client
+	for c := range s.open {
+		if len(c.busy) == 0 && c.registered.Load() == 0 && (oldest == nil || c.active.Load() < oldest.active.Load()) {
+			oldest = c
+		}
+	}
+	if oldest == nil || now()-oldest.active.Load() < int64(idleGrace) {
+		return false
+	}
+	delete(s.open, oldest)
+	oldest.cut()
+	s.log.Log(log.Daemon, log.Info, "control client disconnected to make room for another: it has asked nothing for long")
+	return true
+}
+
+// turnAway answers the first request of a client for which there is no room, and closes the
+// connection. (Closing it at once would tell the client no reason.)
+func (s *Server) turnAway(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case s.refusal <- struct{}{}:
+	default:
+		_ = conn.Close()
+		return
+	}
+	if s.closed {
+		_ = conn.Close()
+		return
+	}
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		defer func() { <-s.refusal }()
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetDeadline(time.Now().Add(refusePatience))
+		var head [4]byte
+		if _, err := io.ReadFull(conn, head[:]); err == nil {
+			if pkt, err := AppendPacket(nil, CmdResponse, "", Failure(errTooMany)); err == nil {
+				_, _ = conn.Write(pkt)
+			}
+		}
+	}()
+}
+
+var errTooMany = errors.New("too many control clients are connected: end some of them")
+
+// epoch makes times of the monotonic clock fit into a word.
+var epoch = time.Now()
+
+func now() int64 { return int64(time.Since(epoch)) }
+
 // Wanted tells whether a client has registered for the event, so that nobody has to
 // build what nobody reads.
 func (s *Server) Wanted(event string) bool {
@@ -146,8 +225,9 @@ func (s *Server) Wanted(event string) bool {
 	return i >= 0 && s.wanted[i].Load() > 0
 }
 
-// Event sends the event to the clients that have registered for it. It never waits: a
-// client whose queue is full is cut off.
+// Event sends the event to the clients that have registered for it. It never waits: a client
+// whose queue is full is cut off, and so are those that have not read for the longest when
+// all queues together are too long.
 func (s *Server) Event(event string, m *Message) {
 	if !s.Wanted(event) {
 		return
@@ -157,17 +237,44 @@ func (s *Server) Event(event string, m *Message) {
 		s.log.Log(log.Daemon, log.Error, "control event not sent", log.Str("event", event), log.Err(err))
 		return
 	}
+	s.deliver(event, pkt, func(*client) bool { return true })
+}
+
+// deliver queues a packet for those clients that have registered for the event and that take it.
+func (s *Server) deliver(event string, pkt []byte, takes func(*client) bool) {
 	bit := uint64(1) << slices.Index(s.events, event)
 	s.mu.Lock()
 	to := make([]*client, 0, len(s.open))
 	for c := range s.open {
-		if c.registered.Load()&bit != 0 {
+		if c.registered.Load()&bit != 0 && takes(c) {
 			to = append(to, c)
 		}
 	}
 	s.mu.Unlock()
+	p := s.hold(pkt)
 	for _, c := range to {
-		_ = c.enqueue(pkt, 0)
+		_ = c.enqueue(p, 0)
+	}
+	s.release(p)
+}
+
+// packet is an encoded packet that waits, for several clients perhaps. It is never changed.
+type packet struct {
+	b    []byte
+	refs atomic.Int32
+}
+
+// hold makes a packet count until it is released as often as it was held.
+func (s *Server) hold(b []byte) *packet {
+	p := &packet{b: b}
+	p.refs.Store(1)
+	s.queued.Add(int64(len(b)))
+	return p
+}
+
+func (s *Server) release(p *packet) {
+	if p.refs.Add(-1) == 0 {
+		s.queued.Add(-int64(len(p.b)))
 	}
 }
 
@@ -205,45 +312,68 @@ type client struct {
 	s          *Server
 	conn       net.Conn
 	registered atomic.Uint64 // bit i: s.events[i]
+	active     atomic.Int64  // when it last asked for something, by now()
 	busy       chan struct{} // holds a token while a command runs
 	gone       chan struct{} // closed when the client is cut off
-	once       sync.Once
+	head       [4]byte
 
-	mu     sync.Mutex
-	out    [][]byte // packets that wait; shared with other clients, never changed
-	queued int      // octets in out and in the writer's hands
-	wake   chan struct{}
-	space  chan struct{}
+	mu      sync.Mutex
+	closed  bool // cut off: nothing is queued any more
+	writing bool // write runs
+	out     []*packet
+	queued  int   // octets in out and in the writer's hands
+	since   int64 // by now(): for how long it has taken nothing of them
+	space   chan struct{}
 }
+
+func (c *client) touch() { c.active.Store(now()) }
 
 // cut disconnects the client.
 func (c *client) cut() {
-	c.once.Do(func() {
-		close(c.gone)
-		_ = c.conn.Close()
-		for i := range c.s.events {
-			c.unregister(i)
-		}
-	})
+	c.mu.Lock()
+	was := c.closed
+	c.closed = true
+	for _, p := range c.out {
+		c.s.release(p)
+	}
+	c.out, c.queued = nil, 0
+	c.mu.Unlock()
+	if was {
+		return
+	}
+	close(c.gone)
+	_ = c.conn.Close()
+	for i := range c.s.events {
+		c.unregister(i)
+	}
 }
 
-// enqueue hands a packet to the writer. If the queue is full it waits, and then cuts
-// the client off.
-func (c *client) enqueue(pkt []byte, wait time.Duration) error {
+// enqueue hands a packet to the writer. If the queue is full it waits, and then cuts the
+// client off. An empty queue takes any packet, so that those who read always get on.
+func (c *client) enqueue(p *packet, wait time.Duration) error {
 	var timeout <-chan time.Time
 	for {
 		c.mu.Lock()
-		if c.queued == 0 || c.queued+len(pkt) <= c.s.queue {
-			c.out = append(c.out, pkt)
-			c.queued += len(pkt)
+		if c.closed {
 			c.mu.Unlock()
-			signal(c.wake)
-			select {
-			case <-c.gone:
-				return ErrGone
-			default:
-				return nil
+			return ErrGone
+		}
+		full := c.queued+len(p.b) > c.s.queue
+		if c.queued == 0 || !full && c.s.queued.Load() <= c.s.total {
+			p.refs.Add(1)
+			if c.queued == 0 {
+				c.since = now()
 			}
+			c.out = append(c.out, p)
+			c.queued += len(p.b)
+			if !c.writing {
+				// There is no writer after cut, and before it the reader is still counted.
+				c.writing = true
+				c.s.wg.Add(1)
+				go c.write()
+			}
+			c.mu.Unlock()
+			return nil
 		}
 		c.mu.Unlock()
 		if wait > 0 && timeout == nil {
@@ -251,6 +381,7 @@ func (c *client) enqueue(pkt []byte, wait time.Duration) error {
 			defer t.Stop()
 			timeout = t.C
 		}
+		slow := c
 		if wait > 0 {
 			select {
 			case <-c.space:
@@ -259,11 +390,27 @@ func (c *client) enqueue(pkt []byte, wait time.Duration) error {
 				return ErrGone
 			case <-timeout:
 			}
+		} else if !full {
+			slow = c.s.slowest(c)
 		}
+		slow.cut()
 		c.s.log.Log(log.Daemon, log.Warn, "control client cut off: it does not read", log.Int("queued", c.s.queue))
-		c.cut()
-		return ErrGone
 	}
+}
+
+// slowest returns the client that has left unread for the longest what waits for it.
+func (s *Server) slowest(c *client) *client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := now()
+	for o := range s.open {
+		o.mu.Lock()
+		if o.queued > 0 && o.since < since {
+			since, c = o.since, o
+		}
+		o.mu.Unlock()
+	}
+	return c
 }
 
 // signal wakes the receiver of a channel of capacity one.
@@ -274,34 +421,34 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// write sends what is queued until the client is gone.
+// write sends what is queued, and ends.
 func (c *client) write() {
+	defer c.s.wg.Done()
 	for {
-		select {
-		case <-c.wake:
-		case <-c.gone:
+		c.mu.Lock()
+		if len(c.out) == 0 {
+			c.out = nil // a burst must not pin its backing array
+			c.writing = false
+			c.mu.Unlock()
 			return
 		}
-		for {
-			c.mu.Lock()
-			if len(c.out) == 0 {
-				c.out = nil // a burst must not pin its backing array
-				c.mu.Unlock()
-				break
-			}
-			pkt := c.out[0]
-			c.out[0] = nil
-			c.out = c.out[1:]
-			c.mu.Unlock()
-			if _, err := c.conn.Write(pkt); err != nil {
-				c.cut()
-				return
-			}
-			c.mu.Lock()
-			c.queued -= len(pkt)
-			c.mu.Unlock()
-			signal(c.space)
+		p := c.out[0]
+		c.out[0] = nil
+		c.out = c.out[1:]
+		c.mu.Unlock()
+		_, err := c.conn.Write(p.b)
+		c.s.release(p)
+		if err != nil {
+			c.cut()
+			continue
 		}
+		c.mu.Lock()
+		if !c.closed {
+			c.queued -= len(p.b)
+			c.since = now()
+		}
+		c.mu.Unlock()
+		signal(c.space)
 	}
 }
 
@@ -311,8 +458,46 @@ func (c *client) send(op Op, name string, m *Message) error {
 	if err != nil {
 		return err
 	}
-	return c.enqueue(pkt, streamPatience)
+	p := c.s.hold(pkt)
+	defer c.s.release(p)
+	return c.enqueue(p, streamPatience)
 }
+
+// next reads a packet. large tells that it has taken a place among the large ones, also with
+// an error.
+func (c *client) next(buf []byte) (p Packet, grown []byte, large bool, err error) {
+	n, err := c.conn.Read(c.head[:])
+	if err != nil {
+		return p, buf, false, err
+	}
+	c.touch()
+	_ = c.conn.SetReadDeadline(time.Now().Add(c.s.receive))
+	if _, err = io.ReadFull(c.conn, c.head[n:]); err != nil {
+		return p, buf, false, err
+	}
+	left, err := packetLength(c.head[:])
+	if err != nil {
+		return p, buf, false, err
+	}
+	if left > largeRequest {
+		t := time.NewTimer(c.s.receive)
+		defer t.Stop()
+		select {
+		case c.s.large <- struct{}{}:
+			large = true
+		case <-c.gone:
+			return p, buf, false, ErrGone
+		case <-t.C:
+			return p, buf, false, errLarge
+		}
+		_ = c.conn.SetReadDeadline(time.Now().Add(c.s.receive))
+	}
+	p, grown, err = readBody(c.conn, left, buf)
+	_ = c.conn.SetReadDeadline(time.Time{})
+	return p, grown, large, err
+}
+
+var errLarge = errors.New("other large requests are still being received or executed: try again")
 
 // read takes packets from the client until it is gone or breaks the protocol.
 func (c *client) read() {
@@ -320,23 +505,31 @@ func (c *client) read() {
 	for {
 		var p Packet
 		var err error
-		if p, buf, err = ReadPacket(c.conn, buf); err != nil {
-			if errors.Is(err, ErrPacket) {
-				c.s.log.Log(log.Daemon, log.Warn, "control client cut off", log.Err(err))
+		var large bool
+		release := func() {
+			if large {
+				<-c.s.large
 			}
+		}
+		if p, buf, large, err = c.next(buf); err != nil {
+			release()
+			c.broken(err)
 			return
 		}
+		c.touch()
 		switch p.Op {
 		case EventRegister, EventUnregister:
 			op := EventUnknown
 			if c.register(p.Name, p.Op == EventRegister) {
 				op = EventConfirm
 			}
+			release()
 			err = c.send(op, "", nil)
 		case CmdRequest:
 			select {
 			case c.busy <- struct{}{}:
 			case <-c.gone:
+				release()
 				return
 			}
 			req, bad := Decode(p.Body)
@@ -345,19 +538,53 @@ func (c *client) read() {
 			go func() {
 				defer c.s.wg.Done()
 				c.command(name, req, bad)
+				release()
+				c.touch()
 				<-c.busy
 			}()
 		default:
-			c.s.log.Log(log.Daemon, log.Warn, "control client cut off: only a daemon sends such packets", log.Str("packet", p.Op.String()))
+			release()
+			c.broken(fmt.Errorf("%w: %s, which only a daemon sends", ErrPacket, p.Op))
 			return
 		}
 		if err != nil {
 			return
 		}
-		if cap(buf) > 16*readChunk {
+		if cap(buf) > readChunk {
 			buf = nil // one large request must not cost its memory for ever
 		}
 	}
+}
+
+// broken tells the client why it is cut off, if it can still be told, and the log.
+func (c *client) broken(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: its rest did not come within %v", ErrPacket, c.s.receive)
+	} else if !errors.Is(err, ErrPacket) && err != errLarge {
+		return
+	}
+	c.s.log.Log(log.Daemon, log.Warn, "control client cut off", log.Err(err))
+	if c.send(CmdResponse, "", Failure(err)) == nil {
+		// What a client does not take within a moment it will not read at all.
+		t := time.NewTimer(refusePatience)
+		defer t.Stop()
+		for c.pending() {
+			select {
+			case <-c.space:
+			case <-c.gone:
+				return
+			case <-t.C:
+				return
+			}
+		}
+	}
+}
+
+// pending tells whether something waits to be written.
+func (c *client) pending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queued > 0
 }
 
 // register notes that the client wants an event or does not want it any more. As in

@@ -1,12 +1,14 @@
 package control
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +33,7 @@ type echo struct {
 }
 
 func newEcho() *echo {
-	return &echo{make(chan struct{}), make(chan struct{}, 16), make(chan error, 16)}
+	return &echo{make(chan struct{}), make(chan struct{}, 16), make(chan error, 64)}
 }
 
 func (h *echo) Command(name string, req *Message, stream func(string, *Message) error) (*Message, bool) {
@@ -302,8 +304,12 @@ func TestClientsAreLimited(t *testing.T) {
 		}
 	}
 	third := dial(t, path)
-	if _, err := third.Call("echo", nil); !errors.Is(err, ErrClosed) {
-		t.Errorf("the third of two clients gets %v, want a closed connection", err)
+	resp, err := third.Call("echo", nil)
+	if err != nil || Check("echo", resp) == nil || !strings.Contains(resp.Get(KeyErrmsg), "too many") {
+		t.Errorf("the third of two clients is answered with %v, %v, want the reason why not", resp, err)
+	}
+	if _, err = third.Call("echo", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("a client for which there is no room is kept: %v", err)
 	}
 	_ = a.Close()
 	eventually(t, "the admission of a client after one has left", func() bool {
@@ -324,9 +330,7 @@ func TestServerOnlyPacketsCutTheClientOff(t *testing.T) {
 		if err := c.send(op, "x", nil); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := c.next(); !errors.Is(err, ErrClosed) {
-			t.Errorf("%s is answered with %s, %v, want a closed connection", op, p.Op, err)
-		}
+		refused(t, c, op.String()+", which only a daemon sends")
 	}
 }
 
@@ -431,6 +435,293 @@ func TestListenReplacesADeadSocketAndRefusesALiveOne(t *testing.T) {
 	if _, err = Listen(filepath.Join(t.TempDir(), strings.Repeat("d", 120), "vici")); err == nil || !strings.Contains(err.Error(), "shorter") {
 		t.Errorf("a path that does not fit gives %v, want the advice to shorten it", err)
 	}
+}
+
+// refused wants an answer with the reason, and then the end of the connection.
+func refused(t *testing.T, c *Client, reason string) {
+	t.Helper()
+	p, err := c.next()
+	if err != nil || p.Op != CmdResponse {
+		t.Errorf("answered with %s, %v, want a response with the reason %q", p.Op, err, reason)
+		return
+	}
+	m, err := Decode(p.Body)
+	if err != nil || m.Get(KeySuccess) != "no" || !strings.Contains(m.Get(KeyErrmsg), reason) {
+		t.Errorf("answered with %v, %v, want success = no and %q", m, err, reason)
+	}
+	if p, err = c.next(); !errors.Is(err, ErrClosed) {
+		t.Errorf("after %q the connection is kept: %s, %v", reason, p.Op, err)
+	}
+}
+
+// frame puts a length field before what is to be a packet.
+func frame(b string) string {
+	return string(binary.BigEndian.AppendUint32(nil, uint32(len(b)))) + b
+}
+
+// Whatever a client sends is answered with what is wrong with it, and nobody else notices.
+func TestBadInputIsAnsweredWithItsReason(t *testing.T) {
+	h := newEcho()
+	s, path := start(t, h, Options{Clients: 100})
+	s.receive = 100 * time.Millisecond
+	other := dial(t, path)
+	waits := dial(t, path)
+	if err := waits.send(CmdRequest, "wait", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-h.waiting
+	const request = "\x00\x04echo"
+	for _, tc := range []struct {
+		name, in, reason string
+		cut              bool
+	}{
+		{"4 GiB by the header", "\xff\xff\xff\xff\x00", "4294967295 octets announced, the limit is 524288", true},
+		{"one octet too many", "\x00\x08\x00\x01\x00", "524289 octets announced", true},
+		{"empty packet", "\x00\x00\x00\x00", "it is empty", true},
+		{"unknown packet type", frame("\x09"), "unknown packet type 9", true},
+		{"name beyond the packet", frame("\x00\xffecho"), "the name of CMD_REQUEST is cut off", true},
+		{"name with a line feed", frame("\x03\x03lo\n"), "not printable", true},
+		{"half a length field", "\x00\x00", "its rest did not come within 100ms", true},
+		{"a packet without its end", "\x00\x00\x01\x00" + request, "its rest did not come within 100ms", true},
+		{"a large packet without its end", "\x00\x08\x00\x00" + request, "its rest did not come within 100ms", true},
+		{"sections without end", frame(request + strings.Repeat("\x01\x04deep", 1000)), `octet 48, "deep": sections are nested too deep: 8 levels`, false},
+		{"section without end", frame(request + "\x01\x04conn"), `octet 6, "conn": the section has no end`, false},
+		{"end without section", frame(request + "\x02"), "octet 0: the end of a section that was never started", false},
+		{"list in list", frame(request + "\x04\x01a\x04\x01b\x06\x06"), `octet 3, "a": element type 4 inside a list`, false},
+		{"section in list", frame(request + "\x04\x01a\x01\x01b\x02\x06"), `octet 3, "a": element type 1 inside a list`, false},
+		{"list without end", frame(request + "\x04\x01a\x05\x00\x01x"), `octet 7, "a": the list has no end`, false},
+		{"end without list", frame(request + "\x06"), "the end of a list that was never started", false},
+		{"item without list", frame(request + "\x05\x00\x01x"), "a list item outside a list", false},
+		{"truncated value", frame(request + "\x03\x05child\x00\x09net"), `octet 7, "child": the value is cut off`, false},
+		{"truncated length", frame(request + "\x03\x05child\x00"), `"child": the value's length is missing`, false},
+		{"truncated name", frame(request + "\x03\x09child"), "octet 1: the element's name is cut off", false},
+		{"unknown element", frame(request + "\x2a"), "unknown element type 42", false},
+		{"elements without number", frame(request + strings.Repeat("\x03\x00\x00\x00", maxElements+1)), "too many elements: 16384", false},
+	} {
+		c := dial(t, path)
+		if _, err := c.conn.Write([]byte(tc.in)); err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+		if tc.cut {
+			refused(t, c, tc.reason)
+		} else {
+			p, err := c.next()
+			m, derr := Decode(p.Body)
+			if err != nil || derr != nil || p.Op != CmdResponse || m.Get(KeySuccess) != "no" || !strings.Contains(m.Get(KeyErrmsg), tc.reason) {
+				t.Errorf("%s: answered with %s %v, %v, want success = no and %q", tc.name, p.Op, m, err, tc.reason)
+			}
+			if _, err = c.Call("echo", nil); err != nil {
+				t.Errorf("%s: the connection does not outlive it: %v", tc.name, err)
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("at: %s", tc.name)
+		}
+		if _, err := other.Call("echo", nil); err != nil {
+			t.Fatalf("%s: the other client: %v", tc.name, err)
+		}
+	}
+	if _, err := other.Call("no-such-command", nil); !errors.Is(err, ErrUnknownCommand) {
+		t.Errorf("an unknown command gives %v", err)
+	}
+	if err := other.register(EventRegister, "no-such-event", nil); !errors.Is(err, ErrUnknownEvent) {
+		t.Errorf("an unknown event gives %v", err)
+	}
+	close(h.release)
+	if p, err := waits.next(); err != nil || p.Op != CmdResponse {
+		t.Errorf("the command that ran all the while: %s, %v", p.Op, err)
+	}
+	eventually(t, "the release of the places of large requests", func() bool { return len(s.large) == 0 })
+}
+
+func TestSecondRequestWaitsForTheFirst(t *testing.T) {
+	h := newEcho()
+	_, path := start(t, h, Options{})
+	c := dial(t, path)
+	for _, name := range []string{"wait", "echo"} {
+		if err := c.send(CmdRequest, name, new(Message).Set("asked", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-h.waiting
+	close(h.release)
+	for _, want := range []string{`success="yes"`, `asked="echo"`} {
+		p, err := c.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := Decode(p.Body); err != nil || m.String() != want {
+			t.Errorf("response %v, %v, want %s: responses have no names, so they must come in the order of the requests", m, err, want)
+		}
+	}
+}
+
+func TestLargeRequestsTakeTurns(t *testing.T) {
+	h := newEcho()
+	s, path := start(t, h, Options{Large: 1})
+	s.receive = 50 * time.Millisecond
+	big := new(Message).Set("k", strings.Repeat("x", largeRequest))
+	a, b := dial(t, path), dial(t, path)
+	if err := a.send(CmdRequest, "wait", big); err != nil {
+		t.Fatal(err)
+	}
+	<-h.waiting
+	if _, err := b.Call("echo", new(Message).Set("k", "small")); err != nil {
+		t.Errorf("a small request while a large one is executed: %v", err)
+	}
+	if err := b.send(CmdRequest, "echo", big); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, b, "other large requests")
+	s.receive = patience
+	c := dial(t, path)
+	if err := c.send(CmdRequest, "echo", big); err != nil {
+		t.Fatal(err)
+	}
+	close(h.release)
+	if p, err := c.next(); err != nil || p.Op != CmdResponse || len(p.Body) < largeRequest {
+		t.Errorf("the large request whose turn has come is answered with %s, %v", p.Op, err)
+	}
+}
+
+func TestIdleClientMakesRoomForAnother(t *testing.T) {
+	h := newEcho()
+	s, path := start(t, h, Options{Clients: 4})
+	idle, listens, works, fresh := dial(t, path), dial(t, path), dial(t, path), dial(t, path)
+	for _, c := range []*Client{idle, fresh} {
+		if _, err := c.Call("echo", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := listens.register(EventRegister, EvLog, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := works.send(CmdRequest, "wait", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-h.waiting
+	refused(t, func() *Client {
+		c := dial(t, path)
+		if err := c.send(CmdRequest, "echo", nil); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}(), "too many")
+	// All but the last have been quiet for long, and only the first has nothing to wait for.
+	eventually(t, "the end of the commands", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		quiet := 0
+		for c := range s.open {
+			if len(c.busy) == 0 && c.registered.Load() == 0 {
+				quiet++
+			}
+		}
+		return quiet == 2
+	})
+	s.mu.Lock()
+	var last *client
+	for c := range s.open {
+		if len(c.busy) == 0 && c.registered.Load() == 0 && (last == nil || c.active.Load() > last.active.Load()) {
+			last = c
+		}
+	}
+	for c := range s.open {
+		if c != last {
+			c.active.Add(-2 * int64(idleGrace))
+		}
+	}
+	s.mu.Unlock()
+	if _, err := dial(t, path).Call("echo", nil); err != nil {
+		t.Errorf("the newcomer gets no place: %v", err)
+	}
+	if _, err := idle.Call("echo", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("the idle client got %v, want ErrClosed: nobody else was to go", err)
+	}
+	if _, err := fresh.Call("echo", nil); err != nil {
+		t.Errorf("who was active a moment ago: %v", err)
+	}
+	if err := listens.register(EventUnregister, EvLog, nil); err != nil {
+		t.Errorf("who waits for events: %v", err)
+	}
+	close(h.release)
+	if p, err := works.next(); err != nil || p.Op != CmdResponse {
+		t.Errorf("whose command runs: %s, %v", p.Op, err)
+	}
+}
+
+func TestAllQueuesTogetherAreBounded(t *testing.T) {
+	const slow, total, event = 50, 32 << 10, 8 << 10
+	h := newEcho()
+	s, path := start(t, h, Options{Clients: slow + 2, Queue: 64 << 10, Total: total})
+	reads := dial(t, path)
+	got := make(chan struct{}, 1000)
+	go func() {
+		_ = reads.Listen(func(string, *Message) error {
+			got <- struct{}{}
+			return nil
+		}, EvLog)
+	}()
+	i := slices.Index(s.events, EvLog)
+	eventually(t, "the registration", func() bool { return s.wanted[i].Load() == 1 })
+	var all []*Client
+	for range slow {
+		c := dial(t, path)
+		all = append(all, c)
+		for _, ev := range []string{EvListSA, EvLog} {
+			if err := c.register(EventRegister, ev, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.send(CmdRequest, "stream", new(Message).SetInt("n", 100000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, same := int64(0), 0
+	eventually(t, "the queues filling until all streams wait", func() bool {
+		if q := s.queued.Load(); q <= total || q != last {
+			last, same = q, 0
+		}
+		same++
+		return same > 50
+	})
+	// Each may have a packet in its hands and one that waits for room.
+	const most = total + 2*(slow+1)*(event+1100)
+	if last > total+2*(slow+1)*1100 {
+		t.Fatalf("%d octets wait for all clients, the limit is %d and what they have in their hands", last, total)
+	}
+	m := new(Message).Set(KeyMsg, strings.Repeat("x", event))
+	for n := range 30 {
+		s.Event(EvLog, m)
+		if q := s.queued.Load(); q > most {
+			t.Fatalf("%d octets wait for all clients, the limit is %d and what they have in their hands", q, total)
+		}
+		select { // who reads gets on
+		case <-got:
+		case <-time.After(patience):
+			t.Fatalf("the client that reads has not got event %d", n)
+		}
+	}
+	// Events do not wait: who has not read for the longest has to go.
+	if n := s.wanted[i].Load(); n == slow+1 || n == 0 {
+		t.Errorf("%d of %d clients are left, want some that do not read cut off, and the one that does there", n, slow+1)
+	}
+	for _, c := range all {
+		_ = c.Close()
+	}
+	eventually(t, "the end of all that waited", func() bool { return s.queued.Load() == 0 })
+}
+
+func TestIdleClientsCostOneGoroutineEach(t *testing.T) {
+	const n = 200
+	before := runtime.NumGoroutine()
+	_, path := start(t, newEcho(), Options{Clients: n})
+	for range n {
+		if _, err := dial(t, path).Call("echo", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the end of all goroutines but one for each client", func() bool { return runtime.NumGoroutine() <= before+n+2 })
 }
 
 func TestManyClientsAtOnce(t *testing.T) {

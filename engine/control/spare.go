@@ -1,7 +1,5 @@
 package control
 
-import "slices"
-
 // OnWanted has fn called when the first client registers for an event and when the last one has
 // gone, from any goroutine: Wanted tells which of the two. fn must not call the server otherwise.
 // OnWanted must be called before Serve.
@@ -24,23 +22,12 @@ func (s *Server) Spare(event string, m *Message) {
 	if err != nil {
 		return
 	}
-	bit := uint64(1) << slices.Index(s.events, event)
-	s.mu.Lock()
-	to := make([]*client, 0, len(s.open))
-	for c := range s.open {
-		if c.registered.Load()&bit != 0 && c.hasRoom(len(pkt)) {
-			to = append(to, c)
-		}
-	}
-	s.mu.Unlock()
-	for _, c := range to {
-		_ = c.enqueue(pkt, 0)
-	}
+	s.deliver(event, pkt, func(c *client) bool { return c.hasRoom(len(pkt)) })
 }
 
-// hasRoom tells whether n octets more leave half of the queue free.
+// hasRoom tells whether n octets more leave half of the client's queue free, and of all together.
 func (c *client) hasRoom(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queued+n <= c.s.queue/2
+	return c.queued+n <= c.s.queue/2 && c.s.queued.Load()+int64(n) <= c.s.total/2
 }

@@ -33,7 +33,8 @@ type echoes struct {
 	mu       sync.Mutex
 	sent     []time.Time // by sequence number
 	answered []bool
-	count    int // of answered
+	took     []time.Duration // of those answered, in the order of the answers
+	count    int             // of answered
 	wg       sync.WaitGroup
 	stopped  chan struct{}
 }
@@ -159,6 +160,7 @@ func (e *echoes) receive() {
 		e.mu.Lock()
 		if seq < len(e.sent) && !e.answered[seq] && bytes.Equal(b[8:n], e.request(0)[8:]) {
 			e.answered[seq] = true
+			e.took = append(e.took, time.Since(e.sent[seq]))
 			e.count++
 		}
 		e.mu.Unlock()
