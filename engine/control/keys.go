@@ -95,7 +95,8 @@ const (
 // Events lists the events that a client can register for.
 func Events() []string {
 	return []string{EvLog, EvControlLog, EvListSA, EvListConn, EvListPolicy, EvListSPD, EvListCert, EvListAuthority, EvSAKey,
-		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey, EvAlert}
+		EvIKEUpDown, EvIKERekey, EvIKEUpdate, EvChildUpDown, EvChildRekey, EvAlert,
+		EvChildInstalled, EvChildRekeyedState, EvChildDestroying}
 }
 
 // Keys of responses that tell how a command went.

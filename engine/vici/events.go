@@ -18,6 +18,7 @@ type Events struct {
 // Event sends the VICI events of an IKE event, if it has any.
 func (v Events) Event(e *ike.Event) {
 	v.alert(e)
+	v.childStates(e)
 	name := ""
 	switch e.Kind {
 	case ike.EvIKEUp, ike.EvIKEDown:

@@ -281,7 +281,10 @@ func (h Handler) initiate(req *control.Message, stream func(string, *control.Mes
 	halfOpen := h.D.About().HalfOpen
 	var err error
 	if lerr := h.D.Do(func(l Loop) {
-		if conn = findChild(&l.Config().IKE, conn, child); conn == "" {
+		if conn, err = between(&l.Config().IKE, conn, child, req.Get(control.KeyMyHost), req.Get(control.KeyOtherHost)); err != nil {
+			return
+		}
+		if conn == "" {
 			err = fmt.Errorf("%s config '%s' not found", kind, name)
 		} else if _, half := count(l); req.GetBool("init-limits") && half >= halfOpen {
 			err = fmt.Errorf("establishing %s '%s' not possible at the moment due to limits", kind, name)
