@@ -69,7 +69,7 @@ func lacks(t *testing.T, format string, args ...any) {
 var packageOf = map[string]string{
 	"ip": "iproute2", "nft": "nftables", "swanctl": "strongswan-swanctl",
 	"mbpoll": "mbpoll", "snmpd": "snmpd", "snmpget": "snmp", "snmpbulkget": "snmp", "tshark": "tshark",
-	"busybox": "busybox-static", frrDir + "/ospfd": "frr", "vtysh": "frr",
+	"busybox": "busybox-static", frrDir + "/ospfd": "frr", frrDir + "/nhrpd": "frr", frrDir + "/zebra": "frr", "vtysh": "frr",
 	"iperf3": "iperf3", "setpriv": "util-linux", "mount": "mount",
 }
 

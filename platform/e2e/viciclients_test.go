@@ -388,6 +388,9 @@ func TestBadControlInput(t *testing.T) {
 		{"a response", frame("\x01"), "which only a daemon sends"},
 		{"nothing named", request("initiate", ""), "missing configuration name"},
 		{"nothing of that name", request("initiate", "\x03\x05child\x00\x04none"), "'none' not found"},
+		{"a configuration that contradicts itself", request("load-conn", "\x01\x03bad\x03\x0blocal_addrs\x00\x09192.0.2.1\x03\x0cremote_addrs\x00\x09192.0.2.1"+
+			"\x01\x05local\x03\x02id\x00\x01a\x02\x01\x06remote\x03\x02id\x00\x01b\x02\x02"), "connections.bad.remote_addrs: 192.0.2.1 is in local_addrs and in remote_addrs"},
+		{"an unknown key", request("load-conn", "\x01\x03bad\x03\x07frobnic\x00\x01x\x02"), "frobnic"},
 		{"addresses of nobody", request("initiate", "\x03\x05child\x00\x03net\x03\x0aother-host\x00\x09192.0.2.9"), "is between %any and 192.0.2.9"},
 	} {
 		c, err := dialVICI(d)
