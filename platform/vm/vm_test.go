@@ -32,6 +32,33 @@ type (
 	plan struct {
 		Modules []string
 		Phases  []phase
+		Scenes  []scene
+
+		programs []string // of the host that it needs beside ip
+	}
+	scene struct {
+		Name     string
+		Setup    []step
+		Files    map[string]file
+		Services []service
+		Pings    []pinged
+		Watch    string
+	}
+	file struct {
+		Mode uint32
+		Data []byte
+	}
+	service struct {
+		NS        string
+		Env, Args []string
+		Ready     string
+		Lines     []string
+	}
+	pinged struct {
+		Name, NS, From, To string
+		Restart            []int
+		Control            string
+		Between            [2]string
 	}
 	phase struct {
 		Name  string
@@ -241,7 +268,7 @@ func (a *initramfs) program(t *testing.T, name string) {
 	if err != nil {
 		lacks(t, "%s is not installed", name)
 	}
-	a.file(t, "bin/"+name, path)
+	a.file(t, "bin/"+filepath.Base(name), path)
 	for _, m := range regexp.MustCompile(`(?m)(?:=> )?(/\S+) \(0x`).FindAllStringSubmatch(command(t, "", nil, "ldd", path), -1) {
 		a.file(t, m[1], m[1])
 	}
@@ -266,7 +293,9 @@ func boot(t *testing.T, p plan, modules []string) (passed []string, failed map[s
 	var root initramfs
 	root.file(t, "init", dir+"/guest")
 	root.file(t, "postern", dir+"/postern")
-	root.program(t, "ip")
+	for _, name := range append([]string{"ip"}, p.programs...) {
+		root.program(t, name)
+	}
 	// The kernel opens it for the first process before anything is mounted.
 	root.add("dev", syscall.S_IFDIR|0o755, nil)
 	for _, m := range moduleOrder(t, tree, modules) {

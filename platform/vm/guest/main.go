@@ -26,6 +26,7 @@ import (
 type Plan struct {
 	Modules []string // files, in the order in which they are loaded
 	Phases  []Phase
+	Scenes  []Scene
 }
 
 // Phase is one configuration of both ends with what is tried under it.
@@ -92,6 +93,11 @@ func run() error {
 	for i := range plan.Phases {
 		if err := plan.Phases[i].run(); err != nil {
 			return fmt.Errorf("%s: %w", plan.Phases[i].Name, err)
+		}
+	}
+	for i := range plan.Scenes {
+		if err := plan.Scenes[i].run(); err != nil {
+			return fmt.Errorf("%s: %w", plan.Scenes[i].Name, err)
 		}
 	}
 	return nil
