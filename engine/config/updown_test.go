@@ -98,3 +98,36 @@ func TestUpdownNeedsAnSAAndHostAccessAScript(t *testing.T) {
 	compare(t, "warning", text, mustParse(t, text).Warnings())
 	compare(t, "warning", "", mustParse(t, fmt.Sprintf(minimal, "", "hostaccess = false")).Warnings())
 }
+
+// Scripts that clients load stand beside those of the file, which stays as it is.
+func TestLoadedChildrenHaveScripts(t *testing.T) {
+	must := mustLoad(t)
+	file := mustParse(t, fmt.Sprintf(minimal, "", `updown = "logger file"`))
+	l := must((&Loaded{}).LoadConn("home", pskConn(vm("remote_ts", []string{"10.3.0.0/16"}, "updown", "/bin/sh -c true", "hostaccess", "yes"))))
+	one, err := file.With(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = must(l.LoadConn("home", pskConn(vm("remote_ts", []string{"10.3.0.0/16"}, "updown", "logger two", "hostaccess", "0"))))
+	two, err := file.With(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		cfg  *Config
+		want Updown
+	}{{"the file alone", file, Updown{}}, {"one", one, Updown{"/bin/sh -c true", true}}, {"two", two, Updown{"logger two", false}}} {
+		if got := c.cfg.Updown("home", "net"); got != c.want {
+			t.Errorf("%s: the loaded child has %+v, want %+v", c.name, got, c.want)
+		}
+		if got := c.cfg.Updown("a", "c"); got != (Updown{Command: "logger file"}) {
+			t.Errorf("%s: the file's child has %+v", c.name, got)
+		}
+	}
+	l = must((&Loaded{}).LoadConn("home", pskConn(vm("remote_ts", []string{"10.3.0.0/16"}, "updown", "/nonexistent/updown x"))))
+	const want = "connections.home.children.net.updown: updown: /nonexistent/updown cannot be run"
+	if _, err := file.With(l); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a script that is not there: %v, want %q", err, want)
+	}
+}

@@ -68,8 +68,8 @@ func udSide(s *site, side byte) (command, runs string) {
 	return script + " " + runs + " 'two words'", runs
 }
 
-// udCharon starts charon with all connections.
-func udCharon(s *site, side byte) (d daemon, runs string) {
+// udSwanctl starts a daemon with all connections.
+func udSwanctl(s *site, side byte, kind daemonKind) (d daemon, runs string) {
 	s.t.Helper()
 	command, runs := udSide(s, side)
 	var b strings.Builder
@@ -109,7 +109,7 @@ func udCharon(s *site, side byte) (d daemon, runs string) {
 		b.WriteString("    }\n  }\n")
 	}
 	fmt.Fprintf(&b, "}\nsecrets { ike { secret = %s } }\npools { p4 { addrs = 10.99.0.0/28\n dns = 10.2.0.53 }\n p6 { addrs = fd99::/64\n dns = fd02::53 } }\n", udSecret)
-	v := startVICI(s, side, kindCharon, swanctlDir{
+	v := startVICI(s, side, kind, swanctlDir{
 		"swanctl.conf": b.String(),
 		// Name servers are the script's affair, and nobody else takes them. What is between the gateways
 		// themselves must not swallow IKE.
@@ -124,45 +124,6 @@ plugins {
 	})
 	v.load()
 	return v, runs
-}
-
-// udPostern starts postern with all connections.
-func udPostern(s *site, side byte) (d daemon, runs string) {
-	s.t.Helper()
-	command, runs := udSide(s, side)
-	p := newPostern(s, side, spec{})
-	var b strings.Builder
-	fmt.Fprintf(&b, "[daemon]\ncontrol = %q\nstate_dir = %q\n[secrets.x]\nsecret = %q\n[pools.p4]\naddrs = [\"10.99.0.0/28\"]\ndns = [\"10.2.0.53\"]\n[pools.p6]\naddrs = [\"fd99::/64\"]\ndns = [\"fd02::53\"]\n",
-		p.socket(), filepath.Join(p.dir, "state"), udSecret)
-	for _, c := range udConns {
-		local, remote, me, other := gwAddr('a', c.v6), gwAddr('b', c.v6), c.idA, c.idB
-		if side == 'b' {
-			local, remote, me, other = remote, local, other, me
-		}
-		fmt.Fprintf(&b, "[connections.%s]\nlocal_addrs = [%q]\nremote_addrs = [%q]\nproposals = [%q]\nkeyingtries = 1\nencap = %v\n", c.name, local, remote, usualIKE, c.encap)
-		if c.client && side == 'a' {
-			b.WriteString("vips = [\"0.0.0.0\", \"::\"]\n")
-		} else if c.client {
-			b.WriteString("pools = [\"p4\", \"p6\"]\n")
-		}
-		fmt.Fprintf(&b, "[connections.%[1]s.local]\nid = %[2]q\n[connections.%[1]s.remote]\nid = %[3]q\n", c.name, me, other)
-		for _, ch := range c.children {
-			l, r := ch.a, ch.b
-			if side == 'b' {
-				l, r = r, l
-			}
-			fmt.Fprintf(&b, "[connections.%s.children.%s]\nesp_proposals = [%q]\nupdown = %q\nhostaccess = %v\n", c.name, ch.name, usualESP, command, c.hostAccess)
-			if l != nil {
-				fmt.Fprintf(&b, "local_ts = [\"%s\"]\n", strings.Join(l, `", "`))
-			}
-			if r != nil {
-				fmt.Fprintf(&b, "remote_ts = [\"%s\"]\n", strings.Join(r, `", "`))
-			}
-		}
-	}
-	p.write(b.String())
-	p.start()
-	return p, runs
 }
 
 // udRun is what one run was told: its variables, its arguments under "run", its descriptors under "fds".
@@ -291,16 +252,13 @@ func TestUpdownScriptIsToldTheSameAsByCharon(t *testing.T) {
 	t.Parallel()
 	type told struct{ a, b []udRun }
 	var by [2]told // side a by charon, and by postern
-	for i, kind := range []string{"charon", "postern"} {
+	for i, kind := range []daemonKind{kindCharon, kindPostern} {
 		s := newSite(t)
 		// Behind gwb there are more networks; charon wants an address of its own in each.
 		s.ip(s.gwB, "addr add 10.4.0.1/24 dev lan0\naddr add 10.5.0.1/24 dev lan0\naddr add 10.6.0.1/24 dev lan0\n")
-		startA, startB := udCharon, udPostern
-		if i == 1 {
-			startA, startB = udPostern, udCharon
-		}
-		b, runsB := startB(s, 'b')
-		a, runsA := startA(s, 'a')
+		other := map[daemonKind]daemonKind{kindCharon: kindPostern, kindPostern: kindCharon}[kind]
+		b, runsB := udSwanctl(s, 'b', other)
+		a, runsA := udSwanctl(s, 'a', kind)
 		by[i].a, by[i].b = udPlay(t, a, runsA, b, runsB)
 		for _, d := range []daemon{a, b} {
 			for _, want := range []string{"updown: heard up-client of net4", "updown: on the other output", "updown: heard down-host of host4"} {
@@ -357,7 +315,7 @@ func TestHangingUpdownScriptIsHarmless(t *testing.T) {
 	s := newSite(t)
 	ca, cb := pairSpecs(false, false)
 	script, pids := filepath.Join(s.dir, "hang"), filepath.Join(s.dir, "pids")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\ntrap '' TERM\nsleep 600 &\necho $$ $! > "+pids+"\nwait\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nsigs=$(sed -n 's/^SigIgn:\t//p' /proc/self/status)\ntrap '' TERM\nsleep 600 &\necho $sigs $$ $! > "+pids+"\nwait\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	ca.conns[0].children[0].more = fmt.Sprintf("updown = %q\n", script)
@@ -368,9 +326,12 @@ func TestHangingUpdownScriptIsHarmless(t *testing.T) {
 	if !eventually(20*time.Second, func() bool {
 		text, _ := os.ReadFile(pids)
 		list = strings.Fields(string(text))
-		return len(list) == 2
+		return len(list) == 3
 	}) {
 		t.Fatalf("the script did not run%s", logs(a))
+	}
+	if strings.Trim(list[0], "0") != "" {
+		t.Errorf("the script is started with signals ignored: %s", list[0])
 	}
 	if err := a.terminate("net"); err != nil {
 		t.Errorf("the child cannot be closed while its script hangs: %v", err)
@@ -378,7 +339,7 @@ func TestHangingUpdownScriptIsHarmless(t *testing.T) {
 	mustInitiate(t, "net", a, b)
 	s.mustPing(t, false, a, b)
 	a.stop()
-	for _, pid := range list {
+	for _, pid := range list[1:] {
 		if !eventually(20*time.Second, func() bool {
 			stat, err := os.ReadFile("/proc/" + pid + "/stat")
 			return err != nil || strings.Contains(string(stat), ") Z ")
