@@ -114,6 +114,8 @@ type ikeSA struct {
 	integ, prf, dh        string
 	natLocal, natRemote   bool
 	ppk                   bool
+	spiI, spiR            string
+	localVIPs, remoteVIPs []string
 	children              []childSA
 }
 
@@ -163,7 +165,8 @@ func listSAs(d daemon) ([]ikeSA, error) {
 				localHost: v["local-host"], remoteHost: v["remote-host"], localPort: v["local-port"], remotePort: v["remote-port"],
 				localID: v["local-id"], remoteID: v["remote-id"], encr: v["encr-alg"], bits: v["encr-keysize"],
 				integ: v["integ-alg"], prf: v["prf-alg"], dh: v["dh-group"],
-				natLocal: v["nat-local"] == "yes", natRemote: v["nat-remote"] == "yes", ppk: v["ppk"] == "yes"}
+				natLocal: v["nat-local"] == "yes", natRemote: v["nat-remote"] == "yes", ppk: v["ppk"] == "yes",
+				spiI: v["initiator-spi"], spiR: v["responder-spi"], localVIPs: n.lists["local-vips"], remoteVIPs: n.lists["remote-vips"]}
 			for j, name := range n.names {
 				if name != "child-sas" {
 					continue

@@ -56,6 +56,7 @@ type viciDaemon struct {
 	// credentials below it are cleared away before another directory is laid out.
 	files []string
 	bin   string
+	skip  int // of the log's octets: those from before the configuration that is looked at
 }
 
 // startVICI starts a daemon with nothing but a control socket on the gateway of that side ('a', 'b';
@@ -97,6 +98,9 @@ func (d *viciDaemon) lay(conf swanctlDir) {
 	for name, text := range conf {
 		if name != "strongswan.conf" && name != "postern.toml" {
 			writeFile(d.t, d.dir, name, text)
+			if strings.HasSuffix(name, ".sh") {
+				os.Chmod(filepath.Join(d.dir, name), 0o700)
+			}
 			d.files = append(d.files, name)
 		}
 	}
@@ -110,6 +114,10 @@ func (d *viciDaemon) strongswanConf(more string) string {
   load = %s
   plugins {
     vici { socket = %s }
+    # Marked, so that what the daemon itself sends is not routed into a tunnel that is for the gateway itself.
+    kernel-netlink { fwmark = !0x42 }
+    socket-default { fwmark = 0x42 }
+    kernel-libipsec { allow_peer_ts = yes }
     resolve { file = %s
               resolvconf { path = /nonexistent } }
   }
@@ -211,7 +219,13 @@ func (d *viciDaemon) log() string {
 		text, _ := os.ReadFile(f)
 		b.Write(text)
 	}
-	return b.String()
+	return b.String()[min(d.skip, b.Len()):]
+}
+
+// forget leaves what was logged so far out of log.
+func (d *viciDaemon) forget() {
+	d.skip = 0
+	d.skip = len(d.log())
 }
 
 func (d *viciDaemon) stop() {
