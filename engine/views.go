@@ -16,7 +16,7 @@ import (
 // view takes a snapshot. It runs on the loop.
 func (l *ikeLoop) view(sa *ike.SAInfo) vici.SA {
 	v := vici.SA{SAInfo: *sa, Children: make([]vici.Child, len(sa.Children))}
-	if st := l.assignedTo(sa.Conn); st != nil && sa.Initiator {
+	if st := l.assignedTo(sa.Conn); st != nil && (sa.Initiator || len(sa.LocalVIPs) > 0) { // the peer may have rekeyed the IKE SA
 		v.Assigned = st.is
 		if st.dns.all || len(st.dns.domains) > 0 {
 			v.DNSServers, v.DNSDomains = st.dns.servers, st.dns.domains
