@@ -387,6 +387,11 @@ func (e *Engine) policySpecs(cfg *config.Config) ([]policySpec, error) {
 			// What is to be up at all times is asked for, too: that packets wait makes attempts come faster.
 			s.wait = trap || c.StartAction == ike.StartStart
 			s.acquire = s.wait
+			if entry.Loaded && !s.wait {
+				// As strongSwan's users know it, a child that nobody has asked for leaves
+				// packets alone: its entry comes and goes with its SAs.
+				s.dynamic, s.LocalTS, s.RemoteTS = true, nil, nil
+			}
 			s.lanes = e.lanes(c, entry.Classes)
 		} else {
 			s.shunt = entry.Conn != "" && !entry.Manual

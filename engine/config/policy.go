@@ -26,6 +26,8 @@ type Entry struct {
 	Device string
 	// Manual: Child is a manual SA, which has no Carrier.
 	Manual bool
+	// Loaded: a control client has loaded the connection.
+	Loaded bool
 
 	// Parked: a control client has loaded the shunt without a start_action; as with strongSwan it
 	// is nothing until somebody installs it by hand.
@@ -54,7 +56,7 @@ func (c *Config) SPDOf(source func(remote netip.Addr) (netip.Addr, error), virtu
 	i := 0
 	for _, conn := range c.IKE.Conns {
 		for _, child := range conn.Children {
-			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child, priority: c.marks[i].priority,
+			e := Entry{Policy: policies[i], Conn: conn.Name, Child: child.Name, Carrier: child, Device: child.Interface, Classes: c.marks[i].classes, at: c.marks[i].child, Loaded: c.marks[i].child.loaded(), priority: c.marks[i].priority,
 				Dynamic: slices.ContainsFunc(child.LocalTS, isDynamic) || slices.ContainsFunc(child.RemoteTS, isDynamic)}
 			children[key{conn.Name, child.Name}] = e
 			behind = append(behind, e)
