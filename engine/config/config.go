@@ -80,7 +80,8 @@ type Config struct {
 	Manual []*Manual
 
 	warnings Problems
-	marks    []mark // one per child, in the order of Policies
+	marks    []mark                // one per child, in the order of Policies
+	fixed    map[*ike.Child]uint32 // priorities that clients have fixed
 	table    []tableEntry
 	shunts   []shunt
 	headers  map[string]*Headers // by headersKey

@@ -39,6 +39,9 @@ type Shunt struct {
 	As    *ike.Child
 }
 
+// Priority returns the priority that a client has fixed for a child's policies, 0 for none.
+func (c *Config) Priority(child *ike.Child) uint32 { return c.fixed[child] }
+
 // Shunts returns the children that have no SAs, in the order in which they were read.
 func (c *Config) Shunts() []Shunt {
 	out := make([]Shunt, len(c.shunts))

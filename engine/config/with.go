@@ -129,6 +129,12 @@ func (l *loader) finishLoaded(file *Config) {
 			l.quietActions(ch)
 			l.finishHeaders(ch)
 			c.marks = append(c.marks, mark{conn.t.key, ch.t.key, ch.classes, ch.priority})
+			if ch.priority > 0 {
+				if c.fixed == nil {
+					c.fixed = map[*ike.Child]uint32{}
+				}
+				c.fixed[ch.Child] = ch.priority
+			}
 			l.addDevice(ch)
 		}
 	}

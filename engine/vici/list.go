@@ -304,7 +304,7 @@ func (h Handler) listConns(req *control.Message, stream func(string, *control.Me
 			continue
 		}
 		m := new(control.Message)
-		connMessage(m.Section(c.Name), c, shunts, ours(req))
+		connMessage(m.Section(c.Name), c, shunts, cfg.Priority, ours(req))
 		if err := stream(control.EvListConn, m); err != nil {
 			return nil, err
 		}
@@ -323,7 +323,7 @@ var (
 
 // connMessage writes a connection, in charon's order, with those of the shunts that are its
 // children.
-func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, ours bool) {
+func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, priority func(*ike.Child) uint32, ours bool) {
 	var local, remote []string
 	for _, a := range c.LocalAddrs {
 		local = append(local, a.String())
@@ -378,6 +378,9 @@ func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, ours bo
 		s.List(control.KeyRemoteTS, tsTexts(ch.RemoteTS)...)
 		if ch.Interface != "" {
 			s.Set(control.KeyInterface, ch.Interface)
+		}
+		if v := priority(ch); v > 0 {
+			s.SetUint(control.KeyPriority, uint64(v))
 		}
 	}
 	for i := range shunts {

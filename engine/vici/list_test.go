@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/engine/config"
 	"postern/engine/control"
 	"postern/esp"
 	"postern/ike"
@@ -17,7 +18,7 @@ func TestListConnsShowsNamesInTheirPlace(t *testing.T) {
 	connMessage(m, &ike.Conn{
 		RemoteAddrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("10.0.0.0/8")},
 		RemoteNames: []ike.PeerName{{Name: "first.example"}, {Name: "gw.example", At: 1}, {Name: "last.example", At: 2}},
-	}, nil, false)
+	}, nil, new(config.Config).Priority, false)
 	got := strings.Join(m.Items(control.KeyRemoteAddrs), " ")
 	if want := "first.example 192.0.2.1 gw.example 10.0.0.0/8 last.example"; got != want {
 		t.Errorf("remote_addrs is %q, want %q", got, want)

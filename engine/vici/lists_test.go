@@ -28,7 +28,7 @@ func TestConnectionsAreListedAsCharonDoes(t *testing.T) {
 		`local-1{id="a.example" class="pre-shared key" groups=[] cert_policy=[] certs=[] cacerts=[]} ` +
 		`remote-1{id="c.example" class="pre-shared key" groups=[] cert_policy=[] certs=[] cacerts=[]} ` +
 		`children{net{mode="TUNNEL" rekey_time="3600" rekey_bytes="1000000" rekey_packets="0" dpd_action="start" close_action="trap" local-ts=["10.1.0.0/16"] remote-ts=["10.2.0.0/16"]} ` +
-		`lan{mode="PASS" rekey_time="0" rekey_bytes="0" rekey_packets="0" dpd_action="none" close_action="none" local-ts=["10.1.0.0/16"] remote-ts=["10.1.0.0/16"]}}}`
+		`lan{mode="PASS" rekey_time="3600" rekey_bytes="0" rekey_packets="0" dpd_action="none" close_action="none" local-ts=["10.1.0.0/16"] remote-ts=["10.1.0.0/16"]}}}`
 	if len(events) != 1 || events[0] != want {
 		t.Errorf("list-conns streams\n%s\nwant\n%s", strings.Join(events, "\n"), want)
 	}
