@@ -974,6 +974,7 @@ var vAllowed = []vAllow{
 	{"secret: --redirect --ike site .*", "redirect reply/(success|errmsg)", "value|extra", "charon says yes and does nothing: the gateway is the one that redirects, not the initiator"},
 	{`secret: --initiate --child net --raw \(2\)`, "log|initiate reply/(success|errmsg)", "missing|value", "what was asked for is there: a script that asks twice has succeeded"},
 	{".*", "(ike|child)-[a-z]+ event(#[0-9]+)?/.*/tasks-(active|passive|queued)", "missing", "what a daemon is busy with inside while it tells of something is its own affair"},
+	{"gateway: .*", "get-pools reply/[a-z]+/base", "value", "a pool is made of ranges here, and begins with the first address that it gives out"},
 	{"gateway: .*", "get-pools reply/[a-z]+", "order", "charon has them in the order of a hash table"},
 	{".*: --list-sas.*", "list-sa event/site/child-sas/net-child[0-9]+", "extra", "an IKE SA that is initiated by itself brings the children of its connection"},
 	{"policies: .*", "list-(conn|policy|sa) event[^/]*(/ports)?/.*/remote-ts", "value", "ports are written as numbers: a small router has no /etc/services"},
@@ -982,7 +983,7 @@ var vAllowed = []vAllow{
 	{`policies: --list-sas \(2\).*`, "list-sa event/site/(reauth-time|rekey-time)", "missing|value", "SAs that run take over the times of the connection that was loaded again"},
 	{"certificates: .*", "list-cert event [0-9a-f]{8}", "missing", "certificates that peers send are kept no longer than their handshake takes"},
 	{"certificates: --list-sas.*", "list-sa event/site/reauth-time", "extra", "before a certificate ends the IKE SA is authenticated anew"},
-	{"client: --initiate.*", `log/group\+level(\+ikesa-name)?\+msg`, "extra", "addresses that are assigned, and their routes, belong to the connection or to the whole daemon"},
+	{"client: --(initiate|terminate).*", `log/group\+level(\+ikesa-name)?\+msg`, "extra", "addresses that are assigned, and their routes, belong to the connection or to the whole daemon"},
 	{"secret: --terminate --ike site --force.*", "log", "missing", "what is forced waits for nothing that could be logged"},
 	{"policies: --list-pols.*", "list-policy event .*", "order", "policies stand in the order in which packets meet them"},
 }
