@@ -49,7 +49,7 @@ func (h Handler) listSAs(req *control.Message, stream func(string, *control.Mess
 			found = true
 			c.Message(kids.Section(childKey(c)), now, ours(req))
 		}
-		if s.children() && !found && ours(req) { // charon shows the IKE SA by itself
+		if s.children() && !found && (ours(req) || v.Manual) { // charon shows the IKE SA by itself
 			continue
 		}
 		if err := stream(control.EvListSA, m); err != nil {
