@@ -233,7 +233,8 @@ func TestLogTellsOfMoves(t *testing.T) {
 		t.Fatalf("b does not follow%s", logs(a, b))
 	}
 	for d, words := range map[daemon][]string{a: {"moved to another path", "local=192.0.2.1"}, b: {"the peer has moved", "192.0.2.1"}} {
-		if len(matching(d.log(), words...)) != 1 {
+		// A moment after the SA is listed with its new address.
+		if !eventually(5*time.Second, func() bool { return len(matching(d.log(), words...)) == 1 }) {
 			t.Errorf("no line, or more than one, with %q%s", strings.Join(words, "… "), logs(d))
 		}
 	}

@@ -434,6 +434,7 @@ var textMasks = []struct {
 	{regexp.MustCompile(`, +\d+s ago\b`), ", Ns ago"},
 	{regexp.MustCompile(`\b\d+s( ago)?\b`), "Ns$1"},
 	{regexp.MustCompile(`\breqid \d+`), "reqid N"},
+	{regexp.MustCompile(`\(expires in \d+ (seconds|minutes|hours|days)`), "(expires in N $1"},
 	{regexp.MustCompile(`^uptime: (1 second|\d+ (seconds|minutes)), since [A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d \d{4}$`), "uptime: TIME"},
 	{regexp.MustCompile(`^mallinfo: sbrk \d+, mmap \d+, used \d+, free \d+$`), "mallinfo: N"},
 	{regexp.MustCompile(`^worker threads: \d+ total, \d+ idle, working: \d+/\d+/\d+/\d+$`), "worker threads: N"},
