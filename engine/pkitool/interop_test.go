@@ -117,7 +117,6 @@ func TestOpenSSLTakesWhatIsMade(t *testing.T) {
 
 func TestWhatOpenSSLMakesIsTaken(t *testing.T) {
 	b := newBench(t)
-	b.now = time.Now()
 	openssl := b.other("openssl", "openssl")
 	// An authority that began with openssl, its key protected.
 	b.good(openssl, "", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-noenc", "-keyout", "plain.key",
@@ -131,6 +130,7 @@ func TestWhatOpenSSLMakesIsTaken(t *testing.T) {
 	b.write("pass", []byte("tortoise\n"), 0o600)
 	b.write("wrong", []byte("hare\n"), 0o600)
 	b.good(openssl, "", "req", "-newkey", "rsa:2048", "-noenc", "-keyout", "r.key", "-subj", "/CN=plant", "-addext", "subjectAltName=DNS:plant.example,IP:10.0.0.1", "-out", "r.req")
+	b.now = time.Now() // after the authority began
 	issue := []string{"issue", "@r.req", "--ca", "@ca", "--take", "all", "--out", "@r.pem"}
 	b.refused(cli.ExitFailed, "the key is protected: give --passphrase-file", issue...)
 	b.refused(cli.ExitFailed, "ca.key", append(issue, "--ca-passphrase-file", "@wrong")...)
