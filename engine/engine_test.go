@@ -192,7 +192,7 @@ func TestGoroutinesDoNotDependOnSAs(t *testing.T) {
 		return n
 	}
 	idle := settle()
-	if resp, _ := a.command(control.CmdInitiate, "ike", "c"); !strings.HasPrefix(resp, `success="yes"`) {
+	if resp, _ := a.command(control.CmdInitiate, "ike", "c", control.KeyOurs, "yes"); !strings.HasPrefix(resp, `success="yes"`) {
 		t.Fatalf("initiate: %s", resp)
 	}
 	if n := b.d.sad.used(); n != 12 {

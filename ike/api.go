@@ -241,7 +241,7 @@ type CommandKind uint8
 
 // The commands.
 const (
-	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children)
+	CmdInitiate    CommandKind = iota // bring up Conn's Child ("" means all of its children, or with Bare none)
 	CmdTerminate                      // close the SAs that Conn, Child, IKE and ChildID select
 	CmdAcquire                        // a packet (Flow) waits for Conn's Child; told every second while packets come
 	CmdReauth                         // authenticate anew, make before break, the IKE SAs that Conn and IKE select
@@ -269,6 +269,7 @@ type Command struct {
 	Path    Path
 	Gateway Gateway
 	Force   bool // CmdTerminate of whole IKE SAs: do not wait for the peer
+	Bare    bool // CmdInitiate without Child: the IKE SA alone; one that is up already is as good
 	Hard    bool // CmdLimit
 
 	// Grow says that the packet of CmdAcquire goes through some SA of the child, and would

@@ -74,14 +74,19 @@ func (m *Machine) authSend(sa *ikeSA) {
 	if !bare {
 		old = m.reauthNext(sa)
 	}
+	wanted := sa.conns.wanted
+	i := slices.IndexFunc(wanted, func(w wish) bool { return w.cfg != nil })
 	switch {
 	case bare:
 	case old != nil:
 		w.cfg, sa.init.target = old.cfg, old.unique
-	case len(sa.conns.wanted) > 0:
-		w = sa.conns.wanted[0]
-	case sa.init.bare && sa.reauth.old != 0:
-		bare = true // the old one has no CHILD SA either
+	case i >= 0:
+		w = wanted[i]
+	case sa.init.bare && (len(wanted) > 0 || sa.reauth.old != 0):
+		bare = true // there is none to ask for, or the old one has no CHILD SA either
+	case len(wanted) > 0:
+		m.destroy(sa, ErrChildless) // the peer must not be asked (RFC 6023 section 3)
+		return
 	default:
 		m.destroy(sa, ErrNoChild)
 		return
@@ -665,9 +670,9 @@ func (m *Machine) authDone(sa *ikeSA, p Path, refused error) {
 	s, cfg, spi, ts, offered, target, lane := sa.conns, sa.init.child, sa.init.spiIn, sa.init.childTS, sa.init.offered, sa.init.target, sa.init.lane
 	sa.init.spiIn = 0
 	mine := wish{cfg: cfg}
-	if cfg != nil && len(s.wanted) > 0 && s.wanted[0].cfg == cfg {
-		mine = s.wanted[0]
-		s.wanted = s.wanted[1:]
+	if i := slices.IndexFunc(s.wanted, func(w wish) bool { return w.cfg != nil }); cfg != nil && i >= 0 && s.wanted[i].cfg == cfg {
+		mine = s.wanted[i]
+		s.wanted = slices.Delete(s.wanted, i, i+1)
 	}
 	rest := s.wanted
 	s.wanted = nil

@@ -37,7 +37,11 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 		if c.Conn != "" && s.conn.Name != c.Conn {
 			continue
 		}
-		for _, cfg := range s.conn.Children {
+		children := s.conn.Children
+		if c.Bare && c.Child == "" {
+			children = []*Child{nil}
+		}
+		for _, cfg := range children {
 			if c.Child != "" && cfg.Name != c.Child {
 				continue
 			}
@@ -116,7 +120,7 @@ func (m *Machine) cmdTerminate(c *Command, w *waiter) error {
 			}
 		}
 		s.wanted = slices.DeleteFunc(s.wanted, func(x wish) bool {
-			if c.Child != "" && x.cfg.Name != c.Child {
+			if c.Child != "" && (x.cfg == nil || x.cfg.Name != c.Child) {
 				return false
 			}
 			found = true

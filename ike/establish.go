@@ -33,6 +33,7 @@ func (m *Machine) establish(sa *ikeSA) {
 		m.redirectEnds(s, true)
 	}
 	m.reached(s, sa)
+	m.grantBare(s)
 	if len(s.wanted) > 0 && !sa.initiator {
 		m.armRetry(s, time.Second+m.random(time.Second)) // what the peer has not brought up by then
 	}

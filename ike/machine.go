@@ -421,12 +421,16 @@ func (m *Machine) response(sa *ikeSA, p Path, perr error) {
 // want brings a CHILD SA up: at once where there is an IKE SA or none is being tried,
 // otherwise when the next attempt is due.
 func (m *Machine) want(s *connState, w wish) {
-	if !slices.Contains(s.conn.Children, w.cfg) {
+	if w.cfg != nil && !slices.Contains(s.conn.Children, w.cfg) {
 		m.settle(w.waiters, ErrTerminated) // it is configured no more
 		return
 	}
 	delete(s.held, w.cfg)
 	if sa := m.established(s.conn); sa != nil {
+		if w.cfg == nil {
+			m.settle(w.waiters, nil)
+			return
+		}
 		for i := range m.children {
 			c := &m.children[i]
 			if c.ike == sa.slot && c.cfg == w.cfg && (c.state == ChildInstalled || c.state == ChildRekeying) && c.serves(0) &&

@@ -401,7 +401,9 @@ func (m *Machine) supersede(s, n *connState) bool {
 	}
 	n.dial.replaced = true
 	for _, w := range s.wanted {
-		if k := n.conn.child(w.cfg.Name); k != nil {
+		if w.cfg == nil {
+			m.want(n, w)
+		} else if k := n.conn.child(w.cfg.Name); k != nil {
 			m.want(n, wish{cfg: k, flow: w.flow, waiters: w.waiters})
 		} else {
 			m.settle(w.waiters, ErrTerminated)

@@ -179,7 +179,7 @@ type connState struct {
 	held     map[*Child]bool // the user has closed these: they come up only when asked for
 }
 
-// wish is a CHILD SA that somebody wants up.
+// wish is a CHILD SA that somebody wants up; without cfg it is the IKE SA alone.
 type wish struct {
 	cfg     *Child
 	flow    esp.Flow

@@ -18,7 +18,7 @@ const (
 	CmdVersion    = "version"         // {} => daemon, version, sysname, release, machine
 	CmdStats      = "stats"           // {} => uptime{running since} workers{} queues{} scheduled ikesas{total half-open} plugins[] mallinfo{}
 	CmdReload     = "reload-settings" // {} => success, errmsg
-	CmdInitiate   = "initiate"        // child, ike, timeout (ms; 0 waits, -1 does not), loglevel => success, errmsg; streams control-log
+	CmdInitiate   = "initiate"        // child, ike (alone: without children, or all of them for who knows KeyOurs), timeout (ms; 0 waits, -1 does not), loglevel => success, errmsg; streams control-log
 	CmdTerminate  = "terminate"       // child, ike, child-id, ike-id, force, timeout (ms), loglevel => success, matches, terminated, errmsg; streams control-log
 	CmdRekey      = "rekey"           // child, ike, child-id, ike-id, reauth => success, matches, errmsg
 	CmdRedirect   = "redirect"        // ike, ike-id, peer-ip (address, subnet or range), peer-id (with *), gateway => success, matches, errmsg

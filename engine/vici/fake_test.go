@@ -81,7 +81,11 @@ func (l fakeLoop) List(visit func(*ike.SAInfo) bool) {
 func (l fakeLoop) View(sa *ike.SAInfo) SA { return SA{SAInfo: *sa} }
 func (l fakeLoop) Manual() []SA           { return nil }
 func (l fakeLoop) Command(c ike.Command, done func(error)) uint64 {
-	l.d.said = append(l.d.said, c.Conn+"/"+c.Child)
+	said := c.Conn + "/" + c.Child
+	if c.Bare {
+		said += " alone"
+	}
+	l.d.said = append(l.d.said, said)
 	done(nil)
 	return 1
 }

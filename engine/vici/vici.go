@@ -296,7 +296,7 @@ func (h Handler) initiate(req *control.Message, stream func(string, *control.Mes
 	defer w.cancel()
 	done, tag := make(chan error, 1), uint64(0)
 	if err := h.D.Do(func(l Loop) {
-		tag = l.Command(ike.Command{Kind: ike.CmdInitiate, Conn: conn, Child: child}, func(err error) { done <- err })
+		tag = l.Command(ike.Command{Kind: ike.CmdInitiate, Conn: conn, Child: child, Bare: child == "" && !ours(req)}, func(err error) { done <- err })
 	}); err != nil {
 		return err
 	}
