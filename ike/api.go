@@ -125,6 +125,7 @@ const (
 type Conn struct {
 	Name        string
 	LocalAddrs  []netip.Addr   // addresses of ours to use; empty: whatever the route says
+	LocalNets   []netip.Prefix // as responder, further ones; as initiator whatever the route says if LocalAddrs is empty
 	RemoteAddrs []netip.Prefix // the peer's; empty, without names: any, which only a responder can use
 	RemoteNames []PeerName     // names whose addresses count like RemoteAddrs
 	RemotePort  uint16         // 0: 500, or 4500 where NAT traversal asks for it

@@ -226,17 +226,17 @@ func numbered(ps []Proposal, spi []byte) []Proposal {
 	return out
 }
 
+// uses tells whether an address of ours is one of the connection's.
+func (c *Conn) uses(a netip.Addr) bool {
+	return len(c.LocalAddrs)+len(c.LocalNets) == 0 || slices.Contains(c.LocalAddrs, a) ||
+		slices.ContainsFunc(c.LocalNets, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // matches tells whether a connection is for this pair of addresses. Names count with the
 // addresses of their last good answer.
 func (m *Machine) matches(c *Conn, p Path) bool {
-	if len(c.LocalAddrs) > 0 {
-		found := false
-		for _, a := range c.LocalAddrs {
-			found = found || a == p.Local.Addr()
-		}
-		if !found {
-			return false
-		}
+	if !c.uses(p.Local.Addr()) {
+		return false
 	}
 	for _, r := range c.RemoteAddrs {
 		if r.Contains(p.Remote.Addr()) {

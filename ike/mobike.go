@@ -469,8 +469,7 @@ func (m *Machine) mobikeRequest(sa *ikeSA, p Path) func(b *Builder) {
 // acceptable tells whether the SAs may move to a path. Where the peer is does not matter:
 // it has authenticated. Which addresses of ours are used is configured.
 func (m *Machine) acceptable(sa *ikeSA, p Path) bool {
-	return (p.NATT || !sa.path.NATT) && p.Remote.Port() != 0 && routable(p.Remote.Addr()) &&
-		(len(sa.conn.LocalAddrs) == 0 || slices.Contains(sa.conn.LocalAddrs, p.Local.Addr()))
+	return (p.NATT || !sa.path.NATT) && p.Remote.Port() != 0 && routable(p.Remote.Addr()) && sa.conn.uses(p.Local.Addr())
 }
 
 // peerMoved moves the IKE SA to where its initiator sent UPDATE_SA_ADDRESSES from. The

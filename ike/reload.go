@@ -44,7 +44,7 @@ func (c *Conn) clone() *Conn {
 // essence returns what of a connection its IKE SAs are made of, beside the addresses.
 func (c *Conn) essence() Conn {
 	e := *c
-	e.LocalAddrs, e.RemoteAddrs, e.RemoteNames, e.Children = nil, nil, nil, nil
+	e.LocalAddrs, e.LocalNets, e.RemoteAddrs, e.RemoteNames, e.Children = nil, nil, nil, nil, nil
 	e.LocalAuth, e.RemoteAuth, e.SendCert, e.NoCertReq = nil, nil, 0, false
 	e.DPDDelay, e.KeyingTries = 0, 0
 	e.RekeyTime, e.ReauthTime, e.OverTime, e.RandTime = 0, 0, 0, 0
@@ -75,7 +75,7 @@ func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
 			return false
 		}
 	}
-	if slices.Equal(s.conn.LocalAddrs, c.LocalAddrs) && slices.Equal(s.conn.RemoteAddrs, c.RemoteAddrs) &&
+	if slices.Equal(s.conn.LocalAddrs, c.LocalAddrs) && slices.Equal(s.conn.LocalNets, c.LocalNets) && slices.Equal(s.conn.RemoteAddrs, c.RemoteAddrs) &&
 		slices.Equal(s.conn.RemoteNames, c.RemoteNames) {
 		return true
 	}

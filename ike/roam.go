@@ -123,7 +123,7 @@ func (m *Machine) furtherAddrs(sa *ikeSA) []netip.Addr {
 	var list []netip.Addr
 	for _, a := range all {
 		if a == sa.path.Local.Addr() || !routable(a) || slices.Contains(list, a) || len(list) >= maxOwnAddrs ||
-			len(sa.conn.LocalAddrs) > 0 && !slices.Contains(sa.conn.LocalAddrs, a) || inside(sa.conn, a) {
+			!sa.conn.uses(a) || inside(sa.conn, a) {
 			continue
 		}
 		list = append(list, a)

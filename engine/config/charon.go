@@ -252,8 +252,18 @@ func lower(n *node) *node {
 func (s *scope) viciLocalPort(n *node) {
 	var port int
 	s.number(n, 0, 65535, &port)
-	if d := &s.cfg.Daemon; port != 0 && port != int(d.IKEPort) && !n.bad {
+	d := &s.cfg.Daemon
+	if port != 0 && port != int(d.IKEPort) && port != int(d.NATTPort) && !n.bad {
 		s.problem(n.at, "leave it out, or set ike_port of [daemon]", "local_port %d cannot be honoured: all connections share port %d", port, d.IKEPort)
+	}
+}
+
+// checkLocalPort notes where we cannot call from the port of NAT traversal: what leaves it has the
+// marker of RFC 3948, which only another port than 500 expects.
+func (l *loader) checkLocalPort(c *conn) {
+	n := c.t.get("local_port")
+	if n != nil && !n.bad && n.text == strconv.Itoa(int(l.cfg.Daemon.NATTPort)) && callable(c.Conn) && (c.RemotePort == 0 || c.RemotePort == 500) {
+		l.problem(n.at, "leave it out, or write remote_port = 4500 beside it", "local_port %s cannot be honoured: it does not go with port 500 of the peer", n.text)
 	}
 }
 
@@ -263,12 +273,17 @@ var anyWords = map[string]families{anyAddr: family4 | family6, "%any4": family4,
 
 func (s *scope) viciLocalAddrs(n *node) {
 	keep := n.list[:0]
+	wild, nets := false, []netip.Prefix(nil)
 	for _, e := range n.list {
+		list, net := s.viciNet(e)
 		switch {
 		case anyWords[e.text] != 0:
-		case strings.ContainsAny(e.text, "/-") && !isName(e.text):
-			s.problem(e.at, "write single addresses, or leave it out for whatever the route says",
-				"%s %q cannot be honoured: it is no single address", n.name, clipName(e.text))
+			wild = true
+		case net && len(list) == 1 && list[0].IsSingleIP():
+			e.text = list[0].Addr().String()
+			keep = append(keep, e)
+		case net:
+			nets = append(nets, list...)
 		case isName(e.text):
 			s.problem(e.at, "write the address, or leave it out for whatever the route says",
 				"%s %q cannot be honoured: names of ours are not looked up", n.name, clipName(e.text))
@@ -279,6 +294,27 @@ func (s *scope) viciLocalAddrs(n *node) {
 	if n.list = keep; len(keep) > 0 {
 		s.localAddrs(n, s.conn)
 	}
+	if !wild {
+		s.conn.LocalNets = nets
+	}
+}
+
+// viciNet reads a network or a range of addresses; false if it is neither.
+func (s *scope) viciNet(e *node) ([]netip.Prefix, bool) {
+	if first, last, ok := strings.Cut(e.text, "-"); ok && !isName(e.text) {
+		a, err := netip.ParseAddr(first)
+		b, err2 := netip.ParseAddr(last)
+		if err != nil || err2 != nil || a.BitLen() != b.BitLen() || b.Less(a) || a.Zone() != "" || b.Zone() != "" {
+			s.problem(e.at, `write "10.0.0.1-10.0.0.9"`, "%q is no range of addresses", clipName(e.text))
+			return nil, true
+		}
+		return rangePrefixes(a, b), true
+	}
+	p, err := netip.ParsePrefix(e.text)
+	if err != nil || p.Addr().Is4In6() {
+		return nil, false
+	}
+	return []netip.Prefix{p.Masked()}, true
 }
 
 func (s *scope) viciRemoteAddrs(n *node) {
@@ -296,20 +332,10 @@ func (s *scope) viciRemoteAddrs(n *node) {
 			wild |= f
 			continue
 		}
-		if first, last, ok := strings.Cut(e.text, "-"); ok && !isName(e.text) {
-			a, err := netip.ParseAddr(first)
-			b, err2 := netip.ParseAddr(last)
-			if err != nil || err2 != nil || a.BitLen() != b.BitLen() || b.Less(a) || a.Zone() != "" || b.Zone() != "" {
-				s.problem(e.at, `write "10.0.0.1-10.0.0.9"`, "%q is no range of addresses", clipName(e.text))
-				continue
-			}
-			for _, p := range rangePrefixes(a, b) {
+		if ps, ok := s.viciNet(e); ok {
+			for _, p := range ps {
 				prefix(e, p)
 			}
-			continue
-		}
-		if p, err := netip.ParsePrefix(e.text); err == nil && !p.Addr().Is4In6() {
-			prefix(e, p.Masked())
 			continue
 		}
 		list = append(list, e)

@@ -297,8 +297,9 @@ func (l *loader) checkVolumes(c *child) {
 			continue
 		}
 		if good(c.t, "life_"+v.name) && *v.life <= *v.rekey {
-			l.problem(where(c.t, "life_"+v.name), "make life_"+v.name+" larger, or leave it out to get 110 % of rekey_"+v.name,
+			l.clash(where(c.t, "life_"+v.name), "make life_"+v.name+" larger, or leave it out to get 110 % of rekey_"+v.name,
 				"life_%s %d is not more than rekey_%s %d", v.name, *v.life, v.name, *v.rekey)
+			*v.life = *v.rekey + *v.rekey/10
 		} else if good(c.t, "rand_"+v.name) && *v.rand >= *v.rekey {
 			l.problem(where(c.t, "rand_"+v.name), "make rand_"+v.name+" the smaller one",
 				"rand_%s %d is not less than rekey_%s %d", v.name, *v.rand, v.name, *v.rekey)

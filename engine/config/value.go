@@ -206,7 +206,8 @@ func (s *scope) volume(n *node, low uint64, to *uint64) {
 	case err != nil || v > maxVolume/unit:
 		s.problem(n.at, `write a number, or one with k, M or G such as "500M"`, "%s %q is not a number of octets or packets", n.name, n.text)
 	case v != 0 && v*unit < low:
-		s.problem(n.at, "use 0 for no limit, or "+strconv.FormatUint(low, 10)+" and more", "%s %q is too little", n.name, n.text)
+		s.clash(n.at, "use 0 for no limit, or "+strconv.FormatUint(low, 10)+" and more", "%s %q is too little", n.name, n.text)
+		*to = low // where that is no mistake
 	default:
 		*to = v * unit
 	}

@@ -153,6 +153,7 @@ func (l *loader) finishLoaded(file *Config) {
 			l.problem(conn.t.key, "give it another name", "connection %s has the name that stands for all manual SAs, which the file has", conn.Name)
 		}
 		l.checkConn(conn)
+		l.checkLocalPort(conn)
 		l.checkVirtual(conn)
 		l.checkPooled(conn)
 		for _, ch := range conn.children {
@@ -176,7 +177,13 @@ func (l *loader) finishLoaded(file *Config) {
 // quietActions takes back actions that would have to call a peer which nobody can call: with
 // strongSwan they do nothing, and gateways have them.
 func (l *loader) quietActions(c *child) {
-	if callable(c.conn.Conn) && len(c.conn.Pools) == 0 {
+	calls := callable(c.conn.Conn)
+	if n := c.t.get("start_action"); n != nil && !n.bad && c.StartAction != ike.StartNone &&
+		(!calls || len(c.conn.Pools) > 0 && slices.ContainsFunc(c.RemoteTS, isDynamic)) {
+		l.warn(n.at, "leave it out", "start_action %s does nothing: connection %s does not call its peer", n.text, c.conn.Name)
+		c.StartAction, n.text = ike.StartNone, startWords[ike.StartNone]
+	}
+	if calls && len(c.conn.Pools) == 0 {
 		return
 	}
 	for _, a := range []struct {

@@ -328,6 +328,9 @@ func connMessage(m *control.Message, c *ike.Conn, shunts []config.Shunt, priorit
 	for _, a := range c.LocalAddrs {
 		local = append(local, a.String())
 	}
+	for _, p := range c.LocalNets {
+		local = append(local, p.String())
+	}
 	names := func(at int) {
 		for _, n := range c.RemoteNames {
 			if n.At == at {
