@@ -214,7 +214,8 @@ type Child struct {
 	RekeyPackets uint64 // 0: no limit
 	LifePackets  uint64 // hard limit; 0: 110 % of RekeyPackets
 	RandPackets  uint64
-	Inactivity   time.Duration // closed when nothing has passed for so long; 0: never
+	Inactivity   time.Duration // closed when nothing has passed for so long, and with the last one the IKE SA; 0: never
+	KeepIKE      bool          // Inactivity leaves the IKE SA alone
 	Hiding       Hiding        // of what is sent
 	ReplayWindow int
 	StartAction  StartAction

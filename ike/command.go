@@ -51,7 +51,8 @@ func (m *Machine) cmdInitiate(c *Command, w *waiter) error {
 				continue
 			}
 			if c.Kind == CmdAcquire {
-				if !cfg.permanent() { // such a one is wanted anyway, unless the user has closed it
+				// A permanent one is wanted anyway, unless the user has closed it, or nobody has used it.
+				if !cfg.permanent() || cfg.Inactivity > 0 && !s.held[cfg] {
 					m.want(s, wish{cfg: cfg, flow: c.Flow})
 				}
 				m.press(s)

@@ -84,7 +84,8 @@ func (m *Machine) inheritUse(old, c *childSA) {
 }
 
 // checkIdle closes a CHILD SA that nothing has passed through for its Inactivity, and with
-// the last one the IKE SA: what keeps it alive would be all the traffic that is left.
+// the last one the IKE SA, unless KeepIKE says otherwise: what keeps it alive would be all the
+// traffic that is left.
 func (m *Machine) checkIdle(c *childSA) {
 	if c.cfg.Inactivity <= 0 {
 		return
@@ -111,11 +112,11 @@ func (m *Machine) checkIdle(c *childSA) {
 		o := &m.children[i]
 		last = last && (o == c || o.state == ChildFree || o.ike != c.ike || o.outGone)
 	}
-	if last {
+	if last && !c.cfg.KeepIKE {
 		m.closeIKE(sa, ErrInactive, nil)
 		return
 	}
-	sa.live.unused = true
+	sa.live.unused = sa.live.unused && !last || !c.cfg.KeepIKE
 	m.closeChild(sa, c, ErrInactive, nil)
 }
 

@@ -57,7 +57,7 @@ func (c *Conn) essence() Conn {
 // essence returns what of a child its CHILD SAs are made of.
 func (c *Child) essence() Child {
 	e := *c
-	e.RekeyTime, e.LifeTime, e.RandTime, e.Inactivity = 0, 0, 0, 0
+	e.RekeyTime, e.LifeTime, e.RandTime, e.Inactivity, e.KeepIKE = 0, 0, 0, 0, false
 	e.RekeyBytes, e.LifeBytes, e.RandBytes = 0, 0, 0
 	e.RekeyPackets, e.LifePackets, e.RandPackets = 0, 0, 0
 	e.StartAction, e.DPDAction, e.CloseAction = 0, 0, 0

@@ -233,7 +233,7 @@ func (l *loader) checkChild(c *child) {
 	l.checkVolumes(c)
 	l.checkHiding(c)
 	if good(c.t, "inactivity", "start_action") && c.Inactivity > 0 && c.StartAction == ike.StartStart {
-		l.problem(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,
+		l.clash(where(c.t, "inactivity"), `write start_action = "trap", with which the next packet brings it back`,
 			"inactivity closes what start_action \"start\" keeps up for ever")
 	}
 	l.checkActions(c)

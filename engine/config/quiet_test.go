@@ -96,3 +96,12 @@ func TestLocalPortOfNATTraversal(t *testing.T) {
 		}
 	}
 }
+
+func TestInactivityOfAClientsChildLeavesTheIKESA(t *testing.T) {
+	for start, warns := range map[string]bool{"none": false, "trap": false, "start": true, "trap|start": true} {
+		conn, said := warned(t, quietConn(vm("remote_ts", "10.2.0.0/16", "inactivity", "5m", "start_action", start), "remote_addrs", "192.0.2.2"))
+		if !conn.Children[0].KeepIKE || strings.Contains(said, "children.net.inactivity: ") != warns {
+			t.Errorf("start_action %s: the child is %+v, warnings %q", start, *conn.Children[0], said)
+		}
+	}
+}

@@ -127,6 +127,7 @@ func (l *loader) finishLoaded(file *Config) {
 		for _, ch := range conn.children {
 			l.finishChild(ch)
 			l.quietActions(ch)
+			ch.KeepIKE = ch.Inactivity > 0 // as strongSwan does
 			l.finishHeaders(ch)
 			c.marks = append(c.marks, mark{conn.t.key, ch.t.key, ch.classes, ch.priority})
 			if ch.priority > 0 {
