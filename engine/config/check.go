@@ -155,12 +155,14 @@ func (l *loader) checkConn(c *conn) {
 		l.checkAddrs(c)
 	}
 	if good(c.t, "rekey_time", "rand_time", "over_time") && c.RekeyTime > 0 && c.RandTime >= c.RekeyTime {
-		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
+		l.clash(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
 			span(c.RandTime), span(c.RekeyTime))
+		c.RandTime = c.RekeyTime / 2
 	}
 	if good(c.t, "reauth_time", "rand_time", "over_time") && c.ReauthTime > 0 && c.RandTime >= c.ReauthTime {
-		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than reauth_time %s",
+		l.clash(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than reauth_time %s",
 			span(c.RandTime), span(c.ReauthTime))
+		c.RandTime = c.ReauthTime / 2
 	}
 	if c.idsGood() && c.LocalID != (ike.ID{}) && c.LocalID == c.RemoteID {
 		l.clash(where(c.remotes[0].t, "id"), "give each side its own id", "both sides of connection %s have the id %s", c.Name, c.LocalID)
@@ -214,11 +216,16 @@ func (f *families) add(a netip.Addr) {
 func (l *loader) checkChild(c *child) {
 	rekey := good(c.t, "rekey_time")
 	if rekey && good(c.t, "life_time") && c.RekeyTime > 0 && c.LifeTime <= c.RekeyTime {
-		l.problem(where(c.t, "life_time"), "make life_time longer, or leave it out to get 110 % of rekey_time",
+		l.clash(where(c.t, "life_time"), "make life_time longer, or leave it out to get 110 % of rekey_time",
 			"life_time %s is not longer than rekey_time %s", span(c.LifeTime), span(c.RekeyTime))
+		if c.LifeTime > 0 { // or else it is 110 % of rekey_time
+			c.RekeyTime = c.LifeTime / 11 * 10
+		}
+		c.RandTime = min(c.RandTime, c.RekeyTime/10)
 	} else if rekey && good(c.t, "rand_time") && c.RekeyTime > 0 && c.RandTime >= c.RekeyTime {
-		l.problem(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
+		l.clash(where(c.t, "rand_time"), "make rand_time the shorter one", "rand_time %s is not less than rekey_time %s",
 			span(c.RandTime), span(c.RekeyTime))
+		c.RandTime = c.RekeyTime / 2
 	}
 	if good(c.t, "replay_window") && c.ReplayWindow == 0 {
 		hint := "write 64 or more, or leave it out"
@@ -299,10 +306,14 @@ func (l *loader) checkVolumes(c *child) {
 		if good(c.t, "life_"+v.name) && *v.life <= *v.rekey {
 			l.clash(where(c.t, "life_"+v.name), "make life_"+v.name+" larger, or leave it out to get 110 % of rekey_"+v.name,
 				"life_%s %d is not more than rekey_%s %d", v.name, *v.life, v.name, *v.rekey)
-			*v.life = *v.rekey + *v.rekey/10
+			if *v.life > 0 {
+				*v.rekey = *v.life / 11 * 10
+			}
+			*v.rand = min(*v.rand, *v.rekey/10)
 		} else if good(c.t, "rand_"+v.name) && *v.rand >= *v.rekey {
-			l.problem(where(c.t, "rand_"+v.name), "make rand_"+v.name+" the smaller one",
+			l.clash(where(c.t, "rand_"+v.name), "make rand_"+v.name+" the smaller one",
 				"rand_%s %d is not less than rekey_%s %d", v.name, *v.rand, v.name, *v.rekey)
+			*v.rand = *v.rekey / 2
 		}
 	}
 }

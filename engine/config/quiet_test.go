@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/engine/control"
 	"postern/ike"
@@ -67,7 +68,7 @@ func TestActionsThatNeedAPeerToCallAreTakenBack(t *testing.T) {
 func TestVolumesThatAreTooSmallAreRaised(t *testing.T) {
 	conn, said := warned(t, quietConn(vm("rekey_packets", "50", "life_packets", "60", "rekey_bytes", "9000", "remote_ts", "10.2.0.0/16")))
 	c := conn.Children[0]
-	if c.RekeyPackets != 100 || c.LifePackets != 110 || c.RekeyBytes != 10000 || c.LifeBytes != 11000 {
+	if c.RekeyPackets != 90 || c.LifePackets != 100 || c.RekeyBytes != 10000 || c.LifeBytes != 11000 {
 		t.Errorf("the limits are %d and %d packets, %d and %d octets", c.RekeyPackets, c.LifePackets, c.RekeyBytes, c.LifeBytes)
 	}
 	for _, k := range []string{"rekey_packets", "life_packets", "rekey_bytes"} {
@@ -103,5 +104,34 @@ func TestInactivityOfAClientsChildLeavesTheIKESA(t *testing.T) {
 		if !conn.Children[0].KeepIKE || strings.Contains(said, "children.net.inactivity: ") != warns {
 			t.Errorf("start_action %s: the child is %+v, warnings %q", start, *conn.Children[0], said)
 		}
+	}
+}
+
+// A hard limit stays what it is; new keys come before it.
+func TestLimitsThatLeaveNoRoomAreMovedApart(t *testing.T) {
+	conn, said := warned(t, quietConn(vm("remote_ts", "10.2.0.0/16", "life_time", "1h", "rand_time", "50m", "life_bytes", "1m", "rekey_bytes", "2m",
+		"rekey_packets", "1000", "rand_packets", "2000"), "rekey_time", "1h", "rand_time", "2h"))
+	c := conn.Children[0]
+	if c.LifeTime != time.Hour || c.RekeyTime >= c.LifeTime || c.RekeyTime < 50*time.Minute || c.RandTime > c.RekeyTime/2 {
+		t.Errorf("the child lives for %v, and is rekeyed after %v less %v", c.LifeTime, c.RekeyTime, c.RandTime)
+	}
+	if c.LifeBytes != 1<<20 || c.RekeyBytes >= c.LifeBytes || c.RandBytes > c.RekeyBytes/2 || c.RandPackets != 500 {
+		t.Errorf("its keys live for %d octets, and are replaced after %d less %d; %d packets by chance", c.LifeBytes, c.RekeyBytes, c.RandBytes, c.RandPackets)
+	}
+	if conn.RandTime != 30*time.Minute {
+		t.Errorf("the IKE SA is rekeyed up to %v earlier", conn.RandTime)
+	}
+	for _, k := range []string{"rand_time", "children.net.life_time", "children.net.life_bytes", "children.net.rand_packets"} {
+		if !strings.Contains(said, "connections.c."+k+": ") {
+			t.Errorf("no warning about %s: %s", k, said)
+		}
+	}
+}
+
+// Without a hard limit there are new keys all the same.
+func TestNoHardLimitKeepsTheRekeying(t *testing.T) {
+	conn, _ := warned(t, quietConn(vm("remote_ts", "10.2.0.0/16", "rekey_time", "1h", "life_time", "0", "rekey_bytes", "2m", "life_bytes", "0", "rand_bytes", "3m")))
+	if c := conn.Children[0]; c.RekeyTime != time.Hour || c.RekeyBytes != 2<<20 || c.RandTime >= c.RekeyTime || c.RandBytes >= c.RekeyBytes {
+		t.Errorf("the child is %+v", *c)
 	}
 }
