@@ -353,7 +353,7 @@ func (l *loader) checkActions(c *child) {
 		if slices.ContainsFunc(c.RemoteTS, isDynamic) && !known {
 			l.problem(n.at, "write the addresses into remote_ts, or only single addresses into remote_addrs",
 				"start_action \"trap\" cannot tell which packets to wait for: remote_ts is dynamic and the peer's address is not known")
-		} else if slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.LocalAddrs) == 0 && len(c.conn.RemoteNames) > 0 {
+		} else if slices.ContainsFunc(c.LocalTS, isDynamic) && len(c.conn.LocalAddrs)+len(c.conn.VIPs) == 0 && len(c.conn.RemoteNames) > 0 {
 			l.problem(n.at, "write our addresses into local_ts or local_addrs, or only addresses into remote_addrs",
 				"start_action \"trap\" cannot tell which packets to wait for: local_ts is dynamic and remote_addrs has a name")
 		}

@@ -135,3 +135,11 @@ func TestNoHardLimitKeepsTheRekeying(t *testing.T) {
 		t.Errorf("the child is %+v", *c)
 	}
 }
+
+// The gateway's name does not matter to a trap whose packets come from virtual addresses.
+func TestTrapOfAClientOfANamedGateway(t *testing.T) {
+	conn, said := warned(t, quietConn(vm("remote_ts", "10.2.0.0/16", "start_action", "trap"), "remote_addrs", "gw.example", "vips", "0.0.0.0"))
+	if conn.Children[0].StartAction != ike.StartTrap || !strings.Contains(said, "no packet of this host can start child net") {
+		t.Errorf("the child is %+v, warnings %q", *conn.Children[0], said)
+	}
+}
