@@ -139,12 +139,28 @@ func (s *Server) Serve() error {
 	}
 }
 
-// enter admits a client and starts its goroutine.
+// enter admits a client and starts its goroutine. Another one may have to go for it.
 func (s *Server) enter(c *client) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || len(s.open) >= s.clients && !s.makeRoom() {
-		return false
+	ok, madeRoom := s.admit(c)
+	s.mu.Unlock()
+	// Not with the lock held: the line may go to clients that read the log.
+	if madeRoom {
+		s.log.Log(log.Daemon, log.Info, "control client disconnected to make room for another: it has asked nothing for long")
+	}
+	return ok
+}
+
+// admit is enter with the lock held.
+func (s *Server) admit(c *client) (ok, madeRoom bool) {
+	if s.closed {
+		return false, false
+	}
+	if len(s.open) >= s.clients {
+		if !s.makeRoom() {
+			return false, false
+		}
+		madeRoom = true
 	}
 	s.open[c] = struct{}{}
 	s.wg.Add(1)
@@ -159,7 +175,7 @@ func (s *Server) enter(c *client) bool {
 		delete(s.open, c)
 		s.mu.Unlock()
 	}()
-	return true
+	return true, madeRoom
 }
 
 // makeRoom disconnects the client that has been idle the longest, or else those that somebody
@@ -177,7 +193,6 @@ func (s *Server) makeRoom() bool {
 	}
 	delete(s.open, oldest)
 	oldest.cut()
-	s.log.Log(log.Daemon, log.Info, "control client disconnected to make room for another: it has asked nothing for long")
 	return true
 }
 

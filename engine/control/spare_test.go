@@ -1,10 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"postern/engine/log"
 )
 
 func TestSlowReaderMissesWhatItMayMissAndStays(t *testing.T) {
@@ -59,5 +62,50 @@ func TestSlowReaderMissesWhatItMayMissAndStays(t *testing.T) {
 	}
 	if s.Wanted(EvLog) || s.Wanted(EvIKEUpDown) {
 		t.Error("events are wanted by a client that has gone")
+	}
+}
+
+func TestServerGoesOnWhileAClientReadsWhatItLogsItself(t *testing.T) {
+	lg := log.New(new(bytes.Buffer), log.Error)
+	s, path := start(t, newEcho(), Options{Clients: 2, Log: lg})
+	cancel := lg.Subscribe(log.Debug, func(l *log.Line) { s.Spare(EvLog, new(Message).Set(KeyMsg, l.Text)) })
+	defer cancel()
+	reads, idle := dial(t, path), dial(t, path)
+	if err := reads.register(EventRegister, EvLog, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idle.Call("echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, func() *Client {
+		c := dial(t, path)
+		if err := c.send(CmdRequest, "echo", nil); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}(), "too many")
+	eventually(t, "the end of the command", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.open {
+			if len(c.busy) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	s.mu.Lock()
+	for c := range s.open {
+		c.active.Add(-2 * int64(idleGrace))
+	}
+	s.mu.Unlock()
+	if _, err := dial(t, path).Call("echo", nil); err != nil {
+		t.Fatalf("the newcomer gets no answer: %v", err)
+	}
+	for _, want := range []string{"refused", "make room"} {
+		p, _, err := ReadPacket(reads.conn, nil)
+		if err != nil || p.Name != EvLog || !strings.Contains(string(p.Body), want) {
+			t.Errorf("the client that reads the log got %s %q, %v, want a line with %q", p.Name, p.Body, err, want)
+		}
 	}
 }
