@@ -168,21 +168,27 @@ func (h Handler) listCerts(req *control.Message, stream func(string, *control.Me
 		subject = id
 	}
 	loaded := h.D.Loaded()
-	var list certList
+	var cfg *config.Config
+	var crls, answers certList
 	if err := h.D.Do(func(l Loop) {
-		list = configuredCerts(&l.Config().IKE, loaded)
-		var answers certList
+		cfg = l.Config()
 		l.Revocation(func(kind pki.FetchKind, body []byte) {
 			if kind == pki.FetchOCSP {
 				answers = append(answers, certView{kind: certOCSP, data: body})
-			} else if c, err := pki.ParseCRL(body); err == nil {
-				list = append(list, certView{kind: certCRL, data: c.Raw(), crl: c})
+			} else {
+				crls = append(crls, certView{kind: certCRL, data: body})
 			}
 		})
-		list = append(list, answers...)
 	}); err != nil {
 		return nil, err
 	}
+	list := configuredCerts(&cfg.IKE, loaded)
+	for _, v := range crls { // which may be long: not on the loop
+		if c, err := pki.ParseCRL(v.data); err == nil {
+			list = append(list, certView{kind: certCRL, data: c.Raw(), crl: c})
+		}
+	}
+	list = append(list, answers...)
 	for i := range list {
 		v := &list[i]
 		if kind != "" && kind != certAny && kind != v.kind || v.kind == certX509 && flag != certAny && flag != v.flag() ||

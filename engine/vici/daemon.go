@@ -70,7 +70,8 @@ type Loop interface {
 	Install(conn, child string) (found bool, err error)
 	Uninstall(conn, child string) (found bool, err error)
 	// Revocation visits the revocation lists and the answers of OCSP responders that were fetched
-	// and proved authentic, as they were fetched. Flush forgets those of a kind.
+	// and proved authentic, as they were fetched: nobody changes them. Flush forgets those of a
+	// kind.
 	Revocation(visit func(kind pki.FetchKind, body []byte))
 	Flush(kind pki.FetchKind)
 	// Usage tells what is queued and how full the tables are.
