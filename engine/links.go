@@ -216,10 +216,10 @@ func (l *ikeLoop) followMTU() {
 		return
 	}
 	if err := k.set(l.device, want); err != nil {
-		l.log.Log(log.Net, log.Warn, "the MTU of the TUN device could not be set", log.Int("mtu", want), log.Err(err))
+		l.log.Log(log.Kernel, log.Warn, "the MTU of the TUN device could not be set", log.Int("mtu", want), log.Err(err))
 		return
 	}
-	l.log.Log(log.Net, log.Info, "the MTU of the TUN device follows the paths of the tunnels", log.Int("mtu", want), log.Int("was", k.now))
+	l.log.Log(log.Kernel, log.Info, "the MTU of the TUN device follows the paths of the tunnels", log.Int("mtu", want), log.Int("was", k.now))
 	k.now = want
 }
 

@@ -93,7 +93,7 @@ func (s *loads) tell(lg *log.Logger, cfg *config.Config) {
 	for _, w := range cfg.Warnings() {
 		text := w.String()
 		if told[text] = true; !s.told[text] {
-			lg.Log(log.Net, log.Warn, "what was loaded is unwise", log.Str("at", text))
+			lg.Log(log.Config, log.Warn, "what was loaded is unwise", log.Str("at", text))
 		}
 	}
 	s.told = told
@@ -124,6 +124,6 @@ func (e *Engine) reload() error {
 			e.o.Log.SetLevel(a.area, a.is)
 		}
 	}
-	e.o.Log.Log(log.Net, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
+	e.o.Log.Log(log.Config, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
 	return nil
 }

@@ -119,7 +119,7 @@ func (e *Engine) respec() error {
 	if !equalPolicies(list, l.applied) {
 		if err := l.net.Apply(l.device, list); err != nil {
 			l.apply()
-			l.log.Log(log.Net, log.Error, "the routes for the policies could not be set", log.Err(err))
+			l.log.Log(log.Kernel, log.Error, "the routes for the policies could not be set", log.Err(err))
 			return fmt.Errorf("the routes for the policies could not be set: %w", err)
 		}
 	}

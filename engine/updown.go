@@ -37,7 +37,7 @@ const (
 )
 
 // scriptArea is the area of the log that has what scripts say and how they end.
-const scriptArea = log.IKE
+const scriptArea = log.Child
 
 // updownSA is what a script is told about a CHILD SA. Whoever has one only reads it: when something changes, the
 // IKE loop makes another.

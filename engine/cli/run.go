@@ -194,7 +194,7 @@ func (r *runner) run(prof board.Profile) int {
 
 // failed reports an error that ends the daemon, in the log and to whoever started it.
 func (r *runner) failed(what string, err error) int {
-	r.log.Log(log.Net, log.Error, what, log.Err(err))
+	r.log.Log(log.Daemon, log.Error, what, log.Err(err))
 	if r.cfg.Log.Target == "syslog" {
 		r.sys.errorf("run: %s: %v", what, err)
 	}
@@ -237,6 +237,6 @@ func (r *runner) reloadFile(d Daemon) bool {
 	r.cfg = cfg
 	r.setLevels()
 	r.warn()
-	r.log.Log(log.Net, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
+	r.log.Log(log.Config, log.Info, "configuration reloaded", log.Int("connections", len(cfg.IKE.Conns)))
 	return true
 }

@@ -141,7 +141,7 @@ func (r *runner) reloadConf(d Daemon) error {
 	defer r.conf.loading.Unlock()
 	set, err := swanctl.Read(r.conf.path)
 	if err != nil {
-		r.log.Log(log.Net, log.Error, "swanctl.conf not loaded, what was loaded before stays", log.Err(err))
+		r.log.Log(log.Config, log.Error, "swanctl.conf not loaded, what was loaded before stays", log.Err(err))
 		return err
 	}
 	select {
@@ -170,7 +170,7 @@ func (r *runner) sendConf(d Daemon, set *swanctl.Set) error {
 	// There is no command that takes a certificate away, and one that is gone, of an authority
 	// perhaps, must not be trusted until the next restart.
 	if r.conf.lost(set) {
-		r.log.Log(log.Net, log.Info, "certificates are gone from the directory: all credentials are loaded anew")
+		r.log.Log(log.Config, log.Info, "certificates are gone from the directory: all credentials are loaded anew")
 		if _, err := call(control.CmdClearCreds, nil); err != nil {
 			return err
 		}
@@ -185,11 +185,11 @@ func (r *runner) sendConf(d Daemon, set *swanctl.Set) error {
 		case !bad && strings.HasPrefix(line, "loaded "):
 			level = log.Debug // the daemon tells it, too
 		}
-		r.log.Log(log.Net, level, "swanctl.conf", log.Str("result", line))
+		r.log.Log(log.Config, level, "swanctl.conf", log.Str("result", line))
 	})
 	switch {
 	case err != nil:
-		r.log.Log(log.Net, log.Error, "swanctl.conf not loaded to its end", log.Err(err))
+		r.log.Log(log.Config, log.Error, "swanctl.conf not loaded to its end", log.Err(err))
 	case failed > 0:
 		err = errors.New("not all of swanctl.conf was loaded: look into the daemon's log")
 	}

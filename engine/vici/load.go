@@ -29,10 +29,10 @@ func (h Handler) loadSections(req *control.Message, what string, how ike.Change,
 			continue
 		}
 		if err := h.D.Load(how, func(l *config.Loaded) (*config.Loaded, error) { return load(l, e.Name, e.Section) }); err != nil {
-			h.D.Log().Log(log.Net, log.Warn, "refused what a control client loads", log.Str("what", what), log.Str("name", e.Name), log.Err(err))
+			h.D.Log().Log(log.Config, log.Warn, "refused what a control client loads", log.Str("what", what), log.Str("name", e.Name), log.Err(err))
 			return err
 		}
-		h.D.Log().Log(log.Net, log.Info, "loaded by a control client", log.Str("what", what), log.Str("name", e.Name))
+		h.D.Log().Log(log.Config, log.Info, "loaded by a control client", log.Str("what", what), log.Str("name", e.Name))
 	}
 	return nil
 }
@@ -64,7 +64,7 @@ func (h Handler) unload(what, name, missing, notFound string, have func(*config.
 		return nil, fmt.Errorf(notFound, name)
 	})
 	if err == nil {
-		h.D.Log().Log(log.Net, log.Info, "unloaded by a control client", log.Str("what", what), log.Str("name", name))
+		h.D.Log().Log(log.Config, log.Info, "unloaded by a control client", log.Str("what", what), log.Str("name", name))
 	}
 	return err
 }
