@@ -27,6 +27,7 @@
 package engine
 
 import (
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -488,24 +490,28 @@ func (e *Engine) change(cfg *config.Config, mtu int, how ike.Change) (err error)
 	return nil
 }
 
-// wipeReplaced overwrites the secrets of a configuration that the one in its place does not share.
+// wipeReplaced overwrites the secrets of a configuration that the one in its place does not share. A
+// PPK that was only read again stays: handshakes that are under way compare it.
 func wipeReplaced(was, is *config.Config) {
 	kept := map[*byte]bool{}
-	each := func(c *config.Config, visit func(key []byte)) {
+	each := func(c *config.Config, visit func(key []byte, ppk bool)) {
 		for _, s := range c.IKE.Secrets {
 			if len(s.Key) > 0 {
-				visit(s.Key)
+				visit(s.Key, false)
 			}
 		}
 		for _, p := range c.IKE.PPKs {
 			if len(p.Key) > 0 {
-				visit(p.Key)
+				visit(p.Key, true)
 			}
 		}
 	}
-	each(is, func(key []byte) { kept[&key[0]] = true })
-	each(was, func(key []byte) {
-		if !kept[&key[0]] {
+	each(is, func(key []byte, _ bool) { kept[&key[0]] = true })
+	again := func(key []byte) bool {
+		return slices.ContainsFunc(is.IKE.PPKs, func(p ike.PPK) bool { return subtle.ConstantTimeCompare(p.Key, key) == 1 })
+	}
+	each(was, func(key []byte, ppk bool) {
+		if !kept[&key[0]] && !(ppk && again(key)) {
 			clear(key)
 		}
 	})

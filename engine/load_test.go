@@ -252,3 +252,20 @@ func TestLoadIsAllOrNothing(t *testing.T) {
 		t.Error("a change that failed has left something")
 	}
 }
+
+func TestReplacedSecretsAreWipedButForPPKsThatWereReadAgain(t *testing.T) {
+	cfg := func(keys ...string) *config.Config {
+		c := new(config.Config)
+		c.IKE.Secrets = []ike.Secret{{Key: []byte(keys[0])}}
+		c.IKE.PPKs = []ike.PPK{{Key: []byte(keys[1])}}
+		return c
+	}
+	was := cfg("the first secret", "the first PPK")
+	wipeReplaced(was, cfg("the second secret", "the first PPK"))
+	if s := string(was.IKE.Secrets[0].Key); strings.Trim(s, "\x00") != "" {
+		t.Errorf("a secret that was replaced is still there: %q", s)
+	}
+	if s := string(was.IKE.PPKs[0].Key); s != "the first PPK" {
+		t.Errorf("a PPK that was read again is %q: handshakes that began before fail", s)
+	}
+}
