@@ -19,15 +19,6 @@ import (
 // viciClient speaks the control protocol by itself, so that it can do what no decent client does.
 type viciClient struct{ net.Conn }
 
-// The packets that it sends and looks for.
-const (
-	viciRequest  = 0
-	viciResponse = 1
-	viciRegister = 3
-	viciConfirm  = 5
-	viciEvent    = 7
-)
-
 func dialVICI(d *postern) (*viciClient, error) {
 	c, err := net.Dial("unix", d.socket())
 	if err != nil {
@@ -69,7 +60,7 @@ func (c *viciClient) await(op byte) ([]byte, error) {
 		if err != nil || got == op {
 			return body, err
 		}
-		if got != viciEvent {
+		if got != vEvent {
 			return nil, fmt.Errorf("packet type %d, want %d", got, op)
 		}
 	}
@@ -77,10 +68,10 @@ func (c *viciClient) await(op byte) ([]byte, error) {
 
 // call runs a command to its response, which has to be a success if it says anything about it.
 func (c *viciClient) call(name string, kv ...string) error {
-	if err := c.send(viciRequest, name, kv...); err != nil {
+	if err := c.send(vCmdRequest, name, kv...); err != nil {
 		return err
 	}
-	body, err := c.await(viciResponse)
+	body, err := c.await(vCmdResponse)
 	if err == nil && strings.Contains(string(body), "success\x00\x02no") {
 		err = fmt.Errorf("%s: %q", name, body)
 	}
@@ -89,10 +80,10 @@ func (c *viciClient) call(name string, kv ...string) error {
 
 func (c *viciClient) register(events ...string) error {
 	for _, e := range events {
-		if err := c.send(viciRegister, e); err != nil {
+		if err := c.send(vEventRegister, e); err != nil {
 			return err
 		}
-		if _, err := c.await(viciConfirm); err != nil {
+		if _, err := c.await(vEventConfirm); err != nil {
 			return fmt.Errorf("registering for %s: %w", e, err)
 		}
 	}
@@ -159,7 +150,7 @@ func startCrowd(t *testing.T, d *postern) *viciCrowd {
 		}
 		for !w.over(50 * time.Millisecond) {
 			_ = c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
-			if err := c.send(viciRequest, "list-sas"); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			if err := c.send(vCmdRequest, "list-sas"); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				<-w.stop // it has been cut off, as it deserves
 				return
 			}
@@ -168,7 +159,7 @@ func startCrowd(t *testing.T, d *postern) *viciCrowd {
 	// Those that ask and leave before the answer, and come again.
 	run(30, func(c *viciClient, i int) {
 		for !w.over(200 * time.Millisecond) {
-			_ = c.send(viciRequest, "list-sas")
+			_ = c.send(vCmdRequest, "list-sas")
 			c.Close()
 			next, err := dialVICI(d)
 			if err != nil {
@@ -176,7 +167,7 @@ func startCrowd(t *testing.T, d *postern) *viciCrowd {
 				return
 			}
 			c = next
-			_ = c.send(viciRegister, "list-sa")
+			_ = c.send(vEventRegister, "list-sa")
 		}
 		c.Close()
 	})
@@ -274,7 +265,7 @@ func TestTwoHundredControlClients(t *testing.T) {
 				err = c.call("rekey", "child", "net")
 			}
 			if err == nil {
-				_, err = l.await(viciEvent)
+				_, err = l.await(vEvent)
 			}
 			rekeyed = append(rekeyed, time.Since(start))
 			if err != nil {
@@ -400,7 +391,7 @@ func TestBadControlInput(t *testing.T) {
 		if _, err = c.Write([]byte(tc.in)); err != nil {
 			t.Errorf("%s: %v", tc.what, err)
 		}
-		if body, err := c.await(viciResponse); err != nil || !strings.Contains(string(body), "success\x00\x02no") || !strings.Contains(string(body), tc.want) {
+		if body, err := c.await(vCmdResponse); err != nil || !strings.Contains(string(body), "success\x00\x02no") || !strings.Contains(string(body), tc.want) {
 			t.Errorf("%s is answered with %q, %v, want success = no and %q", tc.what, body, err, tc.want)
 		}
 		c.Close()
