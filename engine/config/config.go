@@ -11,6 +11,14 @@
 //  4. check.go: defaults that depend on other values, and what contradicts what
 //  5. policy.go: the SPD that follows from [policies] and the children; table.go reads the
 //     first, order.go finds what its order leaves without effect
+//
+// What control clients load in the words of VICI joins it (see [Loaded] and [Config.With]):
+//
+//  1. loaded.go: messages → what was loaded, and what can be said of each by itself
+//  2. with.go: each message → the same tree, which is walked along the same table; charon.go
+//     has the keys that VICI has otherwise
+//  3. creds.go: which certificates, keys and CAs go with which connection
+//  4. check.go, policy.go and order.go again, over both together
 package config
 
 import (

@@ -16,9 +16,9 @@ const CharonPath = "/run/charon.vici"
 // takes their presence for a yes.
 const (
 	CmdVersion    = "version"         // {} => daemon, version, sysname, release, machine
-	CmdStats      = "stats"           // {} => uptime{running since} workers{} queues{} scheduled ikesas{total half-open} plugins[] mallinfo{}
-	CmdReload     = "reload-settings" // {} => success, errmsg
-	CmdInitiate   = "initiate"        // child, ike (alone: without children, or all of them for who knows KeyOurs), timeout (ms; 0 waits, -1 does not), loglevel => success, errmsg; streams control-log
+	CmdStats      = "stats"           // {} => uptime{running since} workers{} queues{} scheduled ikesas{total half-open} plugins[] mallinfo{}; ours: data-path{} counters{}
+	CmdReload     = "reload-settings" // {} => success, errmsg, problems[]
+	CmdInitiate   = "initiate"        // child, ike (alone: without children, or all of them for who knows KeyOurs), timeout (ms; 0 waits, -1 does not), init-limits, loglevel, my-host, other-host => success, errmsg; streams control-log
 	CmdTerminate  = "terminate"       // child, ike, child-id, ike-id, force, timeout (ms), loglevel => success, matches, terminated, errmsg; streams control-log
 	CmdRekey      = "rekey"           // child, ike, child-id, ike-id, reauth => success, matches, errmsg
 	CmdRedirect   = "redirect"        // ike, ike-id, peer-ip (address, subnet or range), peer-id (with *), gateway => success, matches, errmsg
@@ -31,7 +31,7 @@ const (
 	CmdGetAlgs    = "get-algorithms"  // {} => encryption{} integrity{} aead{} and so on: <algorithm> = <who computes it>
 	CmdGetCounts  = "get-counters"    // name, all (yes) => counters{<name>{...}} success, errmsg
 	CmdResetCount = "reset-counters"  // name, all (yes) => success
-	CmdListCerts  = "list-certs"      // type (X509, PUBKEY, ANY), flag (NONE, CA, ANY), subject => {}; streams list-cert
+	CmdListCerts  = "list-certs"      // type (X509, PUBKEY, X509_CRL, OCSP_RESPONSE, ANY), flag (NONE, CA, ANY), subject => {}; streams list-cert
 	CmdSAKeys     = "sa-keys"         // ours: {} => success, errmsg; streams sa-key
 )
 
@@ -76,12 +76,12 @@ const (
 // Events, with charon's names.
 const (
 	EvLog           = "log"            // group, level, thread, ikesa-name, ikesa-uniqueid, msg
-	EvControlLog    = "control-log"    // the same, during initiate and terminate
+	EvControlLog    = "control-log"    // the same without thread, during initiate and terminate
 	EvListSA        = "list-sa"        // <connection>{an IKE SA; child-sas{} must be its last element}
 	EvListConn      = "list-conn"      // <connection>{local_addrs[] remote_addrs[] version ... children{}}
 	EvListPolicy    = "list-policy"    // <connection>/<child>{child ike mode local-ts[] remote-ts[]}
 	EvListSPD       = "list-spd-entry" // ours: number, name, action, direction, ike, child, local-ts[] remote-ts[], counters
-	EvListCert      = "list-cert"      // type, flag, has_privkey, data (DER), and with X509 subject, not-before, not-after (RFC 3339)
+	EvListCert      = "list-cert"      // type, flag, has_privkey, data (DER), subject of a key; ours, with X509: subject, not-before, not-after (RFC 3339)
 	EvListAuthority = "list-authority" // <authority>{cacert crl_uris[] ocsp_uris[]}
 	EvSAKey         = "sa-key"         // ours: line, of Wireshark's table esp_sa
 	EvIKEUpDown     = "ike-updown"     // up (only if so), <connection>{an IKE SA without child-sas}

@@ -26,8 +26,8 @@ type Daemon interface {
 	Busy() int
 	// Counters returns the data path's counters, in a fixed order.
 	Counters() []Counter
-	// Reload reads the daemon's configuration file again. An error means that nothing has
-	// changed.
+	// Reload reads the daemon's configuration again: its file, of which an error means that
+	// nothing has changed, and then what stands beside it.
 	Reload() error
 	// Load changes what clients have loaded, one change at a time; how says what it is about.
 	// Loaded is what they have loaded so far. An error means that nothing has changed.
