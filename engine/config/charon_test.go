@@ -141,9 +141,6 @@ func loadCase(c *viciCase) (*Loaded, error) {
 	case "remote":
 		return l.LoadConn("c", conn(vm(), psk(), m))
 	case "child":
-		if c.key == "rekey_bytes" || c.key == "life_bytes" || c.key == "rekey_packets" || c.key == "life_packets" || c.key == "inactivity" {
-			return l.LoadConn("c", conn(m, psk(), psk()))
-		}
 		return l.LoadConn("c", conn(m, psk(), psk()))
 	case "pool":
 		if c.key != "addrs" {

@@ -29,6 +29,7 @@ type fakeDaemon struct {
 	fetched  map[pki.FetchKind][]byte
 	flushed  []pki.FetchKind
 	stopping error
+	reload   error
 }
 
 // newFake returns a daemon with the configuration of a file.
@@ -50,7 +51,7 @@ func (d *fakeDaemon) Do(f func(Loop)) error {
 func (d *fakeDaemon) About() About           { return About{Version: "1.2.3", HalfOpen: 3, Workers: 2} }
 func (d *fakeDaemon) Busy() int              { return 1 }
 func (d *fakeDaemon) Counters() []Counter    { return []Counter{{"packets", 7}} }
-func (d *fakeDaemon) Reload() error          { return nil }
+func (d *fakeDaemon) Reload() error          { return d.reload }
 func (d *fakeDaemon) Log() *log.Logger       { return log.New(d.t.Output(), log.Error) }
 func (d *fakeDaemon) Loaded() *config.Loaded { return d.loaded }
 

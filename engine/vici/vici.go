@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"postern/engine/config"
 	"postern/engine/control"
 	"postern/engine/log"
 	"postern/ike"
@@ -27,7 +28,7 @@ func (h Handler) Command(name string, req *control.Message, stream func(string, 
 	case control.CmdStats:
 		resp, err = h.stats(req)
 	case control.CmdReload:
-		resp, err = control.Success(), h.D.Reload()
+		resp = h.reload(req)
 	case control.CmdListConns:
 		resp, err = h.listConns(req, stream)
 	case control.CmdListSAs:
@@ -108,6 +109,25 @@ func (h Handler) Command(name string, req *control.Message, stream func(string, 
 	}
 	return resp, true
 }
+
+// reload answers our own client with each problem by itself, others with all of them in one text.
+func (h Handler) reload(req *control.Message) *control.Message {
+	err := h.D.Reload()
+	if err == nil {
+		return control.Success()
+	}
+	ps, ok := errors.AsType[config.Problems](err)
+	if !ok || !ours(req) {
+		return control.Failure(err)
+	}
+	texts := make([]string, len(ps))
+	for i := range ps {
+		texts[i] = ps[i].String()
+	}
+	return control.Failure(errProblems).List(control.KeyProblems, texts...)
+}
+
+var errProblems = errors.New("the configuration has problems, and the one before stays")
 
 func (h Handler) version() *control.Message {
 	about := h.D.About()
