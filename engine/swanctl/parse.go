@@ -136,12 +136,8 @@ var errTooLarge = errors.New("it is too large")
 
 // readFile reads a regular file of at most limit octets.
 func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, bare(err)
-	}
-	defer func() { _ = f.Close() }()
-	fi, err := f.Stat()
+	// Before it is opened: with a FIFO that would wait until somebody writes.
+	fi, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return nil, bare(err)
@@ -150,6 +146,11 @@ func readFile(path string, limit int64) ([]byte, error) {
 	case fi.Size() > limit:
 		return nil, errTooLarge
 	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, bare(err)
+	}
+	defer func() { _ = f.Close() }()
 	text, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, bare(err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"postern/engine/control"
@@ -167,6 +168,13 @@ func TestMissingFilesAreNamed(t *testing.T) {
 	if _, err := Parse(dir); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "swanctl.conf") {
 		t.Error(err)
 	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(fifo); err == nil || !strings.Contains(err.Error(), "not a file") {
+		t.Errorf("a FIFO, which nobody writes to: %v", err)
+	}
 	set, err := Read(write(t, dir, "swanctl.conf", "connections { a { remote {\n cacerts = nosuch.pem\n } } b { } }\nauthorities { c { cacert = /nosuch/x.pem\n } }"))
 	if err != nil {
 		t.Fatal(err)
@@ -257,11 +265,11 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		list, err := Requests(conf)
+		set, err := Read(conf)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range list {
+		for _, r := range set.Requests {
 			if r.Err != nil {
 				continue
 			}

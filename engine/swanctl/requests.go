@@ -56,20 +56,11 @@ func (s *Set) Find(path string) (Position, bool) {
 	return Position{}, false
 }
 
-// Requests reads a configuration with the credentials in the directories beside it and returns
+// Read reads a configuration with the credentials in the directories beside it and returns
 // what swanctl --load-all --noprompt would send for it: load-cert, load-key, load-token,
 // load-shared, load-authority, load-pool and load-conn. path is the file, or the directory with a
 // swanctl.conf. Files in a directory come in the order of their names. The error, if the
 // configuration itself cannot be read, is an *Error.
-func Requests(path string) ([]Request, error) {
-	s, err := Read(path)
-	if err != nil {
-		return nil, err
-	}
-	return s.Requests, nil
-}
-
-// Read is Requests with the warnings.
 func Read(path string) (*Set, error) {
 	path = confFile(path)
 	root, warnings, err := parse(path)
