@@ -65,7 +65,7 @@ func (d daemon) Log() *log.Logger           { return d.e.o.Log }
 func (d daemon) Loaded() *config.Loaded     { return d.e.loads.now() }
 
 func (d daemon) Load(how ike.Change, change func(*config.Loaded) (*config.Loaded, error)) error {
-	return d.e.loadAs(change, how)
+	return d.e.load(how, change)
 }
 
 func (d daemon) About() vici.About {

@@ -60,14 +60,9 @@ func (e *Engine) Reload(cfg *config.Config) error {
 	return nil
 }
 
-// load changes what control clients have loaded, beside the file. An error means that nothing has
-// changed. It may be called from any goroutine but the loop's.
-func (e *Engine) load(change func(*config.Loaded) (*config.Loaded, error)) error {
-	return e.loadAs(change, ike.ChangeConns)
-}
-
-// loadAs is load where it is known how much changes.
-func (e *Engine) loadAs(change func(*config.Loaded) (*config.Loaded, error), how ike.Change) error {
+// load changes what control clients have loaded, beside the file; how says how much changes. An
+// error means that nothing has changed. It may be called from any goroutine but the loop's.
+func (e *Engine) load(how ike.Change, change func(*config.Loaded) (*config.Loaded, error)) error {
 	s := &e.loads
 	s.mu.Lock()
 	defer s.mu.Unlock()

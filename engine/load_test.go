@@ -233,11 +233,11 @@ func TestLoadIsAllOrNothing(t *testing.T) {
 	a := startEngine(t, (&fakeWire{}).host("192.0.2.1"), parse(t, fmt.Sprintf(confA, "", "aes128gcm16", "none")), board.Tiny)
 	was := a.cfg
 	boom := errors.New("boom")
-	if err := a.load(func(*config.Loaded) (*config.Loaded, error) { return nil, boom }); err != boom {
+	if err := a.load(ike.ChangeConns, func(*config.Loaded) (*config.Loaded, error) { return nil, boom }); err != boom {
 		t.Errorf("a change that fails: %v", err)
 	}
 	// More connections than the board has room for.
-	err := a.load(func(l *config.Loaded) (*config.Loaded, error) {
+	err := a.load(ike.ChangeConns, func(l *config.Loaded) (*config.Loaded, error) {
 		var err error
 		for i := 0; i < 2000 && err == nil; i++ {
 			name := fmt.Sprintf("c%d", i)
