@@ -215,7 +215,8 @@ func (l *Loaded) Authorities() []string { return sectionNames(l.copied().authori
 
 // parseCerts parses the certificates and public keys among the values of a message, and those in the
 // files that it names, so that they need not be parsed with each change of something else, and
-// files are read once, when they are loaded. in is the name of the section.
+// files are read once, when they are loaded. Scripts are looked at then, too. in is the name of the
+// section.
 func (s *loadedSection) parseCerts(path, in string, m *control.Message, depth int) error {
 	for _, e := range m.Elements() {
 		here := path + "." + shown(clipName(e.Name))
@@ -238,6 +239,10 @@ func (s *loadedSection) parseCerts(path, in string, m *control.Message, depth in
 				err = s.parseCert(v)
 			case "pubkeys":
 				err = s.parseKey(v)
+			case "updown":
+				if what, hint, unwise := scriptProblem(v); what != "" && !unwise {
+					err = errors.New("updown: " + what + "; " + hint)
+				}
 			case "file":
 				if strings.HasPrefix(in, "cert") || strings.HasPrefix(in, "cacert") {
 					err = s.readCert(v)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -29,36 +30,53 @@ var updownKeys = []key{
 		func(s *scope, n *node) { s.boolean(n, &s.child.updown.HostAccess) }},
 }
 
-// command reads a command of the shell. What file it means is looked at as far as that can be told without
-// the shell: a program's path without quotes and the like.
+// command reads a command of the shell.
 func (s *scope) command(n *node, to *string) {
 	text := strings.TrimSpace(n.text)
-	if len(text) > maxCommand || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if !goodCommand(text) {
 		s.problem(n.at, "put it into a script and write the path of that", "%s must be one line without control characters, of at most %d octets", n.name, maxCommand)
 		return
 	}
 	*to = text
-	program, _, _ := strings.Cut(text, " ")
-	if !strings.Contains(program, "/") || strings.ContainsAny(program, "\"'`$\\|&;<>(){}*?[]~=#!") {
-		return // in PATH, or the shell's own affair
+	switch what, hint, unwise := scriptProblem(text); {
+	case what == "":
+	case unwise:
+		s.warn(n.at, hint, "%s: %s", n.name, what)
+	case s.vici == nil: // LoadConn has looked at it; that it is gone by now must not be in the way of other changes
+		s.problem(n.at, hint, "%s: %s", n.name, what)
 	}
-	const hint = "write the path of an executable file, from the root, and then its arguments"
+}
+
+// goodCommand tells whether a command is one line of sensible length.
+func goodCommand(text string) bool {
+	return len(text) <= maxCommand && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+// scriptProblem looks at the file that a command means, as far as that can be told without the shell: a
+// program's path without quotes and the like. It says what is wrong, or only unwise, and what to do;
+// "" is nothing.
+func scriptProblem(command string) (what, hint string, unwise bool) {
+	program, _, _ := strings.Cut(strings.TrimSpace(command), " ")
+	if !goodCommand(program) || !strings.Contains(program, "/") || strings.ContainsAny(program, "\"'`$\\|&;<>(){}*?[]~=#!") {
+		return "", "", false // in PATH, or the shell's own affair
+	}
+	hint = "write the path of an executable file, from the root, and then its arguments"
 	if program[0] != '/' {
-		s.problem(n.at, hint, "%s %q depends on the directory in which the daemon runs", n.name, program)
-		return
+		return strconv.Quote(clipName(program)) + " depends on the directory in which the daemon runs", hint, false
 	}
 	st, err := os.Stat(program)
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrPermission):
-		s.problem(n.at, hint, "%s: %s cannot be run: %v", n.name, program, reason(err))
+		return program + " cannot be run: " + reason(err).Error(), hint, false
 	case err != nil: // who checks the configuration need not be who runs it
 	case !st.Mode().IsRegular():
-		s.problem(n.at, hint, "%s: %s is not a file", n.name, program)
+		return program + " is not a file", hint, false
 	case st.Mode().Perm()&0o111 == 0:
-		s.problem(n.at, "chmod 755 it", "%s: %s is not executable", n.name, program)
+		return program + " is not executable", "chmod 755 it", false
 	case st.Mode().Perm()&0o022 != 0:
-		s.warn(n.at, "chmod 755 it", "%s: the group or others can change %s, which the daemon runs with all its rights", n.name, program)
+		return "the group or others can change " + program + ", which the daemon runs with all its rights", "chmod 755 it", true
 	}
+	return "", "", false
 }
 
 // finishUpdown keeps the script of a child.

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postern/engine/control"
 )
 
 func init() {
@@ -125,9 +127,23 @@ func TestLoadedChildrenHaveScripts(t *testing.T) {
 			t.Errorf("%s: the file's child has %+v", c.name, got)
 		}
 	}
-	l = must((&Loaded{}).LoadConn("home", pskConn(vm("remote_ts", []string{"10.3.0.0/16"}, "updown", "/nonexistent/updown x"))))
 	const want = "connections.home.children.net.updown: updown: /nonexistent/updown cannot be run"
-	if _, err := file.With(l); err == nil || !strings.Contains(err.Error(), want) {
+	scripted := func(path string) *control.Message {
+		return pskConn(vm("remote_ts", []string{"10.3.0.0/16"}, "updown", path+" x"))
+	}
+	if _, err := (&Loaded{}).LoadConn("home", scripted("/nonexistent/updown")); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("a script that is not there: %v, want %q", err, want)
+	}
+	// One that goes later must not be in the way of what others load.
+	path := filepath.Join(t.TempDir(), "updown")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l = must((&Loaded{}).LoadConn("home", scripted(path)))
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := file.With(l); err != nil || c.Updown("home", "net").Command != path+" x" {
+		t.Errorf("with a script that is gone by now: %v", err)
 	}
 }
