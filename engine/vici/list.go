@@ -15,7 +15,10 @@ import (
 )
 
 func (h Handler) listSAs(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
-	s, _ := selected(req)
+	s, err := selected(req)
+	if err != nil {
+		return nil, err
+	}
 	var views []SA
 	var now time.Duration
 	if err := h.D.Do(func(l Loop) {

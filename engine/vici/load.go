@@ -3,6 +3,7 @@ package vici
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"postern/engine/config"
@@ -135,6 +136,8 @@ func (h Handler) creds(req *control.Message, load func(*config.Loaded, *control.
 	for _, e := range req.Elements() {
 		switch {
 		case e.Name == control.KeyOurs:
+		case slices.ContainsFunc(m.Elements(), func(o control.Element) bool { return o.Name == e.Name }):
+			return fmt.Errorf("%.255s is there twice", e.Name)
 		case e.Kind == control.KindValue:
 			m.Set(e.Name, e.Value)
 		case e.Kind == control.KindList:

@@ -12,7 +12,10 @@ import (
 // redirect sends the clients that the request selects to another gateway. As charon, it
 // does not wait for them.
 func (h Handler) redirect(req *control.Message) (*control.Message, error) {
-	s, named := selected(req)
+	s, err := selected(req)
+	if err != nil {
+		return nil, err
+	}
 	ip, id := req.Get(control.KeyPeerIP), req.Get(control.KeyPeerID)
 	if req.Get(control.KeyGateway) == "" {
 		return nil, errors.New("missing target gateway")
@@ -25,7 +28,7 @@ func (h Handler) redirect(req *control.Message) (*control.Message, error) {
 	if !ok {
 		return nil, errors.New("invalid peer IP selector")
 	}
-	if !named && ip == "" && id == "" {
+	if s == (selection{}) && ip == "" && id == "" {
 		return nil, errors.New("missing redirect selector")
 	}
 	matches, failed := 0, error(nil)

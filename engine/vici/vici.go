@@ -362,12 +362,23 @@ type selection struct {
 	ike, id     uint32
 }
 
-// selected reads a selection; ok is false if the request names nothing.
-func selected(req *control.Message) (s selection, ok bool) {
-	i, _ := req.GetUint(control.KeyIKEID)
-	c, _ := req.GetUint(control.KeyChildID)
-	s = selection{req.Get(control.KeyIKE), req.Get(control.KeyChild), uint32(i), uint32(c)}
-	return s, s != selection{}
+// selected reads a selection; one that is the zero value names nothing. A number that is none must
+// not stand for all.
+func selected(req *control.Message) (s selection, err error) {
+	s = selection{conn: req.Get(control.KeyIKE), child: req.Get(control.KeyChild)}
+	for _, n := range []struct {
+		key string
+		to  *uint32
+	}{{control.KeyIKEID, &s.ike}, {control.KeyChildID, &s.id}} {
+		if text := req.Get(n.key); text != "" {
+			v, bad := strconv.ParseUint(text, 10, 32)
+			if bad != nil {
+				return s, fmt.Errorf("%s %.32q is no number of an SA", n.key, text)
+			}
+			*n.to = uint32(v)
+		}
+	}
+	return s, nil
 }
 
 // children tells whether the selection is about CHILD SAs.
@@ -396,8 +407,11 @@ func (s *selection) find(l Loop, kind ike.CommandKind) []ike.Command {
 }
 
 func (h Handler) terminate(req *control.Message, stream func(string, *control.Message) error) (*control.Message, error) {
-	s, ok := selected(req)
-	if !ok {
+	s, err := selected(req)
+	if err != nil {
+		return nil, err
+	}
+	if s == (selection{}) {
 		return nil, errors.New("missing terminate selector")
 	}
 	timeout, _ := req.GetInt(control.KeyTimeout)
@@ -433,7 +447,6 @@ func (h Handler) terminate(req *control.Message, stream func(string, *control.Me
 			l.Forget(t)
 		}
 	})
-	var err error
 	switch {
 	case matches == 0 && !wished:
 		err = errors.New("no matching SAs to terminate found")
@@ -448,8 +461,11 @@ func (h Handler) terminate(req *control.Message, stream func(string, *control.Me
 }
 
 func (h Handler) rekey(req *control.Message) (*control.Message, error) {
-	s, ok := selected(req)
-	if !ok {
+	s, err := selected(req)
+	if err != nil {
+		return nil, err
+	}
+	if s == (selection{}) {
 		return nil, errors.New("missing rekey selector")
 	}
 	kind := ike.CmdRekey
@@ -466,7 +482,6 @@ func (h Handler) rekey(req *control.Message) (*control.Message, error) {
 	}); err != nil {
 		return nil, err
 	}
-	var err error
 	if matches == 0 {
 		err = errors.New("no matching SAs to rekey found")
 	}
