@@ -55,8 +55,8 @@ type Loop interface {
 	// later, on this goroutine. Forget gives up waiting for it by the tag.
 	Command(c ike.Command, done func(error)) (tag uint64)
 	Forget(tag uint64)
-	// Policies returns the SPD's entries as the configuration has them; it is shared and must
-	// not be changed. Entries returns them with what they have done.
+	// Policies returns the SPD's entries as the configuration has them, in a list that is the
+	// caller's, with selectors that are not. Entries returns them with what they have done.
 	Policies() []Policy
 	Entries() []Entry
 	// Fate tells what becomes of a packet that goes out or comes in.
