@@ -70,6 +70,9 @@ func (e *Engine) load(how ike.Change, change func(*config.Loaded) (*config.Loade
 	if err != nil {
 		return err
 	}
+	if loaded == s.loaded {
+		return nil // clients send all they have, again and again
+	}
 	cfg, err := s.file.With(loaded)
 	if err != nil {
 		return err

@@ -367,12 +367,15 @@ func (s *spd) plainPolicies(list []*policy) []esp.Policy {
 	out := make([]esp.Policy, 0, len(list))
 	// Where entries come with SAs, they come before the kernel knows of them.
 	count := !slices.ContainsFunc(s.spec, func(sp policySpec) bool { return sp.dynamic && sp.via == nil })
+	now := s.cur.Load().list
+	ours, oursNow := sentFrom(list), sentFrom(now)
 	for _, p := range list {
 		if p.via != nil {
 			continue
 		}
 		plain := p.Policy
-		plain.Count = count && p.Action != esp.Bypass && p.Dir.In() && !p.clearGoesOut(list) && !p.clearGoesOut(s.cur.Load().list)
+		plain.Count = count && p.Action != esp.Bypass && p.Dir.In() &&
+			!(meet(ours, p.RemoteTS) && p.clearGoesOut(list)) && !(meet(oursNow, p.RemoteTS) && p.clearGoesOut(now))
 		out = append(out, plain)
 	}
 	return out
@@ -384,8 +387,32 @@ func (s *spd) plainPolicies(list []*policy) []esp.Policy {
 // more of a protocol than the entry does.
 func (p *policy) clearGoesOut(list []*policy) bool {
 	return slices.ContainsFunc(list, func(q *policy) bool {
-		return q.Action == esp.Protect && q.via == nil && q.Dir.Out() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
+		return q.protectsOut() && meet(q.LocalTS, p.RemoteTS) && meet(q.RemoteTS, p.LocalTS)
 	})
+}
+
+func (p *policy) protectsOut() bool { return p.Action == esp.Protect && p.via == nil && p.Dir.Out() }
+
+// sentFrom returns the ranges of addresses from which the entries send into tunnels, joined: mostly
+// few, where the entries are many.
+func sentFrom(list []*policy) (out []esp.Selector) {
+	var all []esp.Selector
+	for _, p := range list {
+		if p.protectsOut() {
+			all = append(all, p.LocalTS...)
+		}
+	}
+	slices.SortFunc(all, func(a, b esp.Selector) int { return a.Start.Compare(b.Start) })
+	for _, s := range all {
+		if n := len(out); n > 0 && s.Start.Compare(out[n-1].End) <= 0 {
+			if out[n-1].End.Less(s.End) {
+				out[n-1].End = s.End
+			}
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // meet tells whether selectors of both lists have an address in common.

@@ -64,9 +64,10 @@ func (c *Child) essence() Child {
 	return e
 }
 
-// keeps tells whether the IKE SAs of s can go on under the configuration c.
-func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret) bool {
-	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || !sameKey(old, now, c) ||
+// keeps tells whether the IKE SAs of s can go on under the configuration c. rekeyed says that old and
+// now differ at all.
+func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret, rekeyed bool) bool {
+	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || rekeyed && !sameKey(old, now, c) ||
 		!sameRounds(s.conn.LocalAuth, c.LocalAuth) || !sameRounds(s.conn.RemoteAuth, c.RemoteAuth) {
 		return false
 	}
@@ -100,9 +101,12 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 	var changed []change
 	replaced := map[*connState]*connState{}
 	fresh := map[*Child]bool{}
+	rekeyed := !slices.EqualFunc(oldSecrets, m.secrets, func(a, b Secret) bool {
+		return a.Any == b.Any && slices.Equal(a.IDs, b.IDs) && constantEqual(a.Key, b.Key)
+	})
 	for _, c := range conns {
 		i := slices.IndexFunc(old, func(s *connState) bool { return s != nil && s.conn.Name == c.Name })
-		if i >= 0 && (creds || m.keeps(old[i], c, oldSecrets, m.secrets) && m.keepsPPKs(old[i], c, oldPPKs)) {
+		if i >= 0 && (creds || m.keeps(old[i], c, oldSecrets, m.secrets, rekeyed) && m.keepsPPKs(old[i], c, oldPPKs)) {
 			s := old[i]
 			old[i] = nil
 			m.conns = append(m.conns, s)

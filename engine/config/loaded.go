@@ -20,7 +20,8 @@ import (
 
 // Loaded is what control clients have loaded, beside the file: connections, credentials, pools
 // and authorities, as VICI names them. It is immutable and may be shared; the zero value, and nil,
-// are empty. Each change returns a new one, so that a change which fails has changed nothing.
+// are empty. Each change returns a new one, so that a change which fails has changed nothing; what is
+// there already, just so, returns the same one.
 //
 // A change looks at what it is given by itself: its form, and whether keys, certificates and
 // lists can be read. What connections say is read by [Config.With], together with everything else,
@@ -145,6 +146,9 @@ func (l *Loaded) LoadConn(name string, m *control.Message) (*Loaded, error) {
 	if err := s.parseCerts("connections."+name, "", m, 0); err != nil {
 		return nil, err
 	}
+	if has(c.conns, &s) {
+		return l, nil
+	}
 	c.conns = put(c.conns, s)
 	return c, nil
 }
@@ -168,7 +172,11 @@ func (l *Loaded) LoadPool(name string, m *control.Message) (*Loaded, error) {
 	if err := checkLoad("pool", name, len(c.pools)); err != nil {
 		return nil, err
 	}
-	c.pools = put(c.pools, loadedSection{name: name, m: m})
+	s := loadedSection{name: name, m: m}
+	if has(c.pools, &s) {
+		return l, nil
+	}
+	c.pools = put(c.pools, s)
 	return c, nil
 }
 
@@ -195,6 +203,9 @@ func (l *Loaded) LoadAuthority(name string, m *control.Message) (*Loaded, error)
 	s := loadedSection{name: name, m: m}
 	if err := s.parseCerts("authorities."+name, "cacert", m, 0); err != nil {
 		return nil, err
+	}
+	if has(c.authorities, &s) {
+		return l, nil
 	}
 	c.authorities = put(c.authorities, s)
 	return c, nil
@@ -382,6 +393,8 @@ func (l *Loaded) LoadShared(m *control.Message) (*Loaded, error) {
 		return o.kind == s.kind && slices.Equal(o.owners, s.owners)
 	})
 	switch {
+	case i >= 0 && c.shared[i].equal(&s):
+		return l, nil
 	case i >= 0:
 		c.shared[i] = s
 	case len(c.shared) >= maxLoaded:
@@ -446,7 +459,7 @@ func (l *Loaded) LoadKey(m *control.Message) (_ *Loaded, id string, err error) {
 	}
 	id = keyID(key.Public())
 	if slices.ContainsFunc(c.keys, func(k *pki.Key) bool { return k.Public().Equal(key.Public()) }) {
-		return c, id, nil // the same again, which conns may rest on
+		return l, id, nil // the same again, which conns may rest on
 	}
 	if len(c.keys) >= maxLoaded {
 		return nil, "", fmt.Errorf("%d keys are loaded already, and no more can be", len(c.keys))
@@ -501,7 +514,7 @@ func (l *Loaded) LoadCert(m *control.Message) (*Loaded, error) {
 			return nil, fmt.Errorf("data: no public key: %w", err)
 		}
 		if slices.ContainsFunc(c.pubkeys, func(o *pki.PublicKey) bool { return o.Equal(k) }) {
-			return c, nil
+			return l, nil
 		}
 		if len(c.pubkeys) >= maxLoaded {
 			return nil, fmt.Errorf("%d public keys are loaded already, and no more can be", len(c.pubkeys))
@@ -540,7 +553,7 @@ func (l *Loaded) LoadCert(m *control.Message) (*Loaded, error) {
 	i := slices.IndexFunc(c.certs, func(o loadedCert) bool { return o.Equal(lc.Cert) })
 	switch {
 	case i >= 0 && c.certs[i].flag >= lc.flag:
-		return c, nil
+		return l, nil
 	case i >= 0:
 		c.certs[i] = lc
 	case len(c.certs) >= maxLoaded:

@@ -78,6 +78,9 @@ const mostPairs = 4096
 
 // coversBoth tells whether every packet that matches narrow, at both ends, matches wide.
 func coversBoth(wideL, wideR, narrowL, narrowR []esp.Selector) bool {
+	if !near(wideR, narrowR) || !near(wideL, narrowL) {
+		return false // the most of those that are compared: each with all before it
+	}
 	if covers(wideL, narrowL) && covers(wideR, narrowR) {
 		return true
 	}
@@ -92,6 +95,19 @@ func coversBoth(wideL, wideR, narrowL, narrowR []esp.Selector) bool {
 		some = true
 		return !eachPair(wideL, wideR, func(wl, wr *esp.Selector) bool { return wl.Contains(*nl) && wr.Contains(*nr) })
 	}) && some
+}
+
+// near tells whether the addresses of one selector in narrow, if there is any, lie within those of one
+// in wide.
+func near(wide, narrow []esp.Selector) bool {
+	for i := range narrow {
+		for j := range wide {
+			if wide[j].Start.Compare(narrow[i].Start) <= 0 && narrow[i].End.Compare(wide[j].End) <= 0 {
+				return true
+			}
+		}
+	}
+	return len(narrow) == 0
 }
 
 // overlap tells whether a packet can match both pairs of selectors.
