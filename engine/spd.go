@@ -396,10 +396,10 @@ func (p *policy) protectsOut() bool { return p.Action == esp.Protect && p.via ==
 // sentFrom returns the ranges of addresses from which the entries send into tunnels, joined: mostly
 // few, where the entries are many.
 func sentFrom(list []*policy) (out []esp.Selector) {
-	var all []esp.Selector
+	var all, last []esp.Selector
 	for _, p := range list {
-		if p.protectsOut() {
-			all = append(all, p.LocalTS...)
+		if p.protectsOut() && !slices.Equal(p.LocalTS, last) {
+			all, last = append(all, p.LocalTS...), p.LocalTS
 		}
 	}
 	slices.SortFunc(all, func(a, b esp.Selector) int { return a.Start.Compare(b.Start) })

@@ -64,7 +64,7 @@ type Ports struct {
 
 // Config is all that the machine is configured with. The machine copies connections and
 // children and keeps what their fields point to, which the caller must not change
-// afterwards.
+// afterwards. The same pointer to a connection again says that nothing of it is another.
 type Config struct {
 	Conns   []*Conn
 	Secrets []Secret

@@ -67,8 +67,11 @@ func (c *Child) essence() Child {
 // keeps tells whether the IKE SAs of s can go on under the configuration c. rekeyed says that old and
 // now differ at all.
 func (m *Machine) keeps(s *connState, c *Conn, old, now []Secret, rekeyed bool) bool {
-	if !reflect.DeepEqual(s.conn.essence(), c.essence()) || rekeyed && !sameKey(old, now, c) ||
-		!sameRounds(s.conn.LocalAuth, c.LocalAuth) || !sameRounds(s.conn.RemoteAuth, c.RemoteAuth) {
+	if rekeyed && !sameKey(old, now, c) {
+		return false
+	}
+	if s.from != c && (!reflect.DeepEqual(s.conn.essence(), c.essence()) ||
+		!sameRounds(s.conn.LocalAuth, c.LocalAuth) || !sameRounds(s.conn.RemoteAuth, c.RemoteAuth)) {
 		return false
 	}
 	for i := range m.sas {
@@ -113,7 +116,7 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 			changed = append(changed, change{s, m.adapt(s, c, fresh)})
 			continue
 		}
-		n := &connState{conn: c.clone(), retryAt: never}
+		n := &connState{conn: c.clone(), from: c, retryAt: never}
 		m.conns = append(m.conns, n)
 		for _, k := range n.conn.Children {
 			fresh[k] = true
@@ -141,6 +144,10 @@ func (m *Machine) configureConns(conns []*Conn, oldSecrets []Secret, oldPPKs []P
 // adapt changes the configuration of a connection in place and returns the children that
 // are configured no more. It adds those to fresh that are new or start otherwise than before.
 func (m *Machine) adapt(s *connState, c *Conn, fresh map[*Child]bool) (gone []*Child) {
+	if s.from == c {
+		return nil
+	}
+	s.from = c
 	was, had := *s.conn, s.conn.Children
 	var kids []*Child
 	for _, n := range c.Children {

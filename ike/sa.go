@@ -168,6 +168,7 @@ func (c *Child) permanent() bool {
 // connState is what the machine knows of a connection beside its SAs.
 type connState struct {
 	conn     *Conn
+	from     *Conn // of which conn is a copy, as configured
 	wanted   []wish
 	tries    int           // attempts since the last success
 	retryAt  time.Duration // next attempt

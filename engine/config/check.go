@@ -528,7 +528,10 @@ func (l *loader) checkOrder() {
 			if ch.placed || ch.t.bad || !good(ch.t, "local_ts", "remote_ts") || !good(c.t, "local_addrs", "remote_addrs") {
 				continue
 			}
-			k := identity(ch, policies[i])
+			if ch.identity == "" {
+				ch.identity = identity(ch, policies[i])
+			}
+			k := ch.identity
 			if other := same[c.Name+" "+k]; other == nil {
 				same[c.Name+" "+k] = ch
 			} else if other.Interface != ch.Interface {

@@ -99,7 +99,8 @@ type Config struct {
 	// authorities are all of what [Config.With] returned.
 	authorities []*authority
 	read        fileParts // for With
-	elements    []string  // names of elements that clients have loaded; see pos.element
+	elements    []string  // names of elements that clients have loaded; see pos.loaded
+	parts       map[int]*part
 }
 
 // Daemon is the section [daemon].
@@ -328,7 +329,7 @@ func (l *loader) load(data []byte) (*Config, error) {
 	if len(l.problems) > 0 {
 		return nil, l.problems.sorted()
 	}
-	l.cfg.read = fileParts{l.order, l.conns, l.pools, l.authorities, l.intermediates}
+	l.cfg.read = fileParts{l.order, l.conns, l.pools, l.authorities, l.intermediates, new(memo)}
 	l.cfg.warnings = l.cfg.warnings.sorted()
 	return l.cfg, nil
 }

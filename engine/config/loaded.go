@@ -51,7 +51,8 @@ type loadedShared struct {
 	id     string // by which it is replaced and unloaded; "": by its owners
 	kind   sharedKind
 	owners []string
-	key    []byte // nil of kinds that nothing here uses
+	ids    []ike.ID // the owners of one for IKE, but those that are anybody
+	key    []byte   // nil of kinds that nothing here uses
 }
 
 // sharedKind is what a shared secret is for.
@@ -368,8 +369,12 @@ func (l *Loaded) LoadShared(m *control.Message) (*Loaded, error) {
 		return nil, errors.New("data: the secret is empty")
 	case kind == sharedIKE:
 		for _, o := range s.owners {
-			if _, err := ike.ParseIDString(o); err != nil {
+			id, err := ike.ParseIDString(o)
+			if err != nil {
 				return nil, fmt.Errorf("owners: %w", err)
+			}
+			if id != (ike.ID{}) { // which does not narrow anything
+				s.ids = append(s.ids, id)
 			}
 		}
 	case kind == sharedPPK:

@@ -35,6 +35,7 @@ type child struct {
 
 	classes  *Classes // nil: none
 	priority uint32   // as of a mark
+	identity string   // of checkOrder; "": not known yet
 }
 
 // where returns the place of a key of table t, or of the table if it has no such key.

@@ -19,10 +19,11 @@ type fileParts struct {
 	pools         []*poolTable
 	authorities   []*authority
 	intermediates []*pki.Cert
+	memo          *memo
 }
 
 // loaded tells whether a place is an element that a client has loaded: its line is negative and
-// counts the names in Config.elements.
+// counts the names in Config.elements, or those of the part that its column is the number of.
 func (p pos) loaded() bool { return p.line < 0 }
 
 // inLine says for people, behind what stands there, in which line of the file a place is.
@@ -45,8 +46,12 @@ func (l *loader) clash(at pos, hint, format string, args ...any) {
 // placed gives problems with such places the names of their elements.
 func (c *Config) placed(ps Problems) Problems {
 	for i := range ps {
-		if n := -ps[i].Line; n > 0 && n <= len(c.elements) {
-			ps[i].File, ps[i].Line, ps[i].Col = c.elements[n-1], 0, 0
+		names := c.elements
+		if p := c.parts[ps[i].Col]; p != nil {
+			names = p.cfg.elements
+		}
+		if n := -ps[i].Line; n > 0 && n <= len(names) {
+			ps[i].File, ps[i].Line, ps[i].Col = names[n-1], 0, 0
 		}
 	}
 	return ps
@@ -73,78 +78,61 @@ func (c *Config) With(l *Loaded) (*Config, error) {
 	ld := &loader{cfg: &cfg, order: c.read.order, readSecret: readSecretFile, vici: &dialect{loaded: l},
 		authorities: slices.Clip(c.read.authorities), intermediates: slices.Clip(c.read.intermediates)}
 	ld.vici.l, ld.vici.fileAuthorities = ld, c.read.authorities
+	c.read.memo.mu.Lock()
+	defer c.read.memo.mu.Unlock()
 	cfg.IKE.Conns, cfg.marks, cfg.warnings, cfg.elements = nil, nil, nil, nil
-	cfg.shunts, cfg.domains, cfg.headers = slices.Clip(cfg.shunts), maps.Clone(cfg.domains), maps.Clone(cfg.headers)
+	cfg.shunts, cfg.domains, cfg.headers, cfg.updowns = slices.Clip(cfg.shunts), maps.Clone(cfg.domains), maps.Clone(cfg.headers), maps.Clone(cfg.updowns)
 	cfg.devices = slices.Clone(cfg.devices)
 	for i := range cfg.devices {
 		cfg.devices[i].Addrs = slices.Clip(cfg.devices[i].Addrs)
 	}
 
-	ld.readLoaded()
-	ld.finishLoaded(c)
+	parts := ld.readParts(c.read.memo)
+	cfg.parts = make(map[int]*part, len(parts))
+	ld.readLoaded("pools", l.pools)
+	ld.readLoaded("authorities", l.authorities)
+	ld.finishLoaded(c, parts)
 	if len(ld.problems) > 0 {
 		return nil, cfg.placed(ld.problems)
 	}
 	cfg.warnings = append(slices.Clip(c.warnings), cfg.placed(cfg.warnings)...)
-	cfg.forgetElements()
+	cfg.elements = nil
 	cfg.authorities = ld.authorities
+	c.read.memo.keep(l, parts)
 	return &cfg, nil
 }
 
-// readLoaded walks all sections that clients have loaded.
-func (l *loader) readLoaded() {
+// readLoaded walks sections that clients have loaded.
+func (l *loader) readLoaded(kind string, list []loadedSection) {
 	root := &scope{loader: l}
-	for _, kind := range []struct {
-		name string
-		list []loadedSection
-	}{
-		{"connections", l.vici.loaded.conns}, {"pools", l.vici.loaded.pools}, {"authorities", l.vici.loaded.authorities},
-	} {
-		sb := rootSection.sub(kind.name)
-		for i := range kind.list {
-			s := &kind.list[i]
-			l.vici.cur = s
-			t := l.vici.tree(s.m, s.name, kind.name+"."+s.name, 0)
-			to := sb.scope(root, t)
-			if c := to.conn; c != nil {
-				c.DPDDelay, c.KeyingTries = 0, viciKeyingTries
-			}
-			l.walk(sb.sec, t, to)
-			if c := to.conn; c != nil && c.ReauthTime > 0 && t.get("rekey_time") == nil {
-				c.RekeyTime = 0
-			}
+	sb := rootSection.sub(kind)
+	for i := range list {
+		s := &list[i]
+		l.vici.cur = s
+		t := l.vici.tree(s.m, s.name, kind+"."+s.name, 0)
+		to := sb.scope(root, t)
+		if c := to.conn; c != nil {
+			c.DPDDelay, c.KeyingTries = 0, viciKeyingTries
+		}
+		l.walk(sb.sec, t, to)
+		if c := to.conn; c != nil && c.ReauthTime > 0 && t.get("rekey_time") == nil {
+			c.RekeyTime = 0
 		}
 	}
 }
 
 // finishLoaded fills in defaults and looks for contradictions, as check does for a file, in what
 // was loaded, and between that and the file.
-func (l *loader) finishLoaded(file *Config) {
+func (l *loader) finishLoaded(file *Config, parts []*part) {
 	c := l.cfg
-	l.partShunts()
-	for _, conn := range l.conns {
-		l.finishConn(conn)
-		for _, ch := range conn.children {
-			l.finishChild(ch)
-			l.quietActions(ch)
-			ch.KeepIKE = ch.Inactivity > 0 // as strongSwan does
-			l.finishHeaders(ch)
-			c.marks = append(c.marks, mark{conn.t.key, ch.t.key, ch.classes, ch.priority})
-			if ch.priority > 0 {
-				if c.fixed == nil {
-					c.fixed = map[*ike.Child]uint32{}
-				}
-				c.fixed[ch.Child] = ch.priority
-			}
-			l.addDevice(ch)
-		}
-	}
 	l.loadSecrets()
 	l.loadPools(file)
 	l.loadTrust()
-	for _, conn := range l.conns {
-		l.vici.findCreds(conn)
-		l.finishAuth(conn)
+	for _, p := range parts {
+		if p.new() {
+			l.finishPart(file.read.memo, p)
+		}
+		l.add(p)
 	}
 	for _, conn := range l.conns {
 		if file.Conn(conn.Name) != nil {
@@ -152,13 +140,6 @@ func (l *loader) finishLoaded(file *Config) {
 		}
 		if conn.Name == ManualConn && len(c.Manual) > 0 {
 			l.problem(conn.t.key, "give it another name", "connection %s has the name that stands for all manual SAs, which the file has", conn.Name)
-		}
-		l.checkConn(conn)
-		l.checkLocalPort(conn)
-		l.checkVirtual(conn)
-		l.checkPooled(conn)
-		for _, ch := range conn.children {
-			l.checkChild(ch)
 		}
 	}
 	c.IKE.Conns = append(slices.Clip(file.IKE.Conns), c.IKE.Conns...)
@@ -198,32 +179,6 @@ func (l *loader) quietActions(c *child) {
 	}
 }
 
-// forgetElements keeps the names of only those elements whose places are needed later.
-func (c *Config) forgetElements() {
-	var kept []string
-	keep := func(p *pos) {
-		if !p.loaded() {
-			return
-		}
-		name := c.elements[-p.line-1]
-		if len(kept) == 0 || kept[len(kept)-1] != name {
-			kept = append(kept, name)
-		}
-		p.line = -len(kept)
-	}
-	for i := range c.marks {
-		keep(&c.marks[i].conn)
-		keep(&c.marks[i].child)
-	}
-	for i := range c.shunts {
-		keep(&c.shunts[i].at)
-	}
-	for i := range c.devices {
-		keep(&c.devices[i].at)
-	}
-	c.elements = kept
-}
-
 // loadPools adds the pools to those of the file.
 func (l *loader) loadPools(file *Config) {
 	all := slices.Clip(l.cfg.IKE.Pools)
@@ -249,13 +204,7 @@ func (l *loader) loadSecrets() {
 		at := l.vici.place("secrets." + shown(s.name()))
 		switch s.kind {
 		case sharedIKE:
-			secret := ike.Secret{Name: s.name(), Key: s.key, Any: true}
-			for _, o := range s.owners {
-				// One for anybody does not narrow anything.
-				if id, err := ike.ParseIDString(o); err == nil && id != (ike.ID{}) {
-					secret.IDs = append(secret.IDs, id)
-				}
-			}
+			secret := ike.Secret{Name: s.name(), Key: s.key, Any: true, IDs: s.ids}
 			if len(s.key) < minSecretLen {
 				l.warn(at, `"postern psk" makes a good one`, "the key is only %d octets long and can be guessed; use %d or more", len(s.key), minSecretLen)
 			}
@@ -296,6 +245,7 @@ type dialect struct {
 	l      *loader
 	loaded *Loaded
 	cur    *loadedSection // that is walked
+	number int            // of its part
 
 	fileAuthorities []*authority
 }
@@ -303,7 +253,7 @@ type dialect struct {
 // place makes a place of the name of an element.
 func (d *dialect) place(path string) pos {
 	d.l.cfg.elements = append(d.l.cfg.elements, path)
-	return pos{-len(d.l.cfg.elements), 0}
+	return pos{-len(d.l.cfg.elements), d.number}
 }
 
 // viciKeyingTries is strongSwan's default, see defaultKeyingTries.
