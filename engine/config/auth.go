@@ -70,9 +70,9 @@ func (s *scope) openRound(n *node, side authSide, i int) *scope {
 
 func (c *conn) rounds(side authSide) *rounds {
 	if side == ourSide {
-		return &c.locals
+		return c.locals
 	}
-	return &c.remotes
+	return c.remotes
 }
 
 var (

@@ -161,7 +161,7 @@ func (p *part) slim() {
 		return n
 	}
 	for _, c := range p.conns {
-		c.t, c.locals, c.remotes = table(c.t), rounds{}, rounds{}
+		c.t, c.locals, c.remotes = table(c.t), nil, nil
 		for _, ch := range c.children {
 			ch.t = table(ch.t, "remote_ts", "interface")
 		}

@@ -17,8 +17,8 @@ import (
 type conn struct {
 	*ike.Conn
 	t        *node
-	locals   rounds
-	remotes  rounds
+	locals   *rounds // these two are large; nil, once a part is finished
+	remotes  *rounds
 	children []*child // those with SAs, once they are parted from the others
 }
 
@@ -70,6 +70,7 @@ func (s *scope) openConn(n *node) *scope {
 		RetryTries:   defaultRetryTries,
 		FragmentSize: defaultFragmentSize,
 	}}
+	c.locals, c.remotes = new(rounds), new(rounds)
 	c.locals[0].id, c.remotes[0].id = &c.LocalID, &c.RemoteID
 	s.conns = append(s.conns, c)
 	s.cfg.IKE.Conns = append(s.cfg.IKE.Conns, c.Conn)
