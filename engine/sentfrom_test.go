@@ -8,7 +8,7 @@ import (
 	"postern/esp"
 )
 
-// The joined ranges meet what one of the entries meets, and nothing else.
+// The ranges meet what one of the entries meets, and nothing else.
 func TestSentFromIsTheUnion(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	selector := func() esp.Selector {

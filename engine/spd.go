@@ -393,24 +393,16 @@ func (p *policy) clearGoesOut(list []*policy) bool {
 
 func (p *policy) protectsOut() bool { return p.Action == esp.Protect && p.via == nil && p.Dir.Out() }
 
-// sentFrom returns the ranges of addresses from which the entries send into tunnels, joined: mostly
+// sentFrom returns the ranges of addresses from which the entries send into tunnels, each once: mostly
 // few, where the entries are many.
 func sentFrom(list []*policy) (out []esp.Selector) {
-	var all, last []esp.Selector
 	for _, p := range list {
-		if p.protectsOut() && !slices.Equal(p.LocalTS, last) {
-			all, last = append(all, p.LocalTS...), p.LocalTS
-		}
-	}
-	slices.SortFunc(all, func(a, b esp.Selector) int { return a.Start.Compare(b.Start) })
-	for _, s := range all {
-		if n := len(out); n > 0 && s.Start.Compare(out[n-1].End) <= 0 {
-			if out[n-1].End.Less(s.End) {
-				out[n-1].End = s.End
+		for i := 0; i < len(p.LocalTS) && p.protectsOut(); i++ {
+			s := &p.LocalTS[i]
+			if !slices.ContainsFunc(out, func(o esp.Selector) bool { return o.Start.Compare(s.Start) <= 0 && s.End.Compare(o.End) <= 0 }) {
+				out = append(out, *s)
 			}
-			continue
 		}
-		out = append(out, s)
 	}
 	return out
 }
