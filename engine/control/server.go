@@ -495,6 +495,14 @@ func (c *client) next(buf []byte) (p Packet, grown []byte, large bool, err error
 		return p, buf, false, err
 	}
 	if left > largeRequest {
+		// What waits for this client's own command keeps no place from others. Nobody else
+		// starts one.
+		select {
+		case c.busy <- struct{}{}:
+			<-c.busy
+		case <-c.gone:
+			return p, buf, false, ErrGone
+		}
 		t := time.NewTimer(c.s.receive)
 		defer t.Stop()
 		select {
