@@ -103,7 +103,7 @@ var viciCases = []viciCase{
 	{"pool", "addrs", "10.8.0.0/24", ""}, {"pool", "addrs", "10.8.0.5/24", ""}, {"pool", "addrs", "10.8.0.10-10.8.0.20", ""}, {"pool", "addrs", "x", "not an address"},
 	{"pool", "dns", "10.1.0.1, 2001:db8::53", ""}, {"pool", "dns", "x", "not an address"}, {"pool", "nbns", []string{"10.1.0.2"}, ""},
 	{"pool", "subnet", "10.1.0.0/16", ""}, {"pool", "split_include", "10.2.0.0/16", ""}, {"pool", "split_exclude", "10.3.0.0/16", refused},
-	{"pool", "dhcp", "10.1.0.3", refused}, {"pool", "netmask", "255.255.255.0", refused}, {"pool", "server", "10.1.0.4", refused}, {"pool", "25", "x", "unknown key"},
+	{"pool", "dhcp", "10.1.0.3", refused}, {"pool", "netmask", "255.255.255.0", refused}, {"pool", "server", "10.1.0.4", refused}, {"pool", "25", "x", refused},
 
 	{"authority", "cacert", "nonsense", "no certificate"}, {"authority", "file", "/nowhere/ca.pem", "cannot read"}, {"authority", "handle", "00", refused},
 	{"authority", "slot", "0", refused}, {"authority", "module", "x", refused},

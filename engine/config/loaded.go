@@ -246,7 +246,7 @@ func (s *loadedSection) parseCerts(path, in string, m *control.Message, depth in
 		}
 		for _, v := range values {
 			var err error
-			switch e.Name {
+			switch strings.ToLower(e.Name) {
 			case "certs", "cacerts", "cacert":
 				err = s.parseCert(v)
 			case "pubkeys":

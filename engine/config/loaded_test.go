@@ -92,3 +92,22 @@ func TestProblemOfLoadedNamesTheElement(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 }
+
+// strongSwan takes the names of keys in any letter case.
+func TestKeysInAnyLetterCase(t *testing.T) {
+	must := mustLoad(t)
+	m := pskConn(vm("Rekey_Time", "77m", "REMOTE_TS", []string{"10.2.0.0/16"}))
+	m.Set("DPD_Delay", "9")
+	c, err := emptyFile(t).With(must((&Loaded{}).LoadConn("c", m)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := c.IKE.Conns[0]
+	if conn.DPDDelay != 9*time.Second || conn.Children[0].RekeyTime != 77*time.Minute || conn.Children[0].RemoteTS[0].Dynamic {
+		t.Errorf("read as %+v with %+v", conn, conn.Children[0])
+	}
+	m.Set("dpd_delay", "10")
+	if _, err := emptyFile(t).With(must((&Loaded{}).LoadConn("c", m))); err == nil || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("the same key in two ways: %v", err)
+	}
+}

@@ -272,6 +272,9 @@ func (d *dialect) tree(m *control.Message, name, path string, depth int) *node {
 			d.l.problem(d.place(here), "", "sections are nested deeper than anything here")
 			continue
 		}
+		if e.Kind != control.KindSection {
+			e.Name = strings.ToLower(e.Name) // strongSwan takes keys either way
+		}
 		if t.get(e.Name) != nil {
 			d.l.problem(d.place(here), "keep one of the two", "it is there twice")
 			continue
@@ -384,6 +387,11 @@ func (d *dialect) walk(sec *section, n *node, s *scope) bool {
 	}
 	if n.kind == kindTable || n.kind == kindTables {
 		return false
+	}
+	if sec == poolSection && strings.Trim(n.name, "0123456789") == "" {
+		n.bad = true
+		d.l.problem(n.at, "take it out", "attribute %s cannot be honoured: only those that have names here are given to clients", n.name)
+		return true
 	}
 	k := viciKeys[sec.path].find(n.name)
 	if k == nil {
