@@ -976,7 +976,6 @@ var vAllowed = []vAllow{
 	{".*", "(ike|child)-[a-z]+ event(#[0-9]+)?/.*/tasks-(active|passive|queued)", "missing", "what a daemon is busy with inside while it tells of something is its own affair"},
 	{"gateway: .*", "get-pools reply/[a-z]+/base", "value", "a pool is made of ranges here, and begins with the first address that it gives out"},
 	{"gateway: .*", "get-pools reply/[a-z]+", "order", "charon has them in the order of a hash table"},
-	{".*: --list-sas.*", "list-sa event/site/child-sas/net-child[0-9]+", "extra", "an IKE SA that is initiated by itself brings the children of its connection"},
 	{"policies: .*", "list-(conn|policy|sa) event[^/]*(/ports)?/.*/remote-ts", "value", "ports are written as numbers: a small router has no /etc/services"},
 	{"policies: --list-conns.*", "list-conn event(#[0-9]+)?/(hosts|shunts)/version", "value", "IKEv1 is not spoken, whatever the connection leaves open"},
 	{"policies: --list-conns.*", "list-conn event(#[0-9]+)?/shunts/(local|remote)-1/class", "extra", "a round that says nothing means a secret here"},
