@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,9 @@ const (
 	refusePatience = time.Second
 	// closePatience bounds how long Close waits for running commands.
 	closePatience = 2 * time.Second
+	// crowd is from how many clients on their memory is given back to the system when most of
+	// them have gone: the collector by itself takes minutes, on a router that has other uses for it.
+	crowd = 16
 	// acceptPause keeps a server that is out of file descriptors from spinning.
 	acceptPause = 100 * time.Millisecond
 )
@@ -86,6 +90,7 @@ type Server struct {
 
 	mu     sync.Mutex
 	open   map[*client]struct{}
+	most   int // open at once, since there were few
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -163,6 +168,7 @@ func (s *Server) admit(c *client) (ok, madeRoom bool) {
 		madeRoom = true
 	}
 	s.open[c] = struct{}{}
+	s.most = max(s.most, len(s.open))
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
@@ -173,7 +179,14 @@ func (s *Server) admit(c *client) (ok, madeRoom bool) {
 		c.busy <- struct{}{}
 		s.mu.Lock()
 		delete(s.open, c)
+		over := s.most >= crowd && len(s.open) <= s.most/4
+		if over {
+			s.most = len(s.open)
+		}
 		s.mu.Unlock()
+		if over {
+			debug.FreeOSMemory()
+		}
 	}()
 	return true, madeRoom
 }
