@@ -280,6 +280,7 @@ func TestTwoHundredControlClients(t *testing.T) {
 	without := measure("alone")
 	// The first crowd makes the heap as large as it gets.
 	first := startCrowd(t, a)
+	measure("among the first 200 clients")
 	if !eventually(20*time.Second, func() bool { return first.answered() >= 60 }) {
 		t.Errorf("30 clients that ask and read got %d answers", first.answered())
 	}
