@@ -125,11 +125,6 @@ func (h Handler) unloadShared(req *control.Message) error {
 	})
 }
 
-// list answers with the names of what clients have loaded.
-func list(key string, names []string) *control.Message {
-	return new(control.Message).List(key, names...)
-}
-
 // creds loads a message about credentials, without the key that only we send.
 func (h Handler) creds(req *control.Message, load func(*config.Loaded, *control.Message) (*config.Loaded, error)) error {
 	m := new(control.Message)

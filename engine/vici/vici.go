@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,93 +20,14 @@ type Handler struct{ D Daemon }
 
 // Command implements control.Handler.
 func (h Handler) Command(name string, req *control.Message, stream func(string, *control.Message) error) (*control.Message, bool) {
-	var resp *control.Message
-	var err error
-	h.noteOrder(name, req)
-	switch name {
-	case control.CmdVersion:
-		resp = h.version()
-	case control.CmdStats:
-		resp, err = h.stats(req)
-	case control.CmdReload:
-		resp = h.reload(req)
-	case control.CmdListConns:
-		resp, err = h.listConns(req, stream)
-	case control.CmdListSAs:
-		resp, err = h.listSAs(req, stream)
-	case control.CmdListPols:
-		resp, err = h.listPolicies(req, stream)
-	case control.CmdListSPD:
-		resp, err = h.listSPD(stream)
-	case control.CmdTestPolicy:
-		resp, err = h.testPolicy(req)
-	case control.CmdGetPools:
-		resp, err = h.getPools(req)
-	case control.CmdListCerts:
-		resp, err = h.listCerts(req, stream)
-	case control.CmdGetAlgs:
-		resp = getAlgorithms()
-	case control.CmdGetCounts:
-		resp, err = h.getCounters(req)
-	case control.CmdResetCount:
-		resp, err = h.resetCounters(req)
-	case control.CmdSAKeys:
-		resp, err = h.saKeys(stream)
-	case control.CmdInitiate:
-		resp, err = control.Success(), h.initiate(req, stream)
-	case control.CmdTerminate:
-		resp, err = h.terminate(req, stream)
-	case control.CmdRekey:
-		resp, err = h.rekey(req)
-	case control.CmdRedirect:
-		resp, err = h.redirect(req)
-	case control.CmdInstall:
-		resp, err = control.Success(), h.install(req)
-	case control.CmdUninstall:
-		resp, err = control.Success(), h.uninstall(req)
-	case control.CmdLoadConn:
-		resp, err = control.Success(), h.loadConn(req)
-	case control.CmdUnloadConn:
-		resp, err = control.Success(), h.unloadConn(req)
-	case control.CmdGetConns:
-		resp = list(control.KeyConns, h.D.Loaded().ConnNames())
-	case control.CmdLoadShared:
-		resp, err = control.Success(), h.loadShared(req)
-	case control.CmdUnloadShared:
-		resp, err = control.Success(), h.unloadShared(req)
-	case control.CmdGetShared:
-		resp = list(control.KeyKeys, h.D.Loaded().SharedIDs())
-	case control.CmdLoadKey:
-		resp, err = h.loadKey(req)
-	case control.CmdUnloadKey:
-		resp, err = control.Success(), h.unloadKey(req)
-	case control.CmdGetKeys:
-		resp = list(control.KeyKeys, h.D.Loaded().KeyIDs())
-	case control.CmdLoadToken:
-		err = errNoToken
-	case control.CmdLoadCert:
-		resp, err = control.Success(), h.loadCert(req)
-	case control.CmdLoadPool:
-		resp, err = control.Success(), h.loadPool(req)
-	case control.CmdUnloadPool:
-		resp, err = control.Success(), h.unloadPool(req)
-	case control.CmdLoadAuthority:
-		resp, err = control.Success(), h.loadAuthority(req)
-	case control.CmdUnloadAuthority:
-		resp, err = control.Success(), h.unloadAuthority(req)
-	case control.CmdGetAuthorities:
-		resp = list(control.KeyAuthorities, h.D.Loaded().Authorities())
-	case control.CmdListAuthorities:
-		resp, err = h.listAuthorities(req, stream)
-	case control.CmdClearCreds:
-		resp, err = control.Success(), h.clearCreds()
-	case control.CmdFlushCerts:
-		resp, err = control.Success(), h.flushCerts(req)
-	default:
+	i := slices.IndexFunc(commands, func(c command) bool { return c.name == name })
+	if i < 0 {
 		return nil, false
 	}
+	h.noteOrder(name, req)
+	resp, err := commands[i].run(h, req, stream)
 	if err != nil {
-		return control.Failure(err), true
+		resp = control.Failure(err)
 	}
 	return resp, true
 }
