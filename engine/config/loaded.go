@@ -136,94 +136,91 @@ func checkLoad(what, name string, n int) error {
 
 func clipName(s string) string { return s[:min(len(s), maxName)] }
 
+// sectionKind is a kind of sections that clients load.
+type sectionKind struct {
+	what, path string // for people: "connection" and "connections"
+	certs      bool   // there may be certificates in it, and files and scripts
+	within     string // the name of what they stand in
+	of         func(*Loaded) *[]loadedSection
+}
+
+var (
+	loadedConns       = sectionKind{"connection", "connections", true, "", func(l *Loaded) *[]loadedSection { return &l.conns }}
+	loadedPools       = sectionKind{"pool", "pools", false, "", func(l *Loaded) *[]loadedSection { return &l.pools }}
+	loadedAuthorities = sectionKind{"authority", "authorities", true, "cacert", func(l *Loaded) *[]loadedSection { return &l.authorities }}
+)
+
+// load takes a section in the place of one of the same name.
+func (k *sectionKind) load(l *Loaded, name string, m *control.Message) (*Loaded, error) {
+	c := l.copied()
+	list := *k.of(c)
+	others, _ := take(list, name)
+	if err := checkLoad(k.what, name, len(others)); err != nil {
+		return nil, err
+	}
+	s := loadedSection{name: name, m: m}
+	if k.certs {
+		if err := s.parseCerts(k.path+"."+name, k.within, m, 0); err != nil {
+			return nil, err
+		}
+	}
+	if has(list, &s) {
+		return l, nil
+	}
+	*k.of(c) = put(list, s)
+	return c, nil
+}
+
+// unload takes a section away again.
+func (k *sectionKind) unload(l *Loaded, name string) (*Loaded, error) {
+	c := l.copied()
+	list, ok := take(*k.of(c), name)
+	if !ok {
+		return nil, fmt.Errorf("no %s %s was loaded", k.what, shown(clipName(name)))
+	}
+	*k.of(c) = list
+	return c, nil
+}
+
+// names are in the order in which the sections came.
+func (k *sectionKind) names(l *Loaded) []string { return sectionNames(*k.of(l.copied())) }
+
 // LoadConn takes a connection: m is the section that the connection's name stands before in
 // load-conn. One of the same name is replaced.
 func (l *Loaded) LoadConn(name string, m *control.Message) (*Loaded, error) {
-	c := l.copied()
-	if err := checkLoad("connection", name, len(c.conns)); err != nil {
-		return nil, err
-	}
-	s := loadedSection{name: name, m: m}
-	if err := s.parseCerts("connections."+name, "", m, 0); err != nil {
-		return nil, err
-	}
-	if has(c.conns, &s) {
-		return l, nil
-	}
-	c.conns = put(c.conns, s)
-	return c, nil
+	return loadedConns.load(l, name, m)
 }
 
 // UnloadConn takes a connection away again.
-func (l *Loaded) UnloadConn(name string) (*Loaded, error) {
-	c := l.copied()
-	var ok bool
-	if c.conns, ok = take(c.conns, name); !ok {
-		return nil, fmt.Errorf("no connection %s was loaded", shown(clipName(name)))
-	}
-	return c, nil
-}
+func (l *Loaded) UnloadConn(name string) (*Loaded, error) { return loadedConns.unload(l, name) }
 
 // ConnNames returns the names of the connections, in the order in which they came.
-func (l *Loaded) ConnNames() []string { return sectionNames(l.copied().conns) }
+func (l *Loaded) ConnNames() []string { return loadedConns.names(l) }
 
 // LoadPool takes a pool of virtual addresses: m is the section of the pool's name in load-pool.
 func (l *Loaded) LoadPool(name string, m *control.Message) (*Loaded, error) {
-	c := l.copied()
-	if err := checkLoad("pool", name, len(c.pools)); err != nil {
-		return nil, err
-	}
-	s := loadedSection{name: name, m: m}
-	if has(c.pools, &s) {
-		return l, nil
-	}
-	c.pools = put(c.pools, s)
-	return c, nil
+	return loadedPools.load(l, name, m)
 }
 
 // UnloadPool takes a pool away again. Whether somebody has an address of it is for the caller to
 // see.
-func (l *Loaded) UnloadPool(name string) (*Loaded, error) {
-	c := l.copied()
-	var ok bool
-	if c.pools, ok = take(c.pools, name); !ok {
-		return nil, fmt.Errorf("no pool %s was loaded", shown(clipName(name)))
-	}
-	return c, nil
-}
+func (l *Loaded) UnloadPool(name string) (*Loaded, error) { return loadedPools.unload(l, name) }
 
 // Pools returns the names of the pools, in the order in which they came.
-func (l *Loaded) Pools() []string { return sectionNames(l.copied().pools) }
+func (l *Loaded) Pools() []string { return loadedPools.names(l) }
 
 // LoadAuthority takes an authority: m is the section of its name in load-authority.
 func (l *Loaded) LoadAuthority(name string, m *control.Message) (*Loaded, error) {
-	c := l.copied()
-	if err := checkLoad("authority", name, len(c.authorities)); err != nil {
-		return nil, err
-	}
-	s := loadedSection{name: name, m: m}
-	if err := s.parseCerts("authorities."+name, "cacert", m, 0); err != nil {
-		return nil, err
-	}
-	if has(c.authorities, &s) {
-		return l, nil
-	}
-	c.authorities = put(c.authorities, s)
-	return c, nil
+	return loadedAuthorities.load(l, name, m)
 }
 
 // UnloadAuthority takes an authority away again.
 func (l *Loaded) UnloadAuthority(name string) (*Loaded, error) {
-	c := l.copied()
-	var ok bool
-	if c.authorities, ok = take(c.authorities, name); !ok {
-		return nil, fmt.Errorf("no authority %s was loaded", shown(clipName(name)))
-	}
-	return c, nil
+	return loadedAuthorities.unload(l, name)
 }
 
 // Authorities returns the names of the authorities, in the order in which they came.
-func (l *Loaded) Authorities() []string { return sectionNames(l.copied().authorities) }
+func (l *Loaded) Authorities() []string { return loadedAuthorities.names(l) }
 
 // parseCerts parses the certificates and public keys among the values of a message, and those in the
 // files that it names, so that they need not be parsed with each change of something else, and

@@ -111,3 +111,17 @@ func TestKeysInAnyLetterCase(t *testing.T) {
 		t.Errorf("the same key in two ways: %v", err)
 	}
 }
+
+// Where nothing more can be loaded, what is there can still be replaced.
+func TestReplacedWhereTheTableIsFull(t *testing.T) {
+	l := &Loaded{pools: make([]loadedSection, maxLoaded)}
+	l.pools[7].name = "seven"
+	must := mustLoad(t)
+	n := must(l.LoadPool("seven", vm("addrs", "10.8.0.0/24")))
+	if len(n.pools) != maxLoaded || n.pools[7].m == nil || l.pools[7].m != nil {
+		t.Errorf("%d pools, the replaced one %v", len(n.pools), n.pools[7].m)
+	}
+	if _, err := l.LoadPool("eight", vm("addrs", "10.9.0.0/24")); err == nil || !strings.Contains(err.Error(), "no more can be") {
+		t.Errorf("one more: %v", err)
+	}
+}
