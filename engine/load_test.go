@@ -9,33 +9,9 @@ import (
 	"postern/board"
 	"postern/engine/config"
 	"postern/engine/control"
+	"postern/engine/control/controltest"
 	"postern/ike"
 )
-
-// section makes a request of one section, "key=value" and "key[]=a,b", in sections "a.b.key=value".
-func section(parts ...string) *control.Message {
-	m := new(control.Message)
-	for _, p := range parts {
-		path, value, _ := strings.Cut(p, "=")
-		to := m
-		for {
-			name, rest, deeper := strings.Cut(path, ".")
-			if !deeper {
-				break
-			}
-			if to.Sub(name) == nil {
-				to.Section(name)
-			}
-			to, path = to.Sub(name), rest
-		}
-		if key, ok := strings.CutSuffix(path, "[]"); ok {
-			to.List(key, strings.Split(value, ",")...)
-		} else {
-			to.Set(path, value)
-		}
-	}
-	return m
-}
 
 // say runs a command and checks that its response begins with want.
 func (r *running) say(command string, req *control.Message, want string) {
@@ -48,13 +24,13 @@ func (r *running) say(command string, req *control.Message, want string) {
 
 // plant is the connection of confA as a client loads it.
 func plantConn(more ...string) *control.Message {
-	return section(append([]string{"plant.remote_addrs[]=192.0.2.2", "plant.version=2", "plant.local.auth=psk", "plant.local.id=a.example",
+	return controltest.Message(append([]string{"plant.remote_addrs[]=192.0.2.2", "plant.version=2", "plant.local.auth=psk", "plant.local.id=a.example",
 		"plant.remote.auth=psk", "plant.remote.id=b.example", "plant.children.net.local_ts[]=10.1.0.0/16,2001:db8:1::/48",
 		"plant.children.net.remote_ts[]=10.2.0.0/16,2001:db8:2::/48", "plant.children.net.esp_proposals[]=aes128gcm16"}, more...)...)
 }
 
 func loadedSecret(owners string) *control.Message {
-	return section("id=plant", "type=IKE", "data=correct horse battery staple 42", "owners[]="+owners)
+	return controltest.Message("id=plant", "type=IKE", "data=correct horse battery staple 42", "owners[]="+owners)
 }
 
 const ok = `success="yes"`
@@ -82,7 +58,7 @@ func TestLoadedConnectionLives(t *testing.T) {
 	b := startEngine(t, wire.host("192.0.2.2"), parse(t, confB), board.Tiny)
 	a.say("load-shared", loadedSecret("a.example,b.example"), ok)
 	a.say("load-conn", plantConn(), ok)
-	a.say("initiate", section("child=net", "loglevel=-1"), ok)
+	a.say("initiate", controltest.Message("child=net", "loglevel=-1"), ok)
 	want := a.numbers()
 	if want != "plant#1 net#1" {
 		t.Fatalf("the SAs are %q", want)
@@ -96,13 +72,13 @@ func TestLoadedConnectionLives(t *testing.T) {
 	}{
 		{"the same again", func() { a.say("load-conn", plantConn(), ok) }},
 		{"another connection", func() {
-			a.say("load-conn", section("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
+			a.say("load-conn", controltest.Message("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
 		}},
 		{"no credentials", func() { a.say("clear-creds", nil, ok) }},
 		{"the credentials again", func() { a.say("load-shared", loadedSecret("a.example,b.example"), ok) }},
 		{"an error", func() { a.say("load-conn", plantConn("plant.children.net.nonsense=1"), `success="no"`) }},
 		{"a connection without a peer's address that is to start", func() {
-			a.say("load-conn", section("bad.children.x.start_action=start", "bad.local.id=x", "bad.children.x.remote_ts[]=what"), `success="no"`)
+			a.say("load-conn", controltest.Message("bad.children.x.start_action=start", "bad.local.id=x", "bad.children.x.remote_ts[]=what"), `success="no"`)
 		}},
 		{"the file again", func() {
 			if err := a.Reload(parse(t, "[daemon]\nmtu = 1400\n[log]\nike = \"debug\"\n")); err != nil {
@@ -115,7 +91,7 @@ func TestLoadedConnectionLives(t *testing.T) {
 			}
 		}},
 		{"another lifetime", func() { a.say("load-conn", plantConn("plant.children.net.rekey_time=2h"), ok) }},
-		{"one less", func() { a.say("unload-conn", section("name=other"), ok) }},
+		{"one less", func() { a.say("unload-conn", controltest.Message("name=other"), ok) }},
 	} {
 		step.do()
 		if got := a.numbers(); got != want {
@@ -125,10 +101,10 @@ func TestLoadedConnectionLives(t *testing.T) {
 	a.say("get-conns", nil, `conns=["plant"]`)
 	a.say("load-conn", plantConn("plant.children.net.replay_window=64"), ok)
 	eventually(t, "the changed child's SA ends", func() bool { return !strings.Contains(a.numbers(), "net#1") })
-	a.say("initiate", section("child=net", "loglevel=-1"), ok)
-	a.say("unload-conn", section("name=plant"), ok)
+	a.say("initiate", controltest.Message("child=net", "loglevel=-1"), ok)
+	a.say("unload-conn", controltest.Message("name=plant"), ok)
 	eventually(t, "the SAs of what is unloaded end", func() bool { return a.numbers() == "" && b.numbers() == "" })
-	a.say("initiate", section("child=net", "loglevel=-1"), `success="no" errmsg="CHILD_SA config 'net' not found"`)
+	a.say("initiate", controltest.Message("child=net", "loglevel=-1"), `success="no" errmsg="CHILD_SA config 'net' not found"`)
 }
 
 // Only what is new is started: a child that was closed by hand stays closed when something else is
@@ -140,11 +116,11 @@ func TestLoadedStartActionsBegin(t *testing.T) {
 	a.say("load-shared", loadedSecret("b.example"), ok)
 	a.say("load-conn", plantConn("plant.children.net.start_action=start"), ok)
 	eventually(t, "it is up", func() bool { return a.numbers() == "plant#1 net#1" })
-	a.say("terminate", section("ike=plant", "loglevel=-1"), ok)
+	a.say("terminate", controltest.Message("ike=plant", "loglevel=-1"), ok)
 	// One whose peer refuses it gives up after the first attempt.
-	a.say("load-shared", section("id=wrong", "type=IKE", "data=not the secret of the peer", "owners[]=z.example,b.example"), ok)
+	a.say("load-shared", controltest.Message("id=wrong", "type=IKE", "data=not the secret of the peer", "owners[]=z.example,b.example"), ok)
 	refused := plantConn("plant.children.net.start_action=start", "plant.local.id=z.example")
-	a.say("load-conn", section("refused.x=y"), `success="no"`)
+	a.say("load-conn", controltest.Message("refused.x=y"), `success="no"`)
 	again := new(control.Message)
 	*again.Section("refused") = *refused.Sub("plant")
 	a.say("load-conn", again, ok)
@@ -159,14 +135,14 @@ func TestLoadedStartActionsBegin(t *testing.T) {
 	eventually(t, "it has given up", func() bool {
 		return strings.Contains(strings.Join(a.log.all(), ""), "not tried again") && !strings.Contains(a.numbers(), "#")
 	})
-	a.say("load-conn", section("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
-	a.say("load-shared", section("id=z", "type=IKE", "data=some other secret 42", "owners[]=y.example"), ok)
+	a.say("load-conn", controltest.Message("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
+	a.say("load-shared", controltest.Message("id=z", "type=IKE", "data=some other secret 42", "owners[]=y.example"), ok)
 	a.say("load-conn", again, ok)
 	if got, n := a.numbers(), attempts(); got != "" || n != 1 {
 		t.Errorf("what was closed or has given up is back: %q, %d attempts", got, n)
 	}
-	a.say("unload-conn", section("name=refused"), ok)
-	a.say("unload-conn", section("name=plant"), ok)
+	a.say("unload-conn", controltest.Message("name=refused"), ok)
+	a.say("unload-conn", controltest.Message("name=plant"), ok)
 	a.say("load-conn", plantConn("plant.children.net.start_action=start"), ok)
 	eventually(t, "it is up again", func() bool { return strings.Contains(a.numbers(), "plant#") && strings.Contains(a.numbers(), " net#") })
 }
@@ -200,29 +176,29 @@ func TestTrapsByHand(t *testing.T) {
 	if got := fate(); got != `"none"` { // as nobody has asked for the child
 		t.Errorf("without a trap a packet has the fate %s", got)
 	}
-	a.say("uninstall", section("child=net"), `success="no" errmsg="policy 'net' not found"`)
-	a.say("install", section("child=net"), ok)
-	a.say("install", section("child=net", "ike=plant"), ok)
+	a.say("uninstall", controltest.Message("child=net"), `success="no" errmsg="policy 'net' not found"`)
+	a.say("install", controltest.Message("child=net"), ok)
+	a.say("install", controltest.Message("child=net", "ike=plant"), ok)
 	if got := listed(); got != "plant/net plant/lan" || fate() != `"acquire"` {
 		t.Errorf("with the trap there is %q, and a packet has the fate %s", got, fate())
 	}
-	a.say("load-conn", section("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
+	a.say("load-conn", controltest.Message("other.remote_addrs[]=192.0.2.9", "other.local.auth=psk", "other.remote.auth=psk", "other.children.x.remote_ts[]=10.9.0.0/16"), ok)
 	if got := listed(); got != "plant/net plant/lan" {
 		t.Errorf("after another connection was loaded there is %q", got)
 	}
-	a.say("uninstall", section("child=lan"), ok)
-	a.say("uninstall", section("child=lan"), `success="no" errmsg="policy 'lan' not found"`)
+	a.say("uninstall", controltest.Message("child=lan"), ok)
+	a.say("uninstall", controltest.Message("child=lan"), `success="no" errmsg="policy 'lan' not found"`)
 	if got := listed(); got != "plant/net" {
 		t.Errorf("without the exception there is %q", got)
 	}
-	a.say("install", section("child=lan"), ok)
+	a.say("install", controltest.Message("child=lan"), ok)
 	a.host.tun.in <- udp4(srcHost, dstHost, 1000, 502, 200)
 	eventually(t, "the packet brings up the SA", func() bool { return a.numbers() == "plant#1 net#1" })
-	a.say("uninstall", section("child=net"), ok)
+	a.say("uninstall", controltest.Message("child=net"), ok)
 	if got := listed(); got != "plant/lan" || a.numbers() != "plant#1 net#1" {
 		t.Errorf("without the trap there is %q, and the SAs are %q", got, a.numbers())
 	}
-	a.say("unload-conn", section("name=plant"), ok)
+	a.say("unload-conn", controltest.Message("name=plant"), ok)
 	if len(a.traps) != 0 {
 		t.Errorf("of what was installed by hand is left %v", a.traps)
 	}
@@ -241,7 +217,7 @@ func TestLoadIsAllOrNothing(t *testing.T) {
 		var err error
 		for i := 0; i < 2000 && err == nil; i++ {
 			name := fmt.Sprintf("c%d", i)
-			l, err = l.LoadConn(name, section("remote_addrs[]=192.0.2.9", "local.auth=psk", "remote.auth=psk", fmt.Sprintf("children.x.remote_ts[]=10.%d.%d.0/24", i/250, i%250)))
+			l, err = l.LoadConn(name, controltest.Message("remote_addrs[]=192.0.2.9", "local.auth=psk", "remote.auth=psk", fmt.Sprintf("children.x.remote_ts[]=10.%d.%d.0/24", i/250, i%250)))
 		}
 		return l, err
 	})

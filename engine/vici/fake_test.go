@@ -151,31 +151,6 @@ func (d *fakeDaemon) run(name string, req *control.Message) (resp string, events
 	return m.String(), events
 }
 
-// message makes a request: "key=value", "key[]=a,b", and "name.key=value" within sections.
-func message(parts ...string) *control.Message {
-	m := new(control.Message)
-	for _, p := range parts {
-		path, value, _ := strings.Cut(p, "=")
-		to := m
-		for {
-			name, rest, deeper := strings.Cut(path, ".")
-			if !deeper {
-				break
-			}
-			if to.Sub(name) == nil {
-				to.Section(name)
-			}
-			to, path = to.Sub(name), rest
-		}
-		if key, ok := strings.CutSuffix(path, "[]"); ok {
-			to.List(key, strings.Split(value, ",")...)
-		} else {
-			to.Set(path, value)
-		}
-	}
-	return m
-}
-
 const fileConf = `
 [connections.office]
 remote_addrs = ["192.0.2.7"]

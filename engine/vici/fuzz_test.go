@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"postern/engine/control"
+	"postern/engine/control/controltest"
 )
 
 // fuzzed are the commands that read more than one value of their request.
@@ -15,8 +16,8 @@ var fuzzed = []string{"load-conn", "load-shared", "load-key", "load-cert", "load
 // is an error.
 func FuzzCommands(f *testing.F) {
 	for i, req := range []*control.Message{
-		homeConn("home"), message("id=a", "type=IKE", "data=xxxxxxxxxxxxxxxxxxxxxxxxxx", "owners[]=a,b"), message("type=X509", "flag=CA", "data=x"),
-		message("p.addrs=10.0.0.0/24", "p.dns[]=10.0.0.1"), message("ike=home", "timeout=-1"), message("src=10.1.0.1", "dst=10.2.0.1", "proto=6"),
+		homeConn("home"), controltest.Message("id=a", "type=IKE", "data=xxxxxxxxxxxxxxxxxxxxxxxxxx", "owners[]=a,b"), controltest.Message("type=X509", "flag=CA", "data=x"),
+		controltest.Message("p.addrs=10.0.0.0/24", "p.dns[]=10.0.0.1"), controltest.Message("ike=home", "timeout=-1"), controltest.Message("src=10.1.0.1", "dst=10.2.0.1", "proto=6"),
 	} {
 		b, err := req.Append(nil)
 		if err != nil {

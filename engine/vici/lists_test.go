@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postern/engine/control"
+	"postern/engine/control/controltest"
 	"postern/esp"
 	"postern/ike"
 	"postern/ike/pki"
@@ -23,7 +24,7 @@ func TestConnectionsAreListedAsCharonDoes(t *testing.T) {
 	if got, _ := d.run("load-conn", req); got != yesText {
 		t.Fatal(got)
 	}
-	_, events := d.run("list-conns", message("ike=home"))
+	_, events := d.run("list-conns", controltest.Message("ike=home"))
 	want := `list-conn home{local_addrs=["%any"] remote_addrs=["192.0.2.2"] version="IKEv2" reauth_time="0" rekey_time="14400" unique="UNIQUE_NO" dpd_delay="30" ` +
 		`local-1{id="a.example" class="pre-shared key" groups=[] cert_policy=[] certs=[] cacerts=[]} ` +
 		`remote-1{id="c.example" class="pre-shared key" groups=[] cert_policy=[] certs=[] cacerts=[]} ` +
@@ -32,7 +33,7 @@ func TestConnectionsAreListedAsCharonDoes(t *testing.T) {
 	if len(events) != 1 || events[0] != want {
 		t.Errorf("list-conns streams\n%s\nwant\n%s", strings.Join(events, "\n"), want)
 	}
-	if _, events = d.run("list-conns", message("ike=home", "postern=yes")); !strings.Contains(events[0], `start_action="trap"`) {
+	if _, events = d.run("list-conns", controltest.Message("ike=home", "postern=yes")); !strings.Contains(events[0], `start_action="trap"`) {
 		t.Errorf("who asks for our keys gets %q", events)
 	}
 }
@@ -40,11 +41,11 @@ func TestConnectionsAreListedAsCharonDoes(t *testing.T) {
 // A connection of nothing but children without SAs is listed, though it has no part in IKE.
 func TestShuntsHaveTheirConnection(t *testing.T) {
 	d := newFake(t, fileConf)
-	if got, _ := d.run("load-conn", message("lan.children.here.mode=drop", "lan.children.here.local_ts[]=10.1.0.0/16", "lan.children.here.remote_ts[]=10.8.0.0/16",
+	if got, _ := d.run("load-conn", controltest.Message("lan.children.here.mode=drop", "lan.children.here.local_ts[]=10.1.0.0/16", "lan.children.here.remote_ts[]=10.8.0.0/16",
 		"lan.children.here.start_action=trap")); got != yesText {
 		t.Fatal(got)
 	}
-	_, events := d.run("list-conns", message("ike=lan"))
+	_, events := d.run("list-conns", controltest.Message("ike=lan"))
 	if len(events) != 1 || !strings.Contains(events[0], `children{here{mode="DROP" `) {
 		t.Errorf("list-conns streams %q", events)
 	}
@@ -75,7 +76,7 @@ func TestPoliciesAreListedByKind(t *testing.T) {
 		{nil, nil}, {[]string{"trap=yes", "pass=yes", "drop=yes"}, []string{net, no, lan}}, {[]string{"drop=yes"}, []string{no}},
 		{[]string{"trap=yes", "pass=yes", "drop=yes", "ike=lan"}, []string{lan}}, {[]string{"trap=yes", "child=no"}, nil},
 	} {
-		if _, got := d.run("list-policies", message(x.req...)); !slices.Equal(got, x.want) {
+		if _, got := d.run("list-policies", controltest.Message(x.req...)); !slices.Equal(got, x.want) {
 			t.Errorf("list-policies %q streams\n%s\nwant\n%s", x.req, strings.Join(got, "\n"), strings.Join(x.want, "\n"))
 		}
 	}
@@ -91,8 +92,8 @@ func TestLoadedCertificatesAreListed(t *testing.T) {
 		command string
 		req     *control.Message
 	}{
-		{"load-cert", message("type=X509", "flag=CA", "data="+string(root.Raw()))}, {"load-cert", message("type=X509", "data="+string(gw.Raw()))},
-		{"load-key", message("type=any", "data="+string(gw.KeyPEM()))},
+		{"load-cert", controltest.Message("type=X509", "flag=CA", "data="+string(root.Raw()))}, {"load-cert", controltest.Message("type=X509", "data="+string(gw.Raw()))},
+		{"load-key", controltest.Message("type=any", "data="+string(gw.KeyPEM()))},
 	} {
 		if got, _ := d.run(x.command, x.req); !strings.HasPrefix(got, yesText) {
 			t.Fatal(got)
@@ -101,7 +102,7 @@ func TestLoadedCertificatesAreListed(t *testing.T) {
 	crl := root.CRL(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
 	d.fetched[pki.FetchCRL], d.fetched[pki.FetchOCSP] = crl, []byte("answer")
 	list := func(req ...string) (got []string) {
-		_, err := Handler{D: d}.Command("list-certs", message(req...), func(_ string, m *control.Message) error {
+		_, err := Handler{D: d}.Command("list-certs", controltest.Message(req...), func(_ string, m *control.Message) error {
 			got = append(got, strings.TrimSpace(m.Get("type")+" "+m.Get("flag")+" "+m.Get("has_privkey")))
 			for _, e := range m.Elements() {
 				if !slices.Contains([]string{"type", "flag", "has_privkey", "data"}, e.Name) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"postern/engine/control"
+	"postern/engine/control/controltest"
 	"postern/ike"
 	"postern/ike/pki"
 	"postern/ike/pki/pkitest"
@@ -16,7 +17,7 @@ func homeConn(name string, more ...string) *control.Message {
 	parts := []string{name + ".version=2", name + ".remote_addrs[]=192.0.2.2", name + ".local.auth=psk", name + ".local.id=a.example",
 		name + ".remote.auth=psk", name + ".remote.id=c.example", name + ".children.net.local_ts[]=10.1.0.0/16",
 		name + ".children.net.remote_ts[]=10.2.0.0/16"}
-	return message(append(parts, more...)...)
+	return controltest.Message(append(parts, more...)...)
 }
 
 const yesText, noText = `success="yes"`, `success="no" errmsg="`
@@ -74,7 +75,7 @@ func TestLoadingSaysWhatIsWrong(t *testing.T) {
 		{"rekey", nil, noText + "missing rekey selector"},
 		{"rekey", []string{"ike=zz"}, `success="no" matches="0" errmsg="no matching SAs to rekey found"`},
 	} {
-		got, _ := d.run(x.command, message(x.req...))
+		got, _ := d.run(x.command, controltest.Message(x.req...))
 		if !strings.HasPrefix(got, x.want) {
 			t.Errorf("%s %q answers %s, want %s", x.command, x.req, got, x.want)
 		}
@@ -100,44 +101,44 @@ func TestWhatIsLoadedIsListed(t *testing.T) {
 	must("load-conn", homeConn("work", "work.children.more.remote_ts[]=10.3.0.0/16"), yesText)
 	must("load-conn", homeConn("home"), yesText)
 	must("get-conns", nil, `conns=["home" "work"]`)
-	must("load-shared", message("id=one", "type=IKE", "data=0123456789abcdef0123", "owners[]=a.example,c.example"), yesText)
-	must("load-shared", message("id=two", "type=EAP", "data=secret", "owners[]=carol"), yesText)
+	must("load-shared", controltest.Message("id=one", "type=IKE", "data=0123456789abcdef0123", "owners[]=a.example,c.example"), yesText)
+	must("load-shared", controltest.Message("id=two", "type=EAP", "data=secret", "owners[]=carol"), yesText)
 	must("get-shared", nil, `keys=["one" "two"]`)
-	must("unload-shared", message("id=two"), yesText)
+	must("unload-shared", controltest.Message("id=two"), yesText)
 	must("get-shared", nil, `keys=["one"]`)
 
 	root := pkitest.Root("plant")
 	gw := root.Issue(pkitest.Spec{Name: "gw.example", Kind: pkitest.P256})
-	must("load-cert", message("type=X509", "flag=CA", "data="+string(root.Raw())), yesText)
-	must("load-cert", message("type=X509", "flag=NONE", "data="+string(gw.PEM())), yesText)
-	loaded, _ := d.run("load-key", message("type=ecdsa", "data="+string(gw.KeyPEM())))
+	must("load-cert", controltest.Message("type=X509", "flag=CA", "data="+string(root.Raw())), yesText)
+	must("load-cert", controltest.Message("type=X509", "flag=NONE", "data="+string(gw.PEM())), yesText)
+	loaded, _ := d.run("load-key", controltest.Message("type=ecdsa", "data="+string(gw.KeyPEM())))
 	id, ok := strings.CutPrefix(loaded, yesText+` id="`)
 	if id = strings.TrimSuffix(id, `"`); !ok || len(id) != 40 {
 		t.Errorf("load-key answers %s", loaded)
 	}
 	must("get-keys", nil, `keys=["`+id+`"]`)
-	must("unload-key", message("id="+strings.ToUpper(id)), yesText)
+	must("unload-key", controltest.Message("id="+strings.ToUpper(id)), yesText)
 	must("get-keys", nil, `keys=[]`)
 
-	must("load-pool", message("p4.addrs=10.20.0.0/28", "p4.dns[]=10.1.0.1"), yesText)
+	must("load-pool", controltest.Message("p4.addrs=10.20.0.0/28", "p4.dns[]=10.1.0.1"), yesText)
 	d.pools = []ike.PoolInfo{{Pool: &d.cfg.IKE.Pools[0], Size: 14, Online: 1}}
-	must("unload-pool", message("name=p4"), noText+`p4 has online leases, unable to unload"`)
+	must("unload-pool", controltest.Message("name=p4"), noText+`p4 has online leases, unable to unload"`)
 	d.pools[0].Online = 0
-	must("unload-pool", message("name=p4"), yesText)
-	must("load-authority", message("plant.cacert="+string(root.PEM()), "plant.crl_uris[]=http://192.0.2.9/a.crl,http://192.0.2.9/b.crl"), yesText)
+	must("unload-pool", controltest.Message("name=p4"), yesText)
+	must("load-authority", controltest.Message("plant.cacert="+string(root.PEM()), "plant.crl_uris[]=http://192.0.2.9/a.crl,http://192.0.2.9/b.crl"), yesText)
 	must("get-authorities", nil, `authorities=["plant"]`)
 	_, events := d.run("list-authorities", nil)
 	want := []string{`list-authority plant{cacert="C=CH, O=Weir, CN=plant" crl_uris=["http://192.0.2.9/a.crl" "http://192.0.2.9/b.crl"] ocsp_uris=[]}`}
 	if !slices.Equal(events, want) {
 		t.Errorf("list-authorities streams %q", events)
 	}
-	if _, events = d.run("list-authorities", message("name=other")); len(events) != 0 {
+	if _, events = d.run("list-authorities", controltest.Message("name=other")); len(events) != 0 {
 		t.Errorf("list-authorities of another name streams %q", events)
 	}
-	must("unload-authority", message("name=plant"), yesText)
+	must("unload-authority", controltest.Message("name=plant"), yesText)
 	must("clear-creds", nil, yesText)
 	must("get-shared", nil, `keys=[]`)
-	must("unload-conn", message("name=work"), yesText)
+	must("unload-conn", controltest.Message("name=work"), yesText)
 	must("get-conns", nil, `conns=["home"]`)
 
 	_, events = d.run("list-conns", nil)
@@ -179,7 +180,7 @@ func TestPoliciesByHand(t *testing.T) {
 		{"install", "net", "", yesText}, {"install", "net", "", yesText}, {"uninstall", "net", "home", noText + `policy 'net' not found"`},
 		{"uninstall", "net", "office", yesText}, {"uninstall", "net", "", noText + `policy 'net' not found"`},
 	} {
-		req := message("child=" + x.child)
+		req := controltest.Message("child=" + x.child)
 		if x.conn != "" {
 			req.Set("ike", x.conn)
 		}
