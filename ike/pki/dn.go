@@ -347,8 +347,9 @@ func PlainDN(der []byte) bool {
 	return ok
 }
 
-// FormatDN writes a DER name in the notation that [ParseDN] reads, and without control
-// characters, for status and logs; what is no name gives "(not a distinguished name)". The
+// FormatDN writes a DER name in the notation that [ParseDN] reads, for status and logs; a value that
+// is no text, or has characters that do not print, is in hexadecimal (RFC 4514 section 2.4), so that
+// different names never look the same. What is no name gives "(not a distinguished name)". The
 // attributes of an RDN with several stand with "+" between them, which ParseDN does not read.
 func FormatDN(der []byte) string { return formatDN(der, ", ", false) }
 
@@ -385,7 +386,7 @@ func formatDN(der []byte, sep string, reverse bool) string {
 			b.WriteByte('=')
 			v, ok := a.text()
 			switch {
-			case !ok:
+			case !ok || clean(v) != v:
 				b.WriteByte('#')
 				var raw cryptobyte.Builder
 				raw.AddASN1(a.tag, func(b *cryptobyte.Builder) { b.AddBytes(a.value) })
@@ -393,10 +394,10 @@ func formatDN(der []byte, sep string, reverse bool) string {
 				b.WriteString(hex.EncodeToString(element))
 			case strings.ContainsAny(v, `,"\`) || strings.HasPrefix(v, "#") || strings.HasPrefix(v, " ") || strings.HasSuffix(v, " "):
 				b.WriteByte('"')
-				b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(clean(v)))
+				b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(v))
 				b.WriteByte('"')
 			default:
-				b.WriteString(clean(v))
+				b.WriteString(v)
 			}
 		}
 	}

@@ -63,8 +63,8 @@ func TestDistinguishedNames(t *testing.T) {
 		}
 	}
 	der, _, _ := ParseDN("CN=a\x1b[31m\nb\u202e")
-	if got := FormatDN(der); got != "CN=a?[31m?b?" {
-		t.Errorf("control characters reach the log: %q", got)
+	if got := FormatDN(der); got != "CN=#0c0b611b5b33316d0a62e280ae" {
+		t.Errorf("control characters reach the log, or are lost: %q", got)
 	}
 }
 
