@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ const (
 
 // charon is a strongSwan daemon with ESP in user space.
 type charon struct {
+	viaSwanctl
 	t   *testing.T
 	dir string
 	p   *process
@@ -51,6 +53,9 @@ func startCharon(s *site, side byte, c spec) *charon {
 		ns = s.gwB
 	}
 	d := &charon{t: s.t, dir: filepath.Join(s.dir, "charon-"+string(side))}
+	d.viaSwanctl = func(args ...string) (string, error) {
+		return command("swanctl", append(slices.Clone(args), "--uri", d.control())...)
+	}
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
@@ -226,31 +231,4 @@ func (d *charon) stop() {
 	if !d.p.terminate(10 * time.Second) {
 		d.t.Errorf("charon did not stop within 10 s")
 	}
-}
-
-func (d *charon) initiate(child string) error {
-	return d.swanctl("--initiate", "--child", child, "--timeout", "30")
-}
-
-func (d *charon) terminate(child string) error {
-	if child == "" {
-		return d.swanctl("--terminate", "--ike", "site", "--timeout", "10")
-	}
-	return d.swanctl("--terminate", "--child", child, "--timeout", "10")
-}
-
-// rekey rekeys a child, or ("") the IKE SA.
-func (d *charon) rekey(child string) error {
-	if child == "" {
-		return d.swanctl("--rekey", "--ike", "site")
-	}
-	return d.swanctl("--rekey", "--child", child)
-}
-
-func (d *charon) swanctl(args ...string) error {
-	out, err := command("swanctl", append(args, "--uri", d.control())...)
-	if err != nil {
-		return fmt.Errorf("swanctl %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
 }

@@ -151,7 +151,7 @@ func TestCharonGetsAddressesFromPools(t *testing.T) {
 
 	gw.kill()
 	gw.start()
-	_ = c.swanctl("--terminate", "--ike", "site", "--force", "--timeout", "5")
+	_ = c.do("--terminate", "--ike", "site", "--force", "--timeout", "5")
 	for _, next := range []struct{ id, v4, v6 string }{{"c.example", "10.99.0.2", "fd99::1"}, {"a.example", "10.99.0.1", "fd99::77"}} {
 		c.asClient(next.id)
 		if err := c.initiate("net"); err != nil {

@@ -44,7 +44,7 @@ func TestRedirect(t *testing.T) {
 				var err error
 				switch d := b.(type) {
 				case *charon:
-					err = d.swanctl("--redirect", "--ike", "site", "--gateway", gwB4Other)
+					err = d.do("--redirect", "--ike", "site", "--gateway", gwB4Other)
 				case *postern:
 					_, err = d.cli("redirect", "site", gwB4Other)
 				}

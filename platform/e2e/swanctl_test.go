@@ -43,8 +43,40 @@ func (d swanctlDir) with(more swanctlDir) swanctlDir {
 const viciPlugins = "random nonce openssl gcm ccm ctr cmac xcbc aes sha1 sha2 hmac kdf chapoly curve25519 gmp mgf1 " +
 	"pem pkcs1 pkcs8 pubkey x509 constraints revocation counters kernel-libipsec kernel-netlink resolve socket-default vici updown"
 
+// viaSwanctl runs strongSwan's client with a daemon's socket, and returns what it printed.
+type viaSwanctl func(args ...string) (string, error)
+
+// do is it with what it printed in the error.
+func (run viaSwanctl) do(args ...string) error {
+	if out, err := run(args...); err != nil {
+		return fmt.Errorf("swanctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func (run viaSwanctl) initiate(child string) error {
+	return run.do("--initiate", "--child", child, "--timeout", "30")
+}
+
+// terminate closes a child, or ("") the IKE SA.
+func (run viaSwanctl) terminate(child string) error {
+	if child == "" {
+		return run.do("--terminate", "--ike", "site", "--timeout", "20")
+	}
+	return run.do("--terminate", "--child", child, "--timeout", "20")
+}
+
+// rekey rekeys a child, or ("") the IKE SA.
+func (run viaSwanctl) rekey(child string) error {
+	if child == "" {
+		return run.do("--rekey", "--ike", "site")
+	}
+	return run.do("--rekey", "--child", child)
+}
+
 // viciDaemon is a daemon on a gateway that gets its configuration through VICI alone.
 type viciDaemon struct {
+	viaSwanctl
 	t    *testing.T
 	s    *site
 	side byte
@@ -73,6 +105,7 @@ func newVICI(s *site, side byte, kind daemonKind, conf swanctlDir) *viciDaemon {
 	s.t.Helper()
 	need(s.t, "swanctl")
 	d := &viciDaemon{t: s.t, s: s, side: side, name: kind, dir: filepath.Join(s.dir, fmt.Sprintf("vici-%s-%c", kind, side))}
+	d.viaSwanctl = d.swanctl
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
@@ -232,25 +265,6 @@ func (d *viciDaemon) stop() {
 	if !d.p.terminate(15 * time.Second) {
 		d.t.Errorf("%s did not stop within 15 s%s", d.name, logs(d))
 	}
-}
-
-func (d *viciDaemon) initiate(child string) error {
-	return d.do("--initiate", "--child", child, "--timeout", "30")
-}
-
-func (d *viciDaemon) terminate(child string) error {
-	if child == "" {
-		return d.do("--terminate", "--ike", "site", "--timeout", "20")
-	}
-	return d.do("--terminate", "--child", child, "--timeout", "20")
-}
-
-// do is swanctl with what it printed in the error.
-func (d *viciDaemon) do(args ...string) error {
-	if out, err := d.swanctl(args...); err != nil {
-		return fmt.Errorf("swanctl %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
 }
 
 // The harness by itself: what every test with it relies on, with charon on both gateways.

@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -104,18 +103,12 @@ func run() error {
 }
 
 func (p *Phase) run() error {
-	for _, s := range p.Setup {
-		if err := s.run(); err != nil {
-			return err
-		}
-	}
+	files := make(map[string]File, len(p.Files))
 	for name, text := range p.Files {
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			return err
-		}
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			return err
-		}
+		files[name] = File{0o600, text}
+	}
+	if err := prepare(p.Setup, files); err != nil {
+		return err
 	}
 	for _, v := range []struct {
 		domain int

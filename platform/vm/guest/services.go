@@ -71,19 +71,27 @@ type daemon struct {
 	log string
 }
 
-func (s *Scene) run() error {
-	for _, step := range s.Setup {
-		if err := step.run(); err != nil {
+// prepare runs the steps and writes the files.
+func prepare(steps []Step, files map[string]File) error {
+	for _, s := range steps {
+		if err := s.run(); err != nil {
 			return err
 		}
 	}
-	for name, f := range s.Files {
+	for name, f := range files {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
 		if err := os.WriteFile(name, f.Data, os.FileMode(f.Mode)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (s *Scene) run() error {
+	if err := prepare(s.Setup, s.Files); err != nil {
+		return err
 	}
 	var seen [256]atomic.Int64
 	if err := watch(s.Watch, &seen); err != nil {
