@@ -131,7 +131,7 @@ func Main(args []string, sys System) int {
 
 func overview(w io.Writer, sys *System) {
 	var b strings.Builder
-	b.WriteString("postern brings up IPsec tunnels (IKEv2, ESP).\n\nUsage: postern COMMAND [ARGUMENTS]\n\n")
+	b.WriteString("postern brings up IPsec tunnels (IKEv2, ESP, AH).\n\nUsage: postern COMMAND [ARGUMENTS]\n\n")
 	for _, c := range append(commands(), sys.Commands...) {
 		fmt.Fprintf(&b, "  %-24s %s\n", strings.TrimSpace(c.Name+" "+c.Args), c.Summary)
 	}
