@@ -52,7 +52,7 @@ func main() {
 
 // cpu is what the processor has.
 func cpu() engine.CPU {
-	return engine.CPU{MIPSRelease2: platform.MIPSRelease2(), AES: platform.AES()}
+	return engine.CPU{MIPSRelease2: platform.MIPSRelease2(), AES: platform.AES(), WideAES: platform.WideAES()}
 }
 
 // commands are those that only some builds have.

@@ -13,8 +13,9 @@ import (
 // have, after a test that it has them: where the flags are wrong, the plain code serves. It
 // tells which ciphers follow from that.
 func chooseCrypto(cpu CPU, conns []*ike.Conn, lg *log.Logger) {
-	choose("ChaCha20-Poly1305", chapoly.Best(chapoly.CPU{Rotate: cpu.MIPSRelease2}), chapoly.Plain, chapoly.Use, chapoly.SelfTest, lg)
-	choose("AES", ctaes.Best(ctaes.CPU{AES: cpu.AES}), ctaes.Sliced, ctaes.Use, ctaes.SelfTest, lg)
+	rotate := []chapoly.Routine{chapoly.Best(chapoly.CPU{Rotate: cpu.MIPSRelease2}), chapoly.Plain}
+	choose("ChaCha20-Poly1305", slices.Compact(rotate), chapoly.Use, chapoly.SelfTest, lg)
+	choose("AES", ctaes.Routines(ctaes.CPU{AES: cpu.AES, Wide: cpu.WideAES}), ctaes.Use, ctaes.SelfTest, lg)
 
 	why := "the processor has AES instructions"
 	if !cpu.AES {
@@ -27,24 +28,28 @@ func chooseCrypto(cpu CPU, conns []*ike.Conn, lg *log.Logger) {
 	}
 }
 
-// choose uses the best routine for a cipher, or safe if that fails its test.
+// choose uses the first of the routines for a cipher that passes its test. The last is the one that
+// every program has.
 func choose[R interface {
 	comparable
 	String() string
-}](cipher string, best, safe R, use func(R) error, test func() error, lg *log.Logger) {
-	err := use(best)
-	if err == nil {
-		err = test()
-	}
-	switch {
-	case err == nil:
-		lg.Log(log.ESP, log.Debug, cipher+" is computed by", log.Str("routine", best.String()))
-	case best == safe:
-		lg.Log(log.ESP, log.Error, cipher+" is computed wrongly: the processor or this program is broken, packets will be lost", log.Err(err))
-	default:
-		lg.Log(log.ESP, log.Warn, cipher+" falls back to plain code: the processor does not compute what its flags promise",
-			log.Str("routine", best.String()), log.Err(err))
-		_ = use(safe) // every program has it
+}](cipher string, routines []R, use func(R) error, test func() error, lg *log.Logger) {
+	for i, r := range routines {
+		last := i == len(routines)-1
+		err := use(r)
+		if err == nil {
+			err = test()
+		}
+		switch {
+		case err == nil:
+			lg.Log(log.ESP, log.Debug, cipher+" is computed by", log.Str("routine", r.String()))
+			return
+		case last:
+			lg.Log(log.ESP, log.Error, cipher+" is computed wrongly: the processor or this program is broken, packets will be lost", log.Err(err))
+		default:
+			lg.Log(log.ESP, log.Warn, cipher+" falls back: the processor does not compute what its flags promise",
+				log.Str("routine", r.String()), log.Str("instead", routines[i+1].String()), log.Err(err))
+		}
 	}
 }
 

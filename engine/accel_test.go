@@ -68,29 +68,42 @@ func TestProcessorDecidesCiphers(t *testing.T) {
 
 // A processor whose flags are wrong must neither lose packets nor be silent about it.
 func TestRoutineThatFailsItsTestIsNotUsed(t *testing.T) {
+	bad := errors.New("seals differently")
+	all := []ctaes.Routine{ctaes.Wide, ctaes.Library, ctaes.Sliced}
 	for _, c := range []struct {
-		name       string
-		best       ctaes.Routine
-		useErr     error
-		testErr    error
-		want, line string
+		name     string
+		routines []ctaes.Routine
+		useErr   map[ctaes.Routine]error
+		testErr  map[ctaes.Routine]error
+		want     string
+		lines    []string
 	}{
-		{"good", ctaes.Library, nil, nil, "library", "AES is computed by"},
-		{"wrong", ctaes.Library, nil, errors.New("seals differently"), "library, constant-time code", "falls back"},
-		{"not there", ctaes.Library, errors.New("no such routine"), nil, "library, constant-time code", "falls back"},
-		{"plain code wrong", ctaes.Sliced, nil, errors.New("seals differently"), "constant-time code", "broken"},
+		{"good", all[1:], nil, nil, "library", []string{"AES is computed by"}},
+		{"wrong", all[1:], nil, map[ctaes.Routine]error{ctaes.Library: bad}, "library, constant-time code", []string{"falls back", "computed by"}},
+		{"not there", all[1:], map[ctaes.Routine]error{ctaes.Library: errors.New("no such routine")}, nil, "library, constant-time code", []string{"falls back", "computed by"}},
+		{"the widest wrong", all, nil, map[ctaes.Routine]error{ctaes.Wide: bad}, "vector AES, library", []string{"falls back", "computed by"}},
+		{"both wrong", all, nil, map[ctaes.Routine]error{ctaes.Wide: bad, ctaes.Library: bad}, "vector AES, library, constant-time code", []string{"falls back", "falls back", "computed by"}},
+		{"plain code wrong", all[2:], nil, map[ctaes.Routine]error{ctaes.Sliced: bad}, "constant-time code", []string{"broken"}},
 	} {
 		lines := &logLines{}
 		var used []string
-		choose("AES", c.best, ctaes.Sliced, func(r ctaes.Routine) error {
-			used = append(used, r.String())
-			return c.useErr
-		}, func() error { return c.testErr }, log.New(lines, log.Debug))
+		var now ctaes.Routine
+		choose("AES", c.routines, func(r ctaes.Routine) error {
+			now, used = r, append(used, r.String())
+			return c.useErr[r]
+		}, func() error { return c.testErr[now] }, log.New(lines, log.Debug))
 		if got := strings.Join(used, ", "); got != c.want {
 			t.Errorf("%s: uses %s, expected %s", c.name, got, c.want)
 		}
-		if all := lines.all(); len(all) != 1 || !strings.Contains(all[0], c.line) {
-			t.Errorf("%s: the log says %q, expected %q", c.name, all, c.line)
+		said := lines.all()
+		if len(said) != len(c.lines) {
+			t.Errorf("%s: the log says %q, expected %q", c.name, said, c.lines)
+			continue
+		}
+		for i, line := range said {
+			if !strings.Contains(line, c.lines[i]) {
+				t.Errorf("%s: the log says %q, expected %q", c.name, line, c.lines[i])
+			}
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 // without an engine, and tells whether AES is computed by its instructions.
 func ChooseCrypto(cpu CPU, lg *log.Logger) (aes bool) {
 	chooseCrypto(cpu, nil, lg)
-	return ctaes.Current() == ctaes.Library
+	return ctaes.Current() != ctaes.Sliced
 }
 
 // DefaultProposals returns what tells the proposals of the word "default" on that processor.

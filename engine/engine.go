@@ -66,6 +66,7 @@ type Options struct {
 type CPU struct {
 	MIPSRelease2 bool // it has the instructions of MIPS32 release 2
 	AES          bool // it has instructions for AES and GCM, and the library uses them
+	WideAES      bool // it has those on vectors of 64 octets as well
 }
 
 // CipherOrder returns what "default" is to stand for among proposals.

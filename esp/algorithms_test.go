@@ -187,7 +187,7 @@ func TestOpenPublishedCTR(t *testing.T) {
 // lengths that AH needs.
 func TestPublishedIntegrityTransforms(t *testing.T) {
 	defer ctaes.Use(ctaes.Current())
-	for _, r := range []ctaes.Routine{ctaes.Sliced, ctaes.Library} {
+	for _, r := range append(ctaes.Routines(ctaes.Detect()), ctaes.Library) {
 		if err := ctaes.Use(r); err != nil {
 			t.Fatal(err)
 		}

@@ -16,17 +16,16 @@ type block struct {
 	keys []slice
 }
 
-// newBlock expands a key of 16, 24 or 32 octets (FIPS 197 section 5.2) in constant time.
-func newBlock(key []byte) (*block, error) {
+// expand expands a key of 16, 24 or 32 octets (FIPS 197 section 5.2) in constant time. w are the
+// little-endian columns of the round keys, four for each of the rounds and one before.
+func expand(key []byte) (w [4 * 15]uint32, rounds int, err error) {
 	n := len(key) / 4
 	switch len(key) {
 	case 16, 24, 32:
 	default:
-		return nil, keySizeError(len(key))
+		return w, 0, keySizeError(len(key))
 	}
-	rounds := n + 6
-	var w [4 * 15]uint32 // little-endian columns
-	defer clear(w[:])
+	rounds = n + 6
 	for i := range n {
 		w[i] = binary.LittleEndian.Uint32(key[4*i:])
 	}
@@ -42,6 +41,16 @@ func newBlock(key []byte) (*block, error) {
 		}
 		w[i] = w[i-n] ^ t
 	}
+	return w, rounds, nil
+}
+
+// newBlock makes slices of an expanded key.
+func newBlock(key []byte) (*block, error) {
+	w, rounds, err := expand(key)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(w[:])
 	b := &block{keys: make([]slice, rounds+1)}
 	for i := range b.keys {
 		var c [4]uint32

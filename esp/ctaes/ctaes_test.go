@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -14,11 +15,25 @@ import (
 	"postern/esp/aead/aeadtest"
 )
 
-// both runs the test with either routine.
-func both(t *testing.T, f func(t *testing.T, r Routine)) {
-	for _, r := range []Routine{Sliced, Library} {
+// eachRoutineOf runs the test with every routine that the processor has.
+func eachRoutineOf(t *testing.T, f func(t *testing.T, r Routine)) {
+	eachOf(t, append(ours(), Library), f)
+}
+
+// eachOurs runs the test with the routines of this package, which are held to the library.
+func eachOurs(t *testing.T, f func(t *testing.T, r Routine)) { eachOf(t, ours(), f) }
+
+func eachOf(t *testing.T, list []Routine, f func(t *testing.T, r Routine)) {
+	for _, r := range list {
 		t.Run(r.String(), func(t *testing.T) { f(t, r) })
 	}
+}
+
+func ours() []Routine {
+	if detectWide() {
+		return []Routine{Sliced, Wide}
+	}
+	return []Routine{Sliced}
 }
 
 func made(t testing.TB, r Routine, key []byte) cipher.AEAD {
@@ -161,7 +176,7 @@ func TestMcGrewViegaVectors(t *testing.T) {
 		{"14", zeros, nonce0, zeros[:32], "", "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919"},
 		{"16", key, vectorNonce, vectorPlain, vectorAdditional, vectorSealed},
 	} {
-		both(t, func(t *testing.T, r Routine) {
+		eachRoutineOf(t, func(t *testing.T, r Routine) {
 			a := made(t, r, aeadtest.FromHex(t, v.key))
 			if got := a.Seal(nil, aeadtest.FromHex(t, v.nonce), aeadtest.FromHex(t, v.plain), aeadtest.FromHex(t, v.additional)); hex.EncodeToString(got) != v.sealed {
 				t.Errorf("case %s seals to\n%x\nnot\n%s", v.name, got, v.sealed)
@@ -175,7 +190,9 @@ func TestMcGrewViegaVectors(t *testing.T) {
 }
 
 func TestAllLengthsAsLibrary(t *testing.T) {
-	aeadtest.Lengths(t, maker(Sliced), maker(Library), []int{16, 24, 32}, 601, 1399, 1400, 1401, 1500, 4096, 9000, 65535)
+	eachOurs(t, func(t *testing.T, r Routine) {
+		aeadtest.Lengths(t, maker(r), maker(Library), []int{16, 24, 32}, 601, 1399, 1400, 1401, 1500, 4096, 9000, 65535)
+	})
 }
 
 // Zeros and ones in every combination of H and the sum, where the products of masked integers
@@ -215,15 +232,17 @@ func TestHashOfExtremesAsDefined(t *testing.T) {
 
 func TestAllAlignmentsInPlaceAndApart(t *testing.T) {
 	key := aeadtest.Random(rand.New(rand.NewPCG(3, 5)), 16)
-	aeadtest.Alignments(t, made(t, Sliced, key), made(t, Library, key), 0, 1, 15, 16, 17, 63, 64, 65, 239, 240, 241, 255, 256, 257, 600)
+	eachOurs(t, func(t *testing.T, r Routine) {
+		aeadtest.Alignments(t, made(t, r, key), made(t, Library, key), 0, 1, 15, 16, 17, 63, 64, 65, 239, 240, 241, 255, 256, 257, 600)
+	})
 }
 
 func TestWritesNothingBesideItsOutput(t *testing.T) {
-	aeadtest.WritesNothingBeside(t, made(t, Sliced, make([]byte, 16)))
+	eachOurs(t, func(t *testing.T, r Routine) { aeadtest.WritesNothingBeside(t, made(t, r, make([]byte, 16))) })
 }
 
 func TestOpenRejectsEveryChange(t *testing.T) {
-	aeadtest.RejectsEveryChange(t, made(t, Sliced, make([]byte, 16)))
+	eachOurs(t, func(t *testing.T, r Routine) { aeadtest.RejectsEveryChange(t, made(t, r, make([]byte, 16))) })
 }
 
 func TestCBCAsLibrary(t *testing.T) {
@@ -289,15 +308,21 @@ func TestMisuse(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	b := blockOf(t, Sliced, make([]byte, 32))
 	enc, dec := cipher.NewCBCEncrypter(b, make([]byte, 16)), cipher.NewCBCDecrypter(b, make([]byte, 16))
-	aeadtest.NoAllocations(t, made(t, Sliced, make([]byte, 16)), func(buf []byte) {
-		enc.CryptBlocks(buf, buf)
-		dec.CryptBlocks(buf, buf)
+	eachOurs(t, func(t *testing.T, r Routine) {
+		aeadtest.NoAllocations(t, made(t, r, make([]byte, 16)), func(buf []byte) {
+			enc.CryptBlocks(buf, buf)
+			dec.CryptBlocks(buf, buf)
+		})
 	})
 }
 
 func TestOneKeyForManyGoroutines(t *testing.T) {
+	eachOurs(t, testOneKeyForManyGoroutines)
+}
+
+func testOneKeyForManyGoroutines(t *testing.T, r Routine) {
 	key := []byte("0123456789abcdef")
-	a, lib, b := made(t, Sliced, key), made(t, Library, key), blockOf(t, Sliced, key)
+	a, lib, b := made(t, r, key), made(t, Library, key), blockOf(t, r, key)
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
@@ -326,7 +351,7 @@ func TestOneKeyForManyGoroutines(t *testing.T) {
 func TestSelfTestPassesAndFindsBrokenRoutine(t *testing.T) {
 	before := Current()
 	defer Use(before)
-	both(t, func(t *testing.T, r Routine) {
+	eachRoutineOf(t, func(t *testing.T, r Routine) {
 		if err := Use(r); err != nil {
 			t.Fatal(err)
 		}
@@ -337,22 +362,34 @@ func TestSelfTestPassesAndFindsBrokenRoutine(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	aeadtest.SelfTestFinds(t, errSelfTest, func(m aead.Maker) error { return selfTestOf(Library, m) }, maker(Sliced))
+	for _, r := range []Routine{Library, Wide} {
+		aeadtest.SelfTestFinds(t, errSelfTest, func(m aead.Maker) error { return selfTestOf(r, m) }, maker(Sliced))
+	}
 }
 
 func TestLibraryOnlyWithInstructions(t *testing.T) {
 	before := Current()
 	defer Use(before)
-	if before != Best(Detect()) {
+	if before != Routines(Detect())[0] {
 		t.Errorf("without being told, it uses the %s", before)
 	}
-	if Best(CPU{}) != Sliced || Best(CPU{AES: true}) != Library {
-		t.Error("the library's tables are used where there are no instructions, or the other way round")
+	for cpu, want := range map[CPU][]Routine{
+		{}:                      {Sliced},
+		{Wide: true}:            {Sliced},
+		{AES: true}:             {Library, Sliced},
+		{AES: true, Wide: true}: {Wide, Library, Sliced},
+	} {
+		if got := Routines(cpu); !slices.Equal(got, want) {
+			t.Errorf("for %+v the routines are %v, not %v", cpu, got, want)
+		}
 	}
-	if Use(Library+1) == nil || Current() != before {
+	if Use(Wide+1) == nil || Current() != before {
 		t.Error("a routine that does not exist can be used")
 	}
-	for _, r := range []Routine{Sliced, Library} {
+	if !detectWide() && (Use(Wide) == nil || Current() != before) {
+		t.Error("a routine that the processor has not can be used")
+	}
+	for _, r := range append(ours(), Library) {
 		if err := Use(r); err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +408,9 @@ func FuzzAsLibrary(f *testing.F) {
 	f.Fuzz(func(t *testing.T, k, nonce, text, additional []byte, offsets uint8) {
 		key := make([]byte, 16+8*min(len(k)/16, 2))
 		copy(key, k)
-		aeadtest.Fuzz(t, Sliced.String(), made(t, Sliced, key), made(t, Library, key), nonce, text, additional, offsets)
+		for _, r := range ours() {
+			aeadtest.Fuzz(t, r.String(), made(t, r, key), made(t, Library, key), nonce, text, additional, offsets)
+		}
 		if len(text) >= blockLen {
 			block, libBlock := blockOf(t, Sliced, key), blockOf(t, Library, key)
 			text = text[:len(text)&^(blockLen-1)]
@@ -385,7 +424,7 @@ func FuzzAsLibrary(f *testing.F) {
 }
 
 func BenchmarkSeal(b *testing.B) {
-	for _, r := range []Routine{Sliced, Library} {
+	for _, r := range append(ours(), Library) {
 		b.Run(r.String(), func(b *testing.B) { aeadtest.BenchmarkSeal(b, made(b, r, make([]byte, 16))) })
 	}
 }

@@ -14,5 +14,5 @@ func Detect() CPU {
 	if runtime.GOARCH == "arm64" {
 		return CPU{AES: cpu.ARM64.HasAES && cpu.ARM64.HasPMULL}
 	}
-	return CPU{AES: cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ && cpu.X86.HasSSE41 && cpu.X86.HasSSSE3}
+	return CPU{AES: cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ && cpu.X86.HasSSE41 && cpu.X86.HasSSSE3, Wide: detectWide()}
 }

@@ -1,7 +1,9 @@
 // Package ctaes is AES-GCM and AES (SP 800-38D, FIPS 197) in constant time for the processors
 // without instructions for it. Go's library uses tables there, and which octets of a table
 // are in the cache tells an attacker who measures times about the key. With the
-// instructions, [NewGCM] and [NewCipher] are the library's; a [Routine] says which.
+// instructions, [NewGCM] and [NewCipher] are the library's; a [Routine] says which. The library
+// computes one block with each instruction: on amd64 with vectors of four blocks AES-GCM is this
+// package's own, too ([Wide]), which halves the time of a packet.
 //
 // How a packet is sealed:
 //
@@ -41,9 +43,10 @@
 // Nothing here asks the operating system. [SelfTest] finds out whether what the flags
 // promise is true:
 //
-//	ctaes.Use(ctaes.Best(cpu))
-//	if err := ctaes.SelfTest(); err != nil {
-//		// warn, then
-//		ctaes.Use(ctaes.Sliced)
+//	for _, r := range ctaes.Routines(cpu) {
+//		if ctaes.Use(r) == nil && ctaes.SelfTest() == nil {
+//			break
+//		}
+//		// warn, and go on with the next
 //	}
 package ctaes

@@ -40,11 +40,14 @@ func newGCM(b *block, tag int) cipher.AEAD {
 
 // of makes the key of GHASH from H. A product of two numbers of 128 bits has 255, one less than
 // two blocks; H is divided by x beforehand, so that nothing has to be shifted later.
-func (k *hashKey) of(h *[blockLen]byte) {
-	high, low := binary.BigEndian.Uint64(h[:]), binary.BigEndian.Uint64(h[8:])
+func (k *hashKey) of(h *[blockLen]byte) { k.init(divided(h)) }
+
+// divided returns H divided by x.
+func divided(h *[blockLen]byte) (high, low uint64) {
+	high, low = binary.BigEndian.Uint64(h[:]), binary.BigEndian.Uint64(h[8:])
 	mask := -(high >> 63)
 	high, low = high<<1|low>>63, low<<1
-	k.init(high^mask&(0xc2<<56), low^mask&1)
+	return high ^ mask&(0xc2<<56), low ^ mask&1
 }
 
 func (g *gcm) NonceSize() int { return NonceSize }

@@ -14,7 +14,7 @@ import (
 // eachRoutine runs f with each routine in use.
 func eachRoutine(t *testing.T, f func(t *testing.T)) {
 	defer Use(Current())
-	for _, r := range []Routine{Sliced, Library} {
+	for _, r := range append(ours(), Library) {
 		if err := Use(r); err != nil {
 			t.Fatal(err)
 		}

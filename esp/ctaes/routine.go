@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// A Routine is one way of computing the cipher. Both have the same results.
+// A Routine is one way of computing the cipher. All have the same results.
 type Routine uint8
 
 const (
@@ -16,6 +16,9 @@ const (
 	Sliced Routine = iota
 	// Library is crypto/aes, which is in constant time with AES instructions only.
 	Library
+	// Wide is this package's assembly for AES-GCM by the vector instructions of amd64 (VAES and
+	// VPCLMULQDQ on 64 octets), which the library does not use. All else is Library's.
+	Wide
 )
 
 // String returns the routine's name, as it stands in logs.
@@ -25,6 +28,8 @@ func (r Routine) String() string {
 		return "constant-time code"
 	case Library:
 		return "library"
+	case Wide:
+		return "vector AES"
 	}
 	return "routine " + strconv.Itoa(int(r))
 }
@@ -34,27 +39,33 @@ type CPU struct {
 	// AES says that the processor has instructions for AES and for carry-less
 	// multiplication, and that the library uses them.
 	AES bool
+	// Wide says that it has those on vectors of 64 octets as well.
+	Wide bool
 }
 
 // current is the Routine of the ciphers that are made from now on.
 var current atomic.Uint32
 
-func init() { current.Store(uint32(Best(Detect()))) }
+func init() { current.Store(uint32(Routines(Detect())[0])) }
 
-// Best returns the fastest routine that computes in constant time on cpu. It changes nothing.
-func Best(cpu CPU) Routine {
-	if cpu.AES {
-		return Library
+// Routines returns what computes in constant time on cpu, the fastest first. The last is Sliced,
+// which every processor has.
+func Routines(cpu CPU) []Routine {
+	switch {
+	case cpu.AES && cpu.Wide:
+		return []Routine{Wide, Library, Sliced}
+	case cpu.AES:
+		return []Routine{Library, Sliced}
 	}
-	return Sliced
+	return []Routine{Sliced}
 }
 
 // Use sets the routine of all ciphers that are made afterwards, those that exist keep
-// theirs. Before the first call it is Best(Detect()). An error means that there is no such
-// routine, and that nothing has changed. It may be called at any time.
+// theirs. Before the first call it is the first of Routines(Detect()). An error means that there is no such
+// routine here, and that nothing has changed. It may be called at any time.
 func Use(r Routine) error {
-	if r > Library {
-		return fmt.Errorf("ctaes: there is no %s", r)
+	if r > Wide || r == Wide && !detectWide() {
+		return fmt.Errorf("ctaes: there is no %s here", r)
 	}
 	current.Store(uint32(r))
 	return nil
@@ -71,10 +82,10 @@ func Current() Routine { return Routine(current.Load()) }
 func NewCipher(key []byte) (cipher.Block, error) { return newCipher(Current(), key) }
 
 func newCipher(r Routine, key []byte) (cipher.Block, error) {
-	if r == Library {
-		return aes.NewCipher(key)
+	if r == Sliced {
+		return newBlock(key)
 	}
-	return newBlock(key)
+	return aes.NewCipher(key)
 }
 
 // NewGCM returns AES-GCM with a key of 16, 24 or 32 octets, which is copied, for nonces of
@@ -96,6 +107,9 @@ func NewGCMWithTagSize(key []byte, tag int) (cipher.AEAD, error) {
 }
 
 func newAEAD(r Routine, key []byte, tag int) (cipher.AEAD, error) {
+	if r == Wide {
+		return newWide(key, tag)
+	}
 	if r == Library && tag != Overhead {
 		return newShortGCM(key, tag)
 	}

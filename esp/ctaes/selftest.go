@@ -30,8 +30,8 @@ var errSelfTest = errors.New("ctaes: self-test failed")
 
 // SelfTest checks Sliced by known answers, and the routine in use against Sliced over lengths
 // that lead through all of its parts. It takes some milliseconds on the slowest router and
-// changes nothing. An error says which routine is wrong. If it is Library, use Sliced instead;
-// if it is Sliced, it was miscompiled or the processor is broken.
+// changes nothing. An error says which routine is wrong. If it is not Sliced, use the next of Routines
+// instead; if it is, it was miscompiled or the processor is broken.
 func SelfTest() error {
 	r := Current()
 	return selfTestOf(r, maker(r))
