@@ -276,7 +276,8 @@ func (s *Socket) LocalPort() uint16 { return s.port }
 // ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
 // at most 64. It fills in N, Local, Remote and TOS, and on a raw socket TTL; there Buf starts with the
 // ESP header. Buf may be replaced by memory of the socket, which is the caller's until the
-// next call: set it anew before that. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
+// next call: set it anew before that. Datagrams that the kernel joined are left for the next call
+// where not all of them have a Buf. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP
 // messages from anybody put on the socket are passed over. After Close the error wraps
 // os.ErrClosed.
 func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
@@ -286,7 +287,7 @@ func (s *Socket) ReadBatch(d []esp.Datagram) (int, error) {
 	most := maxBatch
 	if s.gro.on {
 		if s.gro.waiting() && !s.closed.Load() {
-			return s.gro.take(d), nil
+			return s.gro.take(d, 0), nil
 		}
 		most = groMessages
 	}

@@ -21,7 +21,9 @@ import (
 // From the first that has some, the first octets move to the end of the head, so
 // that the message is in one piece; then segment after segment takes the place of the Buf
 // that is its turn: the caller works on it there, and no octet is copied again. What the caller
-// has no Buf for stays for the next call, which makes no system call.
+// has no Buf for stays for the next call, which makes no system call. A message stays as a
+// whole if it can: its datagrams go to the TUN device as one packet when they go in one batch,
+// and each packet more costs a walk through the kernel and an acknowledgement of its TCP.
 //
 // The memory is what bounds the messages of one call. It is not Go's: pages that no
 // message has reached take no memory of the device, and those of a socket without joined
@@ -94,7 +96,7 @@ func (s *Socket) cut(d []esp.Datagram, n int) int {
 			}
 			g.push(k, &d[k], int(b.hdrs[k].n), b.slots[k].seg, b.hdrs[k].hdr.Flags&unix.MSG_TRUNC != 0)
 		}
-		return i + g.take(d[i:])
+		return g.take(d, i)
 	}
 	return n
 }
@@ -126,22 +128,19 @@ func (g *gro) push(i int, d *esp.Datagram, size, seg int, cut bool) {
 	}
 }
 
-// take hands out datagrams of the queue, as many as there are or as d has room for. Their
-// memory is the queue's until the next system call.
-func (g *gro) take(d []esp.Datagram) int {
-	n := 0
+// take hands out datagrams of the queue behind the n that d has already, and returns how many
+// it has then. Of a message that does not fit whole into d nothing is handed out, unless it
+// comes first: what is left of one that was begun, or one that is larger than d. Their memory
+// is the queue's until the next system call.
+func (g *gro) take(d []esp.Datagram, n int) int {
 	for n < len(d) && g.next < g.end {
 		m := &g.queue[g.next]
-		piece := m.data[:min(m.seg, len(m.data))]
-		m.data = m.data[len(piece):]
-		m.left--
-		own := d[n].Buf
-		d[n] = m.meta
-		d[n].Buf, d[n].N = own, 0
-		if len(piece) <= len(own) && !(m.cut && m.left == 0) {
-			d[n].Buf, d[n].N = piece[:len(piece):len(piece)], len(piece)
+		if n > 0 && m.left > len(d)-n {
+			break
 		}
-		n++
+		for ; n < len(d) && m.left > 0; n++ {
+			m.datagram(&d[n])
+		}
 		if m.left == 0 {
 			g.next++
 		}
@@ -150,4 +149,18 @@ func (g *gro) take(d []esp.Datagram) int {
 		g.next, g.end = 0, 0
 	}
 	return n
+}
+
+// datagram fills in the message's next datagram. N is 0 if it is not all there, or would not
+// fit its Buf.
+func (m *groMessage) datagram(d *esp.Datagram) {
+	piece := m.data[:min(m.seg, len(m.data))]
+	m.data = m.data[len(piece):]
+	m.left--
+	own := d.Buf
+	*d = m.meta
+	d.Buf, d.N = own, 0
+	if len(piece) <= len(own) && !(m.cut && m.left == 0) {
+		d.Buf, d.N = piece[:len(piece):len(piece)], len(piece)
+	}
 }

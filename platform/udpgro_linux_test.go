@@ -70,50 +70,103 @@ func TestUDPJoinedMessagesInAnyOrderWithSingles(t *testing.T) {
 	}
 }
 
-// What a kernel would have to be broken to say. Each message is 100 octets.
+// groMsg is a message of 100 octets, as the kernel says it was.
+type groMsg struct {
+	seg   int
+	trunc bool
+}
+
+// arrive puts messages where the kernel would have put them in a read into d, and returns
+// how many datagrams the read brings.
+func arrive(s *Socket, d []esp.Datagram, msgs ...groMsg) int {
+	s.rx.begin(d)
+	for i, m := range msgs {
+		h, slot := &s.rx.hdrs[i], &s.rx.slots[i]
+		s.point(i, &d[i], h, slot)
+		h.n = 100
+		n := copy(d[i].Buf, text(i, 100))
+		copy(s.gro.body(i), text(i, 100)[n:])
+		h.hdr.SetControllen(putControl(slot.control[:], unix.IPPROTO_UDP, unix.UDP_GRO, unsafe.Slice((*byte)(unsafe.Pointer(&[]int32{int32(m.seg)}[0])), 4)))
+		if m.trunc {
+			h.hdr.Flags = unix.MSG_TRUNC
+		}
+	}
+	return s.cut(d, len(msgs))
+}
+
+// A message that is torn over two calls is two packets for the kernel, where one would do.
+func TestUDPJoinedMessagesComeWholeWhereTheyFit(t *testing.T) {
+	ns := newNS(t)
+	single, two, five, ten := groMsg{}, groMsg{seg: 50}, groMsg{seg: 20}, groMsg{seg: 10}
+	for name, c := range map[string]struct {
+		room int
+		msgs []groMsg
+		want string // datagrams of each call
+	}{
+		"all fit":                       {10, []groMsg{five, two, single, two}, "10"},
+		"the second waits":              {8, []groMsg{five, five}, "5 5"},
+		"the third waits":               {9, []groMsg{two, five, five}, "7 5"},
+		"it waits behind a single":      {5, []groMsg{single, five}, "1 5"},
+		"it waits behind what is left":  {4, []groMsg{five, five}, "4 1 4 1"},
+		"it fits behind what is left":   {6, []groMsg{ten, two}, "6 6"},
+		"larger than any call":          {4, []groMsg{ten}, "4 4 2"},
+		"larger than any call, waiting": {4, []groMsg{single, ten}, "1 4 4 2"},
+	} {
+		s := listenUDP(t, ns, any4)
+		d := batch(c.room, 200)
+		own := slices.Clone(d)
+		var got, counts []string
+		for n := arrive(s, d, c.msgs...); ; n = s.gro.take(d, 0) {
+			for _, g := range d[:n] {
+				got = append(got, string(g.Buf[:g.N]))
+			}
+			counts = append(counts, fmt.Sprint(n))
+			if !s.gro.waiting() {
+				break
+			}
+			copy(d, own)
+		}
+		if s := strings.Join(counts, " "); s != c.want {
+			t.Errorf("%s: calls with room for %d brought %s datagrams, want %s", name, c.room, s, c.want)
+		}
+		var want []byte
+		for i := range c.msgs {
+			want = append(want, text(i, 100)...)
+		}
+		if strings.Join(got, "") != string(want) {
+			t.Errorf("%s: order or content is lost: %q", name, got)
+		}
+	}
+}
+
+// What a kernel would have to be broken to say.
 func TestCutSurvivesMessagesThatLie(t *testing.T) {
 	ns := newNS(t)
-	type msg struct {
-		seg   int
-		trunc bool
-	}
 	for name, c := range map[string]struct {
 		buf  int
-		msgs []msg
+		msgs []groMsg
 		want string // sizes
 	}{
-		"plain":                      {200, []msg{{0, false}, {0, false}}, "100 100"},
-		"negative":                   {200, []msg{{-1, false}}, "100"},
-		"as large as the message":    {200, []msg{{100, false}}, "100"},
-		"larger than the message":    {200, []msg{{101, false}}, "100"},
-		"halves":                     {200, []msg{{50, false}}, "50 50"},
-		"a shorter last":             {200, []msg{{60, false}, {0, false}}, "60 40 100"},
-		"cut off":                    {200, []msg{{60, true}, {0, false}}, "60 0 100"},
-		"cut off where one ended":    {200, []msg{{50, true}}, "50 0"},
-		"single behind joined, cut":  {200, []msg{{60, false}, {0, true}}, "60 40 0"},
-		"single cut off":             {200, []msg{{0, true}}, "0"},
-		"octet by octet":             {200, []msg{{1, false}}, strings.TrimSpace(strings.Repeat("1 ", 100))},
-		"negative behind joined":     {200, []msg{{50, false}, {-7, false}}, "50 50 100"},
-		"larger than Buf":            {40, []msg{{60, false}}, "0 40"},
-		"as large as Buf":            {60, []msg{{60, false}}, "60 40"},
-		"single does not fit behind": {60, []msg{{60, false}, {0, false}}, "60 40 0"},
+		"plain":                      {200, []groMsg{{0, false}, {0, false}}, "100 100"},
+		"negative":                   {200, []groMsg{{-1, false}}, "100"},
+		"as large as the message":    {200, []groMsg{{100, false}}, "100"},
+		"larger than the message":    {200, []groMsg{{101, false}}, "100"},
+		"halves":                     {200, []groMsg{{50, false}}, "50 50"},
+		"a shorter last":             {200, []groMsg{{60, false}, {0, false}}, "60 40 100"},
+		"cut off":                    {200, []groMsg{{60, true}, {0, false}}, "60 0 100"},
+		"cut off where one ended":    {200, []groMsg{{50, true}}, "50 0"},
+		"single behind joined, cut":  {200, []groMsg{{60, false}, {0, true}}, "60 40 0"},
+		"single cut off":             {200, []groMsg{{0, true}}, "0"},
+		"octet by octet":             {200, []groMsg{{1, false}}, strings.TrimSpace(strings.Repeat("1 ", 100))},
+		"negative behind joined":     {200, []groMsg{{50, false}, {-7, false}}, "50 50 100"},
+		"larger than Buf":            {40, []groMsg{{60, false}}, "0 40"},
+		"as large as Buf":            {60, []groMsg{{60, false}}, "60 40"},
+		"single does not fit behind": {60, []groMsg{{60, false}, {0, false}}, "60 40 0"},
 	} {
 		s := listenUDP(t, ns, any4)
 		d := batch(8, c.buf)
-		s.rx.begin(d)
-		for i, m := range c.msgs {
-			h, slot := &s.rx.hdrs[i], &s.rx.slots[i]
-			s.point(i, &d[i], h, slot)
-			h.n = 100
-			n := copy(d[i].Buf, text(i, 100))
-			copy(s.gro.body(i), text(i, 100)[n:])
-			h.hdr.SetControllen(putControl(slot.control[:], unix.IPPROTO_UDP, unix.UDP_GRO, unsafe.Slice((*byte)(unsafe.Pointer(&[]int32{int32(m.seg)}[0])), 4)))
-			if m.trunc {
-				h.hdr.Flags = unix.MSG_TRUNC
-			}
-		}
 		var got []string
-		n := s.cut(d, len(c.msgs))
+		n := arrive(s, d, c.msgs...)
 		for {
 			for i := range n {
 				got = append(got, fmt.Sprint(d[i].N))
@@ -121,7 +174,7 @@ func TestCutSurvivesMessagesThatLie(t *testing.T) {
 			if !s.gro.waiting() {
 				break
 			}
-			n = s.gro.take(d)
+			n = s.gro.take(d, 0)
 		}
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: datagrams of %v octets, want %s", name, got, c.want)
