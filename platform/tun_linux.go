@@ -64,8 +64,9 @@ func (t *TUN) Dropped() uint64 { return t.dropped.Load() }
 // ReadBatch waits for a packet, then reads as many as are waiting, at most len(bufs):
 // packet i is bufs[i][off:off+sizes[i]]. Each buffer has room for the MTU; a packet that
 // does not fit is dropped, or cut off by a kernel without virtio headers. What is
-// left of a super-packet when bufs are full comes first in the next call. After Close
-// the error wraps os.ErrClosed.
+// left of a super-packet when bufs are full comes first in the next call; a call ends behind
+// the last segment of one where another as long would not fit. After Close the error wraps
+// os.ErrClosed.
 func (t *TUN) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 	c := &t.rx
 	c.bufs, c.sizes, c.off, c.n, c.err = bufs, sizes, off, 0, nil

@@ -38,8 +38,10 @@ type vnetWriter struct {
 
 func (t *TUN) readReadyVNet(fd uintptr) bool {
 	c, v := &t.rx, t.vrx
-	for c.n < len(c.bufs) && c.n < len(c.sizes) {
+	room := min(len(c.bufs), len(c.sizes))
+	for c.n < room {
 		if v.rest.more() {
+			segments := v.rest.index + 1 // with the next one
 			n := v.rest.segment(c.bufs[c.n][c.off:])
 			if n == 0 {
 				v.rest.drop()
@@ -48,6 +50,12 @@ func (t *TUN) readReadyVNet(fd uintptr) bool {
 			}
 			c.sizes[c.n] = n
 			c.n++
+			// What comes next is most likely as long. Torn over two batches it would be two
+			// packets for the kernel at the other end, and each costs it a walk through its
+			// stack and an acknowledgement.
+			if !v.rest.more() && room-c.n < segments {
+				return true
+			}
 			continue
 		}
 		buf := c.bufs[c.n][c.off:]

@@ -84,8 +84,59 @@ func TestSegmentsThatAreLeftComeWithTheNextRead(t *testing.T) {
 		want = want[n:]
 		counts = append(counts, n)
 	}
-	if fmt.Sprint(counts) != "[4 4 3]" || tun.Dropped() != 0 {
-		t.Errorf("reads of four brought %v and dropped %d, want [4 4 3] and 0", counts, tun.Dropped())
+	if fmt.Sprint(counts) != "[4 4 2 1]" || tun.Dropped() != 0 {
+		t.Errorf("reads of four brought %v and dropped %d, want [4 4 2 1] and 0: the second packet might have been as long", counts, tun.Dropped())
+	}
+}
+
+// A super-packet that is torn over two reads leaves in two batches, and the other end's kernel
+// has two packets of it.
+func TestSuperPacketsComeWholeWhereTheyFit(t *testing.T) {
+	for _, c := range []struct {
+		room     int
+		segments []int // of each packet
+		want     string
+	}{
+		{10, []int{5, 5, 5}, "[10 5]"},
+		{9, []int{5, 5, 5}, "[5 5 5]"},
+		{9, []int{1, 5, 5}, "[6 5]"},  // one segment: no super-packet
+		{9, []int{5, 1, 1}, "[5 2]"},  // what comes next cannot be foreseen
+		{9, []int{3, 5, 5}, "[8 5]"},  // there was room for three more, and so for five
+		{4, []int{5, 5}, "[4 1 4 1]"}, // each is larger than any read
+		{6, []int{10, 1}, "[6 4 1]"},  //
+		{12, []int{4, 4, 4, 4}, "[12 4]"},
+	} {
+		tun, kernel := fakeKernel(t)
+		var want [][]byte
+		for i, n := range c.segments {
+			s := packetSpec{flags: tcpACK, seq: 5, id: uint16(i), payload: random(rand.New(rand.NewPCG(1, uint64(i))), n*100)}
+			h, p := s.super(100)
+			if n == 1 {
+				h = vnetHdr{}
+				p = s.build()
+				want = append(want, p)
+			} else {
+				want = append(want, split(t, h, p)...)
+			}
+			sendTo(t, kernel, withHeader(h, p))
+		}
+		bufs, sizes := buffers(c.room, 200), make([]int, c.room)
+		var got [][]byte
+		var counts []int
+		for len(got) < len(want) {
+			n, err := tun.ReadBatch(bufs, sizes, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				got = append(got, bytes.Clone(bufs[i][:sizes[i]]))
+			}
+			counts = append(counts, n)
+		}
+		assertSame(t, got, want)
+		if s := fmt.Sprint(counts); s != c.want {
+			t.Errorf("packets of %v segments: reads with room for %d brought %s, want %s", c.segments, c.room, s, c.want)
+		}
 	}
 }
 
