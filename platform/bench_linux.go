@@ -175,11 +175,10 @@ func (p *BenchPath) Inject(pkt []byte, n, segment int) error {
 
 func (p *BenchPath) send(fd uintptr) bool {
 	for p.sent < p.want {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&p.hdrs[p.sent])),
-			uintptr(p.want-p.sent), unix.MSG_DONTWAIT, 0, 0)
+		n, errno := sendmmsg(fd, p.hdrs[p.sent:p.want])
 		switch errno {
 		case 0:
-			p.sent += int(n)
+			p.sent += n
 		case unix.EINTR:
 		case unix.EAGAIN:
 			return false

@@ -93,15 +93,14 @@ func (s *Socket) receive(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 		}
 	}
 	if !s.oneByOne.Load() {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
-			uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
+		n, errno := recvmmsg(fd, hdrs)
 		if !refusesMany(errno) {
-			return int(n), errno
+			return n, errno
 		}
 		s.oneByOne.Store(true)
 	}
 	for i := range hdrs {
-		n, errno := rawRecvmsg(fd, &hdrs[i].hdr)
+		n, errno := recvmsg(fd, &hdrs[i].hdr)
 		if errno != 0 {
 			if i > 0 {
 				return i, 0
@@ -124,10 +123,9 @@ func (s *Socket) send(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 		}
 	}
 	if !s.oneByOne.Load() {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&hdrs[0])),
-			uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
+		n, errno := sendmmsg(fd, hdrs)
 		if errno == 0 {
-			return int(n), 0
+			return n, 0
 		}
 		if !refusesMany(errno) {
 			return 0, errno
@@ -138,7 +136,7 @@ func (s *Socket) send(fd uintptr, hdrs []mmsghdr) (int, unix.Errno) {
 			s.oneByOne.Store(true)
 		}
 	}
-	if _, errno := rawSendmsg(fd, &hdrs[0].hdr); errno != 0 {
+	if _, errno := sendmsg(fd, &hdrs[0].hdr); errno != 0 {
 		return 0, errno
 	}
 	return 1, 0
@@ -364,14 +362,4 @@ func putControl(b []byte, level, typ int32, v []byte) int {
 	h.SetLen(cmsgHeader + len(v))
 	copy(b[cmsgHeader:], v)
 	return wordAlign(cmsgHeader + len(v))
-}
-
-func rawRecvmsg(fd uintptr, h *unix.Msghdr) (int, unix.Errno) {
-	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT)
-	return int(n), errno
-}
-
-func rawSendmsg(fd uintptr, h *unix.Msghdr) (int, unix.Errno) {
-	n, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT)
-	return int(n), errno
 }

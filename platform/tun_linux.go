@@ -78,17 +78,17 @@ func (t *TUN) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 func (t *TUN) readReady(fd uintptr) bool {
 	c := &t.rx
 	for c.n < len(c.bufs) && c.n < len(c.sizes) {
-		n, err := unix.Read(int(fd), c.bufs[c.n][c.off:])
-		if err == unix.EINTR {
+		n, errno := read(fd, c.bufs[c.n][c.off:])
+		switch errno {
+		case 0:
+		case unix.EINTR:
 			continue
-		}
-		if err == unix.EAGAIN {
+		case unix.EAGAIN:
 			return c.n > 0
-		}
-		if err != nil {
+		default:
 			// What was read before the error is delivered; the error comes again.
 			if c.n == 0 {
-				c.err = err
+				c.err = errno
 			}
 			return true
 		}
@@ -121,18 +121,16 @@ func (t *TUN) WriteBatch(bufs [][]byte, off int) (int, error) {
 func (t *TUN) writeReady(fd uintptr) bool {
 	c := &t.tx
 	for c.n < len(c.bufs) {
-		_, err := unix.Write(int(fd), c.bufs[c.n][c.off:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err == unix.EAGAIN {
+		switch _, errno := write(fd, c.bufs[c.n][c.off:]); errno {
+		case 0:
+			c.n++
+		case unix.EINTR:
+		case unix.EAGAIN:
 			return false
-		}
-		if err != nil {
-			c.err = err
+		default:
+			c.err = errno
 			return true
 		}
-		c.n++
 	}
 	return true
 }

@@ -357,3 +357,38 @@ func TestTUNPathDoesNotAllocate(t *testing.T) {
 		t.Errorf("a write allocates %v times, want 0", n)
 	}
 }
+
+// The runtime is not told of the calls of the data path (promptcalls_linux.go): one that waited
+// would stop the whole process.
+func TestDescriptorsOfTheDataPathDoNotBlock(t *testing.T) {
+	ns := newNS(t)
+	needTUN(t)
+	var files []*os.File
+	for i, vnet := range []bool{true, false} {
+		var queues []*TUN
+		in(t, ns, func() (err error) {
+			queues, err = openTUNWith(fmt.Sprintf("pt%d", i), 1400, 2, vnet, allOffloads)
+			return err
+		})
+		for _, q := range queues {
+			defer q.Close()
+			files = append(files, q.file)
+		}
+	}
+	for i, addr := range []netip.AddrPort{any4, any6} {
+		ah := listen(t, ns, func() (*Socket, error) { return ListenAH(i == 1) })
+		files = append(files, listenUDP(t, ns, addr).file, listenESP(t, ns, i == 1).file, ah.file)
+	}
+	for _, f := range files {
+		var flags int
+		if err := control(f, func(fd int) (err error) {
+			flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("%s is blocking", f.Name())
+		}
+	}
+}

@@ -89,8 +89,7 @@ func (v *vnetReader) read(fd uintptr, buf []byte) (int, unix.Errno) {
 	pointIovec(&v.iov[0], v.hdr[:])
 	pointIovec(&v.iov[1], buf[:first])
 	pointIovec(&v.iov[2], v.big[first:])
-	n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&v.iov[0])), uintptr(len(v.iov)))
-	return int(n), errno
+	return readv(fd, v.iov[:])
 }
 
 // take looks at what a read of n octets brought. It returns the length of the packet in
@@ -174,7 +173,7 @@ func (v *vnetWriter) write(fd uintptr, bufs [][]byte, off int) unix.Errno {
 	clear(v.hdr[:vnetHdrSize])
 	pointIovec(&v.iov[0], v.hdr[:vnetHdrSize])
 	pointIovec(&v.iov[1], bufs[i][off:])
-	if errno := writev(fd, v.iov[:2]); errno != 0 {
+	if _, errno := writev(fd, v.iov[:2]); errno != 0 {
 		return errno
 	}
 	v.written[i] = true
@@ -193,7 +192,8 @@ func (v *vnetWriter) joined(fd uintptr, g *groGroup, bufs [][]byte, off int) uni
 	for i, k := g.first, 0; k < g.n; i, k = v.plan.next[i], k+1 {
 		pointIovec(&v.iov[1+k], bufs[i][off+g.hdr:])
 	}
-	return writev(fd, v.iov[:1+g.n])
+	_, errno := writev(fd, v.iov[:1+g.n])
+	return errno
 }
 
 // end fills in how many packets were written, brings them to the front if there was an
@@ -237,9 +237,4 @@ func (v *vnetWriter) end(c *tunCall) {
 func pointIovec(v *unix.Iovec, b []byte) {
 	v.Base = unsafe.SliceData(b)
 	v.SetLen(len(b))
-}
-
-func writev(fd uintptr, iov []unix.Iovec) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
-	return errno
 }

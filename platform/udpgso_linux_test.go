@@ -369,7 +369,7 @@ func TestUDPWriteTellsWhichJoinedDatagramFailed(t *testing.T) {
 			return unix.EMSGSIZE
 		}
 		hdrs[0].hdr.Flags = 0
-		_, errno := rawSendmsg(fdOf(t, from), &hdrs[0].hdr)
+		_, errno := sendmsg(fdOf(t, from), &hdrs[0].hdr)
 		if errno != 0 {
 			return errno
 		}
