@@ -60,7 +60,7 @@ func (p Profile) Fetches() int { return min(max(p.HalfOpen, 8), 64) }
 var (
 	Tiny  = Profile{"tiny", 16, 8, 4, 32, 32, 256, 16, 32, 2048, 1, 1, 16, 6}
 	Small = Profile{"small", 64, 32, 16, 128, 128, 1024, 64, 64, 2048, 1, 4, 64, 10}
-	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 256, 2048, 2, 8, 256, 64}
+	Large = Profile{"large", 1024, 256, 64, 2048, 1024, 8192, 256, 512, 2048, 2, 8, 256, 64}
 )
 
 // All lists the profiles, smallest first.

@@ -105,13 +105,17 @@ type datapath struct {
 }
 
 // shares of Profile.Buffers: what a worker on the way out, each socket with ESP and each
-// socket with IKE alone read at once; the queue to the IKE loop has four times the last, but no
-// less than leastIKE: all fragments of the largest message arrive together, and where there
-// is one processor the reader may well see them all before the loop sees the first.
+// socket with IKE alone read at once. A super-packet of the kernel's has some 45 segments of the
+// usual size, a joined UDP message 64 at most; a large board reads two whole ones at once.
+// A socket with IKE reads no more than mostIKE, as nothing comes in bulk there. The queue to the
+// IKE loop has four times as many, but no less than leastIKE: all fragments of the largest
+// message arrive together, and where there is one processor the reader may well see them all
+// before the loop sees the first.
 const (
 	shareTUN = 4
-	shareESP = 8
+	shareESP = 4
 	shareIKE = 16
+	mostIKE  = 16
 	leastIKE = 32
 )
 
@@ -146,7 +150,7 @@ func newDatapath(p board.Profile, workers int, random func([]byte)) (*datapath, 
 	if workers < 1 || workers > maxQueues {
 		return nil, fmt.Errorf("board profile %q: Queues must be 1 to %d, not %d", p.Name, maxQueues, workers)
 	}
-	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), max(p.Buffers/shareIKE, 2)
+	nTUN, nESP, nIKE := max(p.Buffers/shareTUN, 2), max(p.Buffers/shareESP, 2), min(max(p.Buffers/shareIKE, 2), mostIKE)
 	nAH := nIKE // hardly anybody has any
 	queue := max(4*nIKE, leastIKE)
 	d := &datapath{

@@ -158,6 +158,24 @@ func TestBuffersAreAlignedAndApart(t *testing.T) {
 	}
 }
 
+// One that is torn is two packets for the kernel at the other end.
+func TestALargeBoardReadsTwoWholeSuperPacketsAtOnce(t *testing.T) {
+	const segments = 64 // of the longest message that the kernel joins
+	tp := newTestPath(t, board.Large)
+	if n := len(tp.out.bufs); n < 2*segments {
+		t.Errorf("a worker reads %d packets at once, want %d at least", n, 2*segments)
+	}
+	for s := range sockAH4 {
+		n := len(tp.in[s].bufs)
+		if s.carriesESP() && n < 2*segments {
+			t.Errorf("the socket %v reads %d datagrams at once, want %d at least", s, n, 2*segments)
+		}
+		if !s.carriesESP() && n > mostIKE {
+			t.Errorf("the socket %v reads %d datagrams at once, want %d at most: IKE does not come in bulk", s, n, mostIKE)
+		}
+	}
+}
+
 func TestSelectorViolationIsDropped(t *testing.T) {
 	for _, c := range []struct{ what, src, dst string }{
 		{"foreign source", "10.7.0.1", dstHost},

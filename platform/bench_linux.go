@@ -48,7 +48,7 @@ type BenchPath struct {
 
 // injectBatch is how many packets one call of Inject may bring: fewer than the queue of a
 // TUN device holds (500).
-const injectBatch = 64
+const injectBatch = 128
 
 // benchDevice lets the kernel choose the number, so that no other device is in the way.
 const benchDevice = "pstbench%d"
@@ -138,7 +138,7 @@ func (p *BenchPath) openInjector(index int) error {
 	return nil
 }
 
-// Inject puts n times (1 to 64) the same IPv4 packet into the device's queue, as if the
+// Inject puts n times (1 to 128) the same IPv4 packet into the device's queue, as if the
 // host had routed it there. A segment above 0 says that it is a TCP packet without options
 // to be cut into segments of that many octets, and that its checksum holds the sum over
 // the pseudo header alone. One goroutine may use it at a time.

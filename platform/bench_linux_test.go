@@ -64,7 +64,7 @@ func TestBenchPathCarriesPacketsThroughAllItsParts(t *testing.T) {
 			t.Fatalf("private is %v, with here = %v", p.Private(), here)
 		}
 		pkt := udp4(benchFrom, benchTo, strings.Repeat("x", 1400))
-		const n = 64
+		const n = injectBatch
 		within(t, 5*time.Second, "carry packets", func() {
 			if err := p.Inject(pkt, n, 0); err != nil {
 				t.Error(err)

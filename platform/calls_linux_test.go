@@ -82,7 +82,7 @@ type callsHost struct {
 	peer  netip.AddrPort
 	calls callsWays
 
-	bufs  [][]byte // of the TUN reader, as many as the engine has on a large board
+	bufs  [][]byte // of the TUN reader; here and in own as many as the engine has on a large board
 	sizes []int
 	dgram []esp.Datagram
 	batch []esp.Datagram
@@ -188,7 +188,7 @@ func callsPair(t *testing.T, segments bool) (h [2]*callsHost, ns [2]*Namespace) 
 	key := bytes.Repeat([]byte{7}, 20)
 	suite := esp.Suite{Encr: esp.EncrAESGCM16, KeyBits: 128}
 	for i := range h {
-		c := &callsHost{sock: listenUDP(t, ns[i], any4), bufs: buffers(64, 2048), sizes: make([]int, 64), own: batch(32, 2048)}
+		c := &callsHost{sock: listenUDP(t, ns[i], any4), bufs: buffers(128, 2048), sizes: make([]int, 128), own: batch(128, 2048)}
 		in(t, ns[i], func() error {
 			queues, err := openTUNWith("pt0", 1400, 1, segments, allOffloads)
 			if err == nil {

@@ -38,7 +38,7 @@ const socketBuffer = 512 << 10
 
 // maxBatch bounds the datagrams of one system call, and so the memory of a socket: some
 // 250 octets for each and direction.
-const maxBatch = 64
+const maxBatch = 128
 
 // sendPatience is how long WriteBatch waits for room in the send buffer. While it waits
 // nothing is reordered and the sender behind it is slowed down, which is what TCP wants;
@@ -274,7 +274,7 @@ func (s *Socket) openError(op string, err error) error {
 func (s *Socket) LocalPort() uint16 { return s.port }
 
 // ReadBatch waits for a datagram, then takes as many as are waiting, at most len(d) and
-// at most 64. It fills in N, Local, Remote and TOS, and on a raw socket TTL; there Buf starts with the
+// at most 128. It fills in N, Local, Remote and TOS, and on a raw socket TTL; there Buf starts with the
 // ESP header. Buf may be replaced by memory of the socket, which is the caller's until the
 // next call: set it anew before that. Datagrams that the kernel joined are left for the next call
 // where not all of them have a Buf. A datagram that does not fit its Buf arrives with N 0. Errors that ICMP

@@ -67,7 +67,7 @@ func (f *fakePath) inject(pkt []byte, n, segment int) error {
 	if segment > 0 {
 		n, pkt = (len(pkt)-ipv4Header-tcpHeader)/segment, tcpPacket(segment)
 	}
-	if n > 64 || len(pkt) > pathMTU {
+	if n > mostInjected || len(pkt) > pathMTU {
 		f.t.Errorf("%d packets of %d octets are injected at once", n, len(pkt))
 	}
 	for range n {

@@ -20,7 +20,7 @@ const (
 	// 65,535 octets.
 	mostSegments = (1<<16 - 1 - ipv4Header - tcpHeader) / (pathMTU - ipv4Header - tcpHeader)
 	// mostInjected is what Path.Inject takes at once.
-	mostInjected = 64
+	mostInjected = 128
 	// pathPatience is what the path may take beyond its time. Where packets get lost, the
 	// reader that counts on them would wait for ever.
 	pathPatience = 3 * time.Second
@@ -61,7 +61,7 @@ type runner struct {
 // that of a socket, and the least size of a socket's buffers.
 const (
 	shareTUN  = 4
-	shareESP  = 8
+	shareESP  = 4
 	udpBuffer = 3072
 )
 

@@ -63,8 +63,8 @@ const (
 	defaultRetryTries   = 5
 	defaultFragmentSize = 1280
 
-	// strongSwan's 32 and the RFC's 64 are less than what one system call moves: with
-	// UDP_SEGMENT that is up to 64 packets, and two such batches can pass each other
+	// strongSwan's 32 and the RFC's 64 are less than what the kernel moves in one piece: with
+	// UDP_SEGMENT that is up to 64 packets, and two such messages can pass each other
 	// on the way. Twice 64 costs eight octets more per SA.
 	defaultReplayWindow = 128
 
