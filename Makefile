@@ -120,7 +120,7 @@ budget:
 
 # Side by side with wireguard-go and strongSwan, by turns on this machine, as root; some
 # minutes. BENCH_ONLY=postern,wireguard selects contenders, PEERSFLAGS has what
-# build/peers.test -help lists: -rounds 5 -seconds 3 …
+# build/peers.test -help lists: -rounds 5 -seconds 3 -runs "TCP, 1" …
 .PHONY: bench-peers
 bench-peers: deps
 	@$(GO) vet -tags peers ./platform/e2e

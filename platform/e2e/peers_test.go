@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -25,6 +26,7 @@ var (
 	peersRounds  = flag.Int("rounds", 3, "how often each contender's turn comes")
 	peersSeconds = flag.Int("seconds", 4, "length of each run")
 	peersOnly    = flag.String("only", os.Getenv("BENCH_ONLY"), "contenders, comma separated, by the beginning of their names; empty: all (BENCH_ONLY)")
+	peersRuns    = flag.String("runs", "", "measurements, by the beginning of their names in the output, such as \"TCP, 1\"; empty: all")
 	peersBoard   = flag.String("board", os.Getenv("BENCH_BOARD"), "board profile of postern; empty: what it finds fit (BENCH_BOARD)")
 	peersWindow  = flag.Int("window", 256, "UDP packets under way at most where the load follows the gateways")
 	peersStrict  = flag.Bool("strict", false, "fail when a wanted ratio is not met")
@@ -73,6 +75,24 @@ func (c *contender) wanted(only string) bool {
 	return strings.Trim(only, ", ") == ""
 }
 
+// measurement is one kind of run, of which each contender has one in each round.
+type measurement struct {
+	what string // as the -runs flag and the output have it
+	do   func(c *contender, d time.Duration) (string, error)
+}
+
+// measurements lists all, in the order of a round.
+func measurements() []measurement {
+	return []measurement{
+		{"TCP, 1 stream", (*contender).oneStream},
+		{"TCP, 4 streams", (*contender).fourStreams},
+		{"UDP, at capacity", (*contender).atCapacity},
+		{"UDP, overload", (*contender).overload},
+		{"TCP, calls", (*contender).streamCalls},
+		{"UDP, calls", (*contender).packetCalls},
+	}
+}
+
 // TestPeers runs the comparison and prints its tables.
 func TestPeers(t *testing.T) {
 	need(t, "iperf3", "swanctl", "mount")
@@ -84,6 +104,10 @@ func TestPeers(t *testing.T) {
 	}
 	if len(all) == 0 {
 		t.Fatalf("no contender's name begins with %q", *peersOnly)
+	}
+	runs := slices.DeleteFunc(measurements(), func(m measurement) bool { return !strings.HasPrefix(m.what, *peersRuns) })
+	if len(runs) == 0 {
+		t.Fatalf("no measurement's name begins with %q", *peersRuns)
 	}
 	if *peersRounds < 1 || *peersSeconds < 1 || *peersWindow < 1 {
 		t.Fatal("-rounds, -seconds and -window must be 1 at least")
@@ -120,17 +144,7 @@ func TestPeers(t *testing.T) {
 	}
 	length := time.Duration(*peersSeconds) * time.Second
 	for round := range *peersRounds {
-		for _, run := range []struct {
-			what string
-			do   func(c *contender, d time.Duration) (string, error)
-		}{
-			{"TCP, 1 stream", (*contender).oneStream},
-			{"TCP, 4 streams", (*contender).fourStreams},
-			{"UDP, at capacity", (*contender).atCapacity},
-			{"UDP, overload", (*contender).overload},
-			{"TCP, calls", (*contender).streamCalls},
-			{"UDP, calls", (*contender).packetCalls},
-		} {
+		for _, run := range runs {
 			for i := range all {
 				proceed()
 				c := all[(i+round)%len(all)] // another one is the first in each round
