@@ -2,6 +2,7 @@ package platform
 
 import (
 	"math/bits"
+	"runtime"
 	"unsafe"
 )
 
@@ -9,22 +10,34 @@ import (
 // the checksum fields are read and written, too: the sum of swapped words is the swapped
 // sum, so nothing is swapped per word. A sum is folded once, at its end.
 
+// anyAddress tells that a load of any address is one instruction, as one of an aligned
+// address is.
+const anyAddress = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" || runtime.GOARCH == "386"
+
 // sumBytes adds b, which starts at an even octet of what is summed up, to acc.
 func sumBytes(b []byte, acc uint64) uint64 {
+	if anyAddress && len(b) < 32 {
+		return sumShort(b, acc)
+	}
+	return sumPlain(b, acc)
+}
+
+// sumPlain is sumBytes for every processor. What it loads is aligned: on MIPS and RISC-V the
+// compiler makes four loads of each other one.
+func sumPlain(b []byte, acc uint64) uint64 {
 	if len(b) == 0 {
 		return acc
 	}
 	at := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
 	if at&1 != 0 {
 		// Words of the rest pair each octet with its other neighbour.
-		rest := fold(sumBytes(b[1:], 0))
+		rest := fold(sumPlain(b[1:], 0))
 		return acc + uint64(bits.ReverseBytes16(rest)) + lastOctet(b[0])
 	}
 	if at&2 != 0 && len(b) >= 2 {
 		acc += uint64(native.Uint16(b))
 		b = b[2:]
 	}
-	// Aligned loads: on MIPS and RISC-V the compiler makes four of each other one.
 	if bits.UintSize == 64 && len(b) >= 64 {
 		if uintptr(unsafe.Pointer(unsafe.SliceData(b)))&4 != 0 {
 			acc += uint64(native.Uint32(b))
@@ -34,8 +47,8 @@ func sumBytes(b []byte, acc uint64) uint64 {
 		b = b[len(w)*8:]
 		acc = sumWords(w, acc)
 	}
-	if len(b) >= 4 {
-		w := unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)
+	if len(b) >= 32 {
+		w := unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/32*8)
 		b = b[len(w)*4:]
 		var acc2 uint64
 		for len(w) >= 8 {
@@ -50,10 +63,16 @@ func sumBytes(b []byte, acc uint64) uint64 {
 			w = w[8:]
 		}
 		acc += acc2
-		for _, v := range w {
-			acc += uint64(v)
-		}
 	}
+	return sumShort(b, acc)
+}
+
+// sumShort is sumPlain for few octets, which start at a multiple of four unless anyAddress.
+func sumShort(b []byte, acc uint64) uint64 {
+	for _, v := range unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4) {
+		acc += uint64(v)
+	}
+	b = b[len(b)&^3:]
 	if len(b) >= 2 {
 		acc += uint64(native.Uint16(b))
 		b = b[2:]

@@ -177,25 +177,6 @@ func split(t testing.TB, h vnetHdr, p []byte) [][]byte {
 	return out
 }
 
-func TestSumOfAnyAlignmentAndLength(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	room := random(r, 300)
-	for at := range 9 {
-		for n := range 150 {
-			b := room[at : at+n]
-			// The field's octets, so that the machine's byte order is left out.
-			var got [2]byte
-			native.PutUint16(got[:], fold(sumBytes(b, 0)))
-			if want := refChecksum(b); binary.BigEndian.Uint16(got[:]) != want {
-				t.Fatalf("sum of %d octets at address %d is %x, want %04x", n, at, got, want)
-			}
-		}
-	}
-	if got := fold(sumBytes(bytes.Repeat([]byte{0xff}, maxPacket+1), 1<<40)); got == 0 {
-		t.Error("a sum of many ones folded to 0")
-	}
-}
-
 func TestSplitMakesWholePackets(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, c := range []struct {
