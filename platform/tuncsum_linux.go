@@ -14,10 +14,19 @@ import (
 // address is.
 const anyAddress = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" || runtime.GOARCH == "386"
 
+// minVectors is the least number of octets that sumVectors takes; it is faster from there on.
+const minVectors = 32
+
 // sumBytes adds b, which starts at an even octet of what is summed up, to acc.
 func sumBytes(b []byte, acc uint64) uint64 {
-	if anyAddress && len(b) < 32 {
+	switch {
+	case anyAddress && len(b) < minVectors:
 		return sumShort(b, acc)
+	case vectors && len(b) >= minVectors:
+		if last := len(b) - 1; last%2 == 0 {
+			acc += lastOctet(b[last])
+		}
+		return acc + sumVectors(unsafe.SliceData(b), len(b)&^1)
 	}
 	return sumPlain(b, acc)
 }

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // asWord is a folded sum as it stands in a packet: what the machine's byte order is does not
@@ -66,6 +69,35 @@ func TestSumOfAnyAlignmentAndLength(t *testing.T) {
 	if got := fold(sumBytes(bytes.Repeat([]byte{0xff}, maxPacket+1), 1<<40)); got == 0 {
 		t.Error("a sum of many ones folded to 0")
 	}
+}
+
+// The pages around what is summed up may be another's, or nobody's.
+func TestSumReadsNothingElse(t *testing.T) {
+	page := betweenHoles(t)
+	for n := range 300 {
+		for _, b := range [][]byte{page[:n], page[len(page)-n:]} {
+			for _, s := range sums {
+				if got := s.sum(b, 1); got != 1 {
+					t.Fatalf("%s of %d zeros on top of 1 is %d", s.name, n, got)
+				}
+			}
+		}
+	}
+}
+
+// betweenHoles returns a page of zeros between two that nobody may read or write.
+func betweenHoles(t *testing.T) []byte {
+	size := os.Getpagesize()
+	m, err := unix.Mmap(-1, 0, 3*size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(m) })
+	page := m[size : 2*size : 2*size]
+	if err := unix.Mprotect(page, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		t.Fatal(err)
+	}
+	return page
 }
 
 // FuzzSum sums up octets at any address, on top of any sum.
