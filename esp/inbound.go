@@ -134,24 +134,24 @@ func (in *Inbound) admit(low uint32) (seq uint64, ok bool) {
 
 // accept marks an authentic packet's number as seen, if it is new and the hard limit lets it
 // pass; a packet whose padding is right is counted with its n octets.
-func (in *Inbound) accept(seq uint64, n int, padOK bool) error {
+func (in *Inbound) accept(seq uint64, n int, padOK bool) (err error) {
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	if in.limited && padOK && !in.lim.allows(in.usage, uint64(n)) {
-		return ErrExpired
+	switch {
+	case in.limited && padOK && !in.lim.allows(in.usage, uint64(n)):
+		err = ErrExpired
+	case !in.win.advance(seq):
+		err = ErrReplay
+	case !padOK:
+		err = ErrPadding
+	default:
+		in.usage.Packets++
+		in.usage.Bytes += uint64(n)
+		if in.limited && in.lim.reached(in.usage) {
+			in.lim.due.Store(true)
+		}
 	}
-	if !in.win.advance(seq) {
-		return ErrReplay
-	}
-	if !padOK {
-		return ErrPadding
-	}
-	in.usage.Packets++
-	in.usage.Bytes += uint64(n)
-	if in.limited && in.lim.reached(in.usage) {
-		in.lim.due.Store(true)
-	}
-	return nil
+	in.mu.Unlock()
+	return err
 }
 
 // trim takes trailer and padding off a decrypted payload of at least 2 octets (RFC 4303

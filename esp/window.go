@@ -98,15 +98,16 @@ func (w *window) check(seq uint64) bool {
 // advance marks an authentic packet's number as seen and tells whether it was new. It
 // checks again, because the same packet may have been verified twice at the same time.
 func (w *window) advance(seq uint64) bool {
-	if !w.check(seq) {
-		return false
-	}
 	top := w.top.Load()
-	if w.size == 0 {
+	switch {
+	case w.size == 0:
 		w.top.Store(max(top, seq))
 		return true
-	}
-	if seq > top {
+	case seq <= top:
+		if !w.check(seq) {
+			return false
+		}
+	default:
 		from, to := top>>wordShift, seq>>wordShift
 		if to-from > uint64(w.mask) {
 			clear(w.ring)
