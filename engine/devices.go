@@ -173,7 +173,7 @@ func (o *outbound) dropLooped() {
 	kept := o.found[:0]
 	for _, i := range o.found {
 		p := &o.pkts[i]
-		if f, to := &p.flow, p.sa.path.Load(); f.Remote != to.remote.Addr() || f.Local != to.local || !d.outer(f) {
+		if f, to := &p.flow.Flow, p.sa.path.Load(); f.Remote != to.remote.Addr() || f.Local != to.local || !d.outer(f) {
 			kept = append(kept, i)
 			continue
 		}

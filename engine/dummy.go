@@ -130,7 +130,8 @@ func (l *ikeLoop) sendDummies(now time.Duration) {
 func (o *outbound) dummy(sa *outSA, buf []byte, n int, now time.Duration) {
 	o.now = now
 	p := &o.pkts[0]
-	*p = outPacket{buf: buf, off: headRoom, n: min(n, len(buf)-headRoom-esp.TailRoom), sa: sa, dummy: true}
+	o.flows[0] = outFlow{}
+	*p = outPacket{flow: &o.flows[0], buf: buf, off: headRoom, n: min(n, len(buf)-headRoom-esp.TailRoom), sa: sa, dummy: true}
 	clear(buf[headRoom : headRoom+p.n])
 	o.found = append(o.found, 0)
 	o.carry()

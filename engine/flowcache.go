@@ -67,6 +67,66 @@ func keyOf(f *esp.Flow) (k flowKey) {
 	return k
 }
 
+// plainKey sets k to the key of an IP packet's flow where that is easy to see: in a whole packet of
+// TCP or UDP without options and extension headers. ParseFlow accepts such a packet, and keyOf
+// makes of its flow the same key to the last bit. Otherwise plainKey returns false, and k is
+// undefined.
+func plainKey(pkt []byte, outbound bool, k *flowKey) bool {
+	var ports uint32
+	switch {
+	case len(pkt) >= 24 && pkt[0] == 0x45:
+		// Flags but DF, offset and protocol, which stand in one word.
+		const mask = 0x3fff<<32 | 0xff<<16
+		switch binary.BigEndian.Uint64(pkt[4:]) & mask {
+		case esp.ProtoTCP << 16:
+			k.rest = esp.ProtoTCP<<8 | 2
+		case esp.ProtoUDP << 16:
+			k.rest = esp.ProtoUDP<<8 | 2
+		default:
+			return false
+		}
+		if n := int(binary.BigEndian.Uint16(pkt[2:])); n < 24 || n > len(pkt) {
+			return false
+		}
+		local, remote := binary.NativeEndian.Uint32(pkt[12:]), binary.NativeEndian.Uint32(pkt[16:])
+		ports = binary.BigEndian.Uint32(pkt[20:])
+		if !outbound {
+			local, remote = remote, local
+		}
+		k.addr = [4]uint64{uint64(local)<<32 | uint64(remote)}
+	case len(pkt) >= 44 && pkt[0]>>4 == 6 && (pkt[6] == esp.ProtoTCP || pkt[6] == esp.ProtoUDP):
+		if n := int(binary.BigEndian.Uint16(pkt[4:])); n < 4 || n > len(pkt)-40 {
+			return false
+		}
+		k.rest = uint64(pkt[6]) << 8
+		local, remote := pkt[8:24], pkt[24:40]
+		ports = binary.BigEndian.Uint32(pkt[40:])
+		if !outbound {
+			local, remote = remote, local
+		}
+		k.addr = [4]uint64{
+			binary.NativeEndian.Uint64(local), binary.NativeEndian.Uint64(local[8:]),
+			binary.NativeEndian.Uint64(remote), binary.NativeEndian.Uint64(remote[8:]),
+		}
+	default:
+		return false
+	}
+	if !outbound {
+		ports = bits.RotateLeft32(ports, 16)
+	}
+	k.rest |= uint64(ports) << 16
+	return true
+}
+
+// is tells whether two keys are the same, without the call that == is for so many octets.
+func (k *flowKey) is(o *flowKey) bool {
+	return k.rest == o.rest && k.addr[0] == o.addr[0] &&
+		(k.addr[1]^o.addr[1])|(k.addr[2]^o.addr[2])|(k.addr[3]^o.addr[3]) == 0
+}
+
+// addClass makes the DSCP of the flow's packet part of the key.
+func (k *flowKey) addClass(pkt []byte) { k.rest |= uint64(esp.TrafficClass(pkt)>>2) << dscpShift }
+
 // hash mixes the key with a seed.
 func (k *flowKey) hash(seed uint64) uint32 {
 	h := mix(seed^k.rest) ^ k.addr[0]
@@ -109,7 +169,7 @@ func (c *flowCache) lookup(s *spd, f *esp.Flow, k *flowKey, hash uint32, gen uin
 			}
 			continue
 		}
-		if e.key == *k {
+		if e.key.is(k) {
 			return e.pol, e.sa
 		}
 	}

@@ -269,8 +269,8 @@ func (o *outbound) fragment(p *outPacket) bool {
 		p.part = partTiny
 		return true
 	}
-	k := fragKey(&p.flow, &fr, false)
-	known, forgot := d.frags.follow(&k, &p.flow, first, o.now)
+	k := fragKey(&p.flow.Flow, &fr, false)
+	known, forgot := d.frags.follow(&k, &p.flow.Flow, first, o.now)
 	if forgot {
 		d.counts.inc(cFragsForgotten)
 	}
@@ -288,13 +288,13 @@ func (o *outbound) fragment(p *outPacket) bool {
 // follow belongs to step 3: it settles which entry and SA a fragment has, given those of its flow.
 // ok is false if it was dropped.
 func (o *outbound) follow(p *outPacket, pol *policy, sa *outSA) (_ *policy, _ *outSA, ok bool) {
-	d, f := o.d, &p.flow
+	d, f := o.d, &p.flow.Flow
 	if p.part == partLent && sa != nil && !sa.frags && !blind(sa.localTS, sa.remoteTS, f) {
 		// An SA for all ports, or for OPAQUE ones, may take it.
 		p.part = partRefused
 		f.LocalPort, f.RemotePort, f.NoPorts = 0, 0, true
-		p.key = keyOf(f)
-		p.hash = p.key.hash(o.cache.seed)
+		p.flow.key = keyOf(f)
+		p.flow.hash = p.flow.key.hash(o.cache.seed)
 		pol, sa = d.spd.lookupVia(f, o.via)
 	}
 	protected := pol != nil && pol.Action == esp.Protect

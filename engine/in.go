@@ -18,6 +18,9 @@ package engine
 //
 // ESP that was in AH takes step 4 again after step 6 (nest.go).
 //
+// What steps 5, 6 and 8 find out about a packet of TCP or UDP holds for those right behind it that came
+// through the same SA and have the same addresses, ports and protocol.
+//
 // Steps 2 and 3 go over the whole batch before the others, for the reason that out.go gives.
 //
 // The packets of an SA arrive at one socket, as long as the system steers by SPI, and those
@@ -57,6 +60,11 @@ type inbound struct {
 	apart [][]byte
 	flow  esp.Flow
 	now   time.Duration
+
+	// What settles a packet right behind another with the same SA and flow:
+	last  *inSA   // of the packet before; nil: there is none that settles anything
+	key   flowKey // of flow, if last is not nil
+	queue int     // of the TUN device, by the flow
 
 	inner  esp.Datagram // ESP that was in AH (nest.go)
 	nested bool         // it is being opened
@@ -298,21 +306,23 @@ func (in *inbound) authentic(sa *inSA, g *esp.Datagram, err error) bool {
 // datagram g as it arrived.
 func (in *inbound) take(sa *inSA, pkt []byte, g *esp.Datagram, spare []byte) {
 	d := in.d
-	if err := esp.ParseFlow(pkt[innerRoom:], false, &in.flow); err != nil {
-		in.unusable(err)
-		return
-	}
 	inner := pkt[innerRoom:]
-	if sa.ported && esp.MayBeFragment(inner) && !in.fragment(sa, inner) {
-		return
-	}
-	if !sa.nets.has(&in.flow) && !esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
-		d.counts.inc(cInSelectors)
-		if d.mayNote(noteSelectors, in.now) {
-			d.log.Log(log.ESP, log.Warn, "packet dropped: the peer sent it through a CHILD SA whose selectors do not cover it",
-				log.Str("conn", sa.conn), log.Str("child", sa.child), log.Addr("src", in.flow.Remote), log.Addr("dst", in.flow.Local), log.Int("proto", int(in.flow.Proto)))
+	var key flowKey
+	plain := plainKey(inner, false, &key)
+	if !plain || sa != in.last || !in.key.is(&key) {
+		in.last = nil
+		if !in.covered(sa, inner) {
+			return
 		}
-		return
+		if n := len(d.tuns); n > 1 {
+			if !plain {
+				key = keyOf(&in.flow)
+			}
+			in.queue = int(key.hash(d.seed) % uint32(n))
+		}
+		if plain {
+			in.last, in.key = sa, key
+		}
 	}
 	if sa.is.has(inMixed) {
 		if sa.came != nil {
@@ -338,12 +348,28 @@ func (in *inbound) take(sa *inSA, pkt []byte, g *esp.Datagram, spare []byte) {
 		in.route(sa.via, pkt)
 		return
 	}
-	q := 0
-	if n := len(d.tuns); n > 1 {
-		k := keyOf(&in.flow)
-		q = int(k.hash(d.seed) % uint32(n))
+	in.out[in.queue] = append(in.out[in.queue], pkt)
+}
+
+// covered does steps 5 and 6. It returns false if the packet was dropped.
+func (in *inbound) covered(sa *inSA, inner []byte) bool {
+	d := in.d
+	if err := esp.ParseFlow(inner, false, &in.flow); err != nil {
+		in.unusable(err)
+		return false
 	}
-	in.out[q] = append(in.out[q], pkt)
+	if sa.ported && esp.MayBeFragment(inner) && !in.fragment(sa, inner) {
+		return false
+	}
+	if sa.nets.has(&in.flow) || esp.MatchFlow(sa.localTS, sa.remoteTS, &in.flow) {
+		return true
+	}
+	d.counts.inc(cInSelectors)
+	if d.mayNote(noteSelectors, in.now) {
+		d.log.Log(log.ESP, log.Warn, "packet dropped: the peer sent it through a CHILD SA whose selectors do not cover it",
+			log.Str("conn", sa.conn), log.Str("child", sa.child), log.Addr("src", in.flow.Remote), log.Addr("dst", in.flow.Local), log.Int("proto", int(in.flow.Proto)))
+	}
+	return false
 }
 
 // unusable counts an authentic packet that is not to be delivered.
@@ -453,7 +479,7 @@ func (in *inbound) checkMoved(sa *inSA, g *esp.Datagram) {
 func (in *inbound) deliver() {
 	in.deliverApart()
 	n := 0
-	in.used = 0
+	in.used, in.last = 0, nil
 	for q := range in.out {
 		if len(in.out[q]) > 0 {
 			n += len(in.out[q])

@@ -107,8 +107,8 @@ func (o *outbound) findAround(p *outPacket) *outSA {
 	case ah != nil && ah.proto == esp.AH:
 		return ah
 	case pol != nil && pol.wait:
-		p.flow = f // which is no more needed: f would be allocated
-		o.ask(pol, &p.flow)
+		o.around = f // which would be allocated
+		o.ask(pol, &o.around)
 	}
 	d.counts.inc(cOutNoSA)
 	return nil

@@ -18,6 +18,9 @@ package engine
 // arrives for several at once, not for one after the other. To read the memory ahead of time
 // instead, pass by pass, cost more than it gained.
 //
+// What steps 2 and 3 find out about a packet of TCP or UDP holds for those right behind it that have the same
+// addresses, ports and protocol, so that the segments of one large packet are looked up once.
+//
 // A packet that waited takes steps 3 and 5 to 7 in the IKE loop when its SA is there. Where AH
 // goes around ESP, a packet has two SAs from step 5 on (nest.go).
 
@@ -52,12 +55,15 @@ type outbound struct {
 	pause  time.Duration // after a read that failed
 
 	pkts  []outPacket // of the batch
+	flows []outFlow   // theirs: as many, and packet i uses the i-th or that of the packet before
 	todo  []int       // those that have to be looked up
 	found []int       // those that have an SA
 	turns []turn      // of the SAs in found
 
 	limited bool // one of these SAs has limits in packets or octets
 	lanes   bool // the SPD has lanes: the DSCP is part of a flow
+
+	around esp.Flow // of the ESP for whose AH the IKE loop is asked (nest.go)
 
 	over oversize // for packets that are longer than their path carries
 
@@ -77,10 +83,16 @@ type outPacket struct {
 	pol    *policy
 	path   *outerPath // of the SA; it may move while the packet is sealed
 	cut    bool       // it may be cut once it is sealed
-	flow   esp.Flow
-	key    flowKey
-	hash   uint32 // of key
+	flow   *outFlow   // in flows
 	dummy  bool
+}
+
+// outFlow is the flow of one packet or of several that follow each other, as the segments do that the
+// kernel has handed over as one large one. What is found out about it is found out once.
+type outFlow struct {
+	esp.Flow
+	key  flowKey
+	hash uint32 // of key
 }
 
 // Out of line, for it is called at three places and seldom.
@@ -90,7 +102,7 @@ func newOutbound(d *datapath, ctx int, bufs [][]byte, cache flowCache) *outbound
 	n := len(bufs)
 	o := &outbound{
 		d: d, ctx: ctx, bufs: bufs, sizes: make([]int, n), cache: cache, pause: readErrorPause,
-		pkts: make([]outPacket, n), todo: make([]int, 0, n), found: make([]int, 0, n), turns: make([]turn, 0, n),
+		pkts: make([]outPacket, n), flows: make([]outFlow, n), todo: make([]int, 0, n), found: make([]int, 0, n), turns: make([]turn, 0, n),
 		over: oversize{cut: make([]byte, d.pool.size), big: make([]bigPacket, 0, n)},
 	}
 	for s := range o.groups {
@@ -161,30 +173,52 @@ func (o *outbound) batch(n int) {
 func (o *outbound) parse(n int) {
 	o.todo = o.todo[:0]
 	ported := o.d.spd.ported.Load()
+	var last *outFlow // of the packet before, if its key was easy to see
+	var key flowKey
 	for i := range n {
 		p, buf, n := &o.pkts[i], o.bufs[i], o.sizes[i]
 		if n > len(buf)-headRoom {
 			o.d.counts.inc(cOutMalformed)
 			continue
 		}
-		if !o.read(p, buf, headRoom, n, ported) {
+		pkt := buf[headRoom : headRoom+n]
+		plain := plainKey(pkt, true, &key)
+		if plain {
+			if o.lanes {
+				key.addClass(pkt)
+			}
+			if last != nil && last.key.is(&key) {
+				p.begin(buf, headRoom, n, last)
+				o.todo = append(o.todo, i)
+				continue
+			}
+		}
+		f := &o.flows[i]
+		p.begin(buf, headRoom, n, f)
+		if !o.read(p, ported) {
 			continue
 		}
-		p.key = keyOf(&p.flow)
-		if o.lanes {
-			p.key.rest |= uint64(esp.TrafficClass(buf[headRoom:])>>2) << dscpShift
+		if last = f; !plain {
+			last, key = nil, keyOf(&f.Flow)
+			if o.lanes {
+				key.addClass(pkt)
+			}
 		}
-		p.hash = p.key.hash(o.cache.seed)
-		esp.Prefetch(unsafe.Pointer(o.cache.set(p.hash)), 1)
+		f.key, f.hash = key, key.hash(o.cache.seed)
+		esp.Prefetch(unsafe.Pointer(o.cache.set(f.hash)), 1)
 		o.todo = append(o.todo, i)
 	}
 }
 
+// begin makes p the packet buf[off:off+n]; its flow f may be yet to be read.
+func (p *outPacket) begin(buf []byte, off, n int, f *outFlow) {
+	p.buf, p.off, p.n, p.part, p.flow = buf, off, n, partNone, f
+}
+
 // read reads the flow of one packet. It returns false if the packet was dropped.
-func (o *outbound) read(p *outPacket, buf []byte, off, n int, ported bool) bool {
-	p.buf, p.off, p.n, p.part = buf, off, n, partNone
-	pkt := buf[off : off+n]
-	if err := esp.ParseFlow(pkt, true, &p.flow); err != nil {
+func (o *outbound) read(p *outPacket, ported bool) bool {
+	pkt := p.buf[p.off : p.off+p.n]
+	if err := esp.ParseFlow(pkt, true, &p.flow.Flow); err != nil {
 		c := cOutMalformed
 		if err == esp.ErrChain {
 			c = cOutChain
@@ -201,12 +235,18 @@ func (o *outbound) read(p *outPacket, buf []byte, off, n int, ported bool) bool 
 func (o *outbound) find() {
 	gen := o.d.spd.gen.Load()
 	o.cache.begin(gen)
-	again := o.todo[:0]
+	again, found := o.todo[:0], o.found
 	var last *outSA
+	var flow *outFlow // that pol and sa are of
+	var pol *policy
+	var sa *outSA
 	for _, i := range o.todo {
 		p := &o.pkts[i]
-		pol, sa := o.cache.lookup(o.d.spd, &p.flow, &p.key, p.hash, gen)
-		if p.part != partNone {
+		if f := p.flow; f != flow {
+			pol, sa = o.cache.lookup(o.d.spd, &f.Flow, &f.key, f.hash, gen)
+			flow = f
+		}
+		if p.part != partNone { // such a packet has its flow to itself
 			var ok bool
 			if pol, sa, ok = o.follow(p, pol, sa); !ok {
 				continue
@@ -219,12 +259,12 @@ func (o *outbound) find() {
 				esp.Prefetch(unsafe.Pointer(sa), 1)
 			}
 			last = sa
-			o.found = append(o.found, i)
+			found = append(found, i)
 		case !o.unprotected(i, pol, gen):
 			again = append(again, i)
 		}
 	}
-	o.todo = again
+	o.todo, o.found = again, found
 }
 
 // fetchAhead is how many packets ahead the memory of an SA's cipher is fetched: so many that it arrives in
@@ -235,7 +275,7 @@ const fetchAhead = 4
 // come up meanwhile: the packet has to be looked up again.
 func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 	d, p := o.d, &o.pkts[i]
-	if !o.permitted(pol, &p.flow) {
+	if !o.permitted(pol, &p.flow.Flow) {
 		return true
 	}
 	if !pol.wait && !pol.stays() {
@@ -251,7 +291,7 @@ func (o *outbound) unprotected(i int, pol *policy, gen uint64) (done bool) {
 	if dropped {
 		d.counts.inc(cOutQueueFull)
 	}
-	o.ask(pol, &p.flow)
+	o.ask(pol, &p.flow.Flow)
 	return true
 }
 
@@ -543,11 +583,12 @@ func (o *outbound) flush() {
 			d.counts.inc(cOutExpired)
 			return false
 		}
-		if !o.read(p, w.buf, w.off, w.n, d.spd.ported.Load()) {
+		p.begin(w.buf, w.off, w.n, &o.flows[0])
+		if !o.read(p, d.spd.ported.Load()) {
 			return false
 		}
 		o.via = w.via
-		pol, sa, _, _ := d.spd.choose(&p.flow, w.via, esp.TrafficClass(w.buf[w.off:])>>2, -1)
+		pol, sa, _, _ := d.spd.choose(&p.flow.Flow, w.via, esp.TrafficClass(w.buf[w.off:])>>2, -1)
 		if p.part != partNone {
 			var ok bool
 			if pol, sa, ok = o.follow(p, pol, sa); !ok {
@@ -555,7 +596,7 @@ func (o *outbound) flush() {
 			}
 		}
 		if sa == nil {
-			return o.permitted(pol, &p.flow) && (pol.wait || pol.stays())
+			return o.permitted(pol, &p.flow.Flow) && (pol.wait || pol.stays())
 		}
 		// One by one: its buffer is the queue's again when this returns.
 		p.sa, p.pol = sa, pol

@@ -74,7 +74,7 @@ func (o *outbound) tooLong(i int) (seal bool) {
 	case v6 && p.n <= minMTU && !never:
 		p.cut = true
 	case never && (fixed || !path.tunnel), fixed && (h.DF != config.DFClear || !path.tunnel):
-		o.tellTooBig(pkt, &p.flow, most, v6)
+		o.tellTooBig(pkt, &p.flow.Flow, most, v6)
 		return false
 	case fixed || !path.tunnel || path.after && !never:
 		p.cut = true
