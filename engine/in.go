@@ -294,7 +294,9 @@ func (in *inbound) authentic(sa *inSA, g *esp.Datagram, err error) bool {
 		in.refused(sa, g, err)
 		return false
 	}
-	sa.lastIn.Store(int64(in.now))
+	if now := int64(in.now); sa.lastIn.Load() != now { // of a batch it is the same, and to write costs more
+		sa.lastIn.Store(now)
+	}
 	if sa.in.Due() {
 		sa.limits.reached(in.d, sa.spi, false, in.now)
 	}
