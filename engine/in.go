@@ -98,11 +98,13 @@ func newInbound(d *datapath, sock sockID, ctx int, bufs [][]byte) *inbound {
 
 // run reads until the socket is closed.
 func (in *inbound) run(sock Socket) {
+	used := len(in.batch) // how many are to be made anew: what the last read filled, at first all
 	for {
-		for i := range in.batch {
+		for i := range used {
 			in.batch[i] = esp.Datagram{Buf: in.bufs[i]}
 		}
 		n, err := sock.ReadBatch(in.batch)
+		used = n
 		if n > 0 {
 			in.process(n)
 		}

@@ -27,7 +27,8 @@ type Device interface {
 // Socket is a UDP socket, or a raw socket for IP protocol 50, of one address family.
 // ReadBatch blocks until at least one datagram is there and fills in N, Local, Remote
 // and TOS; on a raw socket Buf starts with the ESP header. It may put memory of its own in
-// the place of Buf, which may be used, and written to, until the next ReadBatch.
+// the place of Buf, which may be used, and written to, until the next ReadBatch. The datagrams
+// behind those that it returns stay as they are.
 // WriteBatch sends from Local where it is valid and returns how many datagrams it sent
 // before the error. One reader and several writers may use it at once; neither allocates. A
 // write that is blocked ends with an error when the socket is closed. Features is as in Device.

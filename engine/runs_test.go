@@ -3,9 +3,11 @@ package engine
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -274,4 +276,41 @@ func sealFor(t testing.TB, tp *testPath, osa *outSA, pkt []byte) esp.Datagram {
 		t.Fatal(err)
 	}
 	return esp.Datagram{Buf: buf[start:end], N: end - start, Remote: netip.MustParseAddrPort("192.0.2.1:4500")}
+}
+
+// roughSocket is a socket that reads as many datagrams as it is told, and spoils all that it may.
+type roughSocket struct {
+	*fakeSocket
+	t    *testing.T
+	bufs [][]byte
+	read []int // how many, in turn; -1: an error
+}
+
+func (r *roughSocket) ReadBatch(d []esp.Datagram) (int, error) {
+	for i := range d {
+		g := &d[i]
+		if &g.Buf[0] != &r.bufs[i][0] || len(g.Buf) != len(r.bufs[i]) || g.N != 0 || g.Remote.IsValid() || g.Local.IsValid() || g.TOS != 0 || g.TTL != 0 || g.Whole || g.DF || g.Path != 0 {
+			r.t.Errorf("with %d reads to come, datagram %d is not as new: %+v", len(r.read), i, *g)
+		}
+	}
+	if len(r.read) == 0 {
+		return 0, os.ErrClosed
+	}
+	n := r.read[0]
+	r.read = r.read[1:]
+	if n < 0 {
+		return 0, errors.New("refused")
+	}
+	for i := range n {
+		any := netip.MustParseAddrPort("192.0.2.1:4500")
+		d[i] = esp.Datagram{Buf: make([]byte, 50), N: 50, Local: any.Addr(), Remote: any, TOS: 1, TTL: 1, Whole: true, DF: true, Path: 1}
+	}
+	return n, nil
+}
+
+func TestEveryReadGetsEmptyDatagrams(t *testing.T) {
+	tp := newTestPath(t, board.Large)
+	in := tp.in[sockESP4]
+	n := len(in.bufs)
+	in.run(&roughSocket{tp.fakes[sockESP4], t, in.bufs, []int{3, n, 1, -1, 2, n, n - 1, 1}})
 }
