@@ -63,6 +63,9 @@ type outbound struct {
 	limited bool // one of these SAs has limits in packets or octets
 	lanes   bool // the SPD has lanes: the DSCP is part of a flow
 
+	path  *outerPath   // of the last packet
+	empty esp.Datagram // on it
+
 	around esp.Flow // of the ESP for whose AH the IKE loop is asked (nest.go)
 
 	over oversize // for packets that are longer than their path carries
@@ -431,8 +434,7 @@ func (o *outbound) join(n int) {
 		}
 		p.pad(min(int(sa.hide), int(p.path.most)))
 	}
-	to := p.path.datagram()
-	if err := sa.out.Check(p.buf, p.off, p.n, &to); err != nil {
+	if err := sa.out.Check(p.buf, p.off, p.n, o.emptyOn(p.path)); err != nil {
 		o.unfit(sa, p, err)
 		return
 	}
@@ -496,20 +498,24 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 	if p.nest >= 0 && !o.mayNest(p) {
 		return true
 	}
-	to := p.path.datagram()
+	group := &o.groups[p.path.sock]
+	at := len(*group)
+	*group = append(*group, *o.emptyOn(p.path))
+	to := &(*group)[at]
 	var err error
 	if p.dummy {
-		err = o.sealDummy(t.seq, p, &to)
+		err = o.sealDummy(t.seq, p, to)
 	} else {
-		err = t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, &to)
+		err = t.sa.out.SealPacket(o.ctx, t.seq, p.buf, p.off, p.n, to)
 	}
 	if err != nil {
+		*group = (*group)[:at]
 		// join has seen that there is room. The number becomes a gap, of an SA that sends
 		// nothing more.
 		return false
 	}
 	if p.path.odd || p.cut {
-		p.path.outerHeader(&to, p.cut)
+		p.path.outerHeader(to, p.cut)
 	}
 	t.seq++
 	t.n--
@@ -524,15 +530,26 @@ func (o *outbound) seal(p *outPacket) (done bool) {
 			o.tally.add(p.pol.hits, uint64(p.n), (*hits).out)
 		}
 	}
-	if p.nest >= 0 && !o.sealAround(p, &to) {
+	if p.nest >= 0 && !o.sealAround(p, to) {
+		*group = (*group)[:at]
 		return true
 	}
-	s := p.path.sock
 	if to.Whole {
-		s = sockAH4.family(to.Remote.Addr())
+		if s := sockAH4.family(to.Remote.Addr()); s != p.path.sock {
+			*group = (*group)[:at]
+			o.groups[s] = append(o.groups[s], *to)
+		}
 	}
-	o.groups[s] = append(o.groups[s], to)
 	return true
+}
+
+// emptyOn returns the empty datagram on a path, to be read until the next call: most packets take
+// the path of the one before.
+func (o *outbound) emptyOn(p *outerPath) *esp.Datagram {
+	if p != o.path {
+		o.path, o.empty = p, p.datagram()
+	}
+	return &o.empty
 }
 
 // refused counts a packet for which its SA had no sequence number, or which goes beyond its
