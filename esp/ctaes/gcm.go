@@ -54,11 +54,7 @@ func (g *gcm) NonceSize() int { return NonceSize }
 func (g *gcm) Overhead() int  { return g.tag }
 
 func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
-	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
-		panic("ctaes: plaintext too large")
-	}
-	ret, out := aead.Grow(dst, len(plaintext)+g.tag)
-	aead.CheckOverlap(out, plaintext)
+	ret, out := sealRoom(dst, plaintext, g.tag)
 	var st stream
 	st.start(&g.block, nonce, len(plaintext))
 	ciphertext := out[:len(plaintext)]
@@ -71,13 +67,11 @@ func (g *gcm) Seal(dst, nonce, plaintext, additional []byte) []byte {
 }
 
 func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	n := len(ciphertext) - g.tag
-	if n < 0 || uint64(n) > maxLen {
-		aead.CheckNonce(nonce)
+	ret, out, ok := openRoom(dst, nonce, ciphertext, g.tag)
+	if !ok {
 		return nil, errOpen
 	}
-	ret, out := aead.Grow(dst, n)
-	aead.CheckOverlap(out, ciphertext)
+	n := len(out)
 	var (
 		st   stream
 		want [Overhead]byte
@@ -90,6 +84,30 @@ func (g *gcm) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
 	}
 	st.xor(&g.block, out, ciphertext[:n])
 	return ret, nil
+}
+
+// sealRoom appends to dst what the plaintext and a tag of that length need, which is out. It panics
+// where GCM cannot seal so much, or input and output overlap.
+func sealRoom(dst, plaintext []byte, tag int) (ret, out []byte) {
+	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
+		panic("ctaes: plaintext too large")
+	}
+	ret, out = aead.Grow(dst, len(plaintext)+tag)
+	aead.CheckOverlap(out, plaintext)
+	return ret, out
+}
+
+// openRoom appends to dst what the plaintext needs, which is out. ok is false where the ciphertext
+// has a length that nothing is sealed to.
+func openRoom(dst, nonce, ciphertext []byte, tag int) (ret, out []byte, ok bool) {
+	n := len(ciphertext) - tag
+	if n < 0 || uint64(n) > maxLen {
+		aead.CheckNonce(nonce)
+		return nil, nil, false
+	}
+	ret, out = aead.Grow(dst, n)
+	aead.CheckOverlap(out, ciphertext)
+	return ret, out, true
 }
 
 // sum sets out to GHASH over the associated data, the ciphertext and their lengths (SP

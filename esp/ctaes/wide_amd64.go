@@ -6,7 +6,7 @@ import (
 	"crypto/cipher"
 	"crypto/subtle"
 	"encoding/binary"
-	"math"
+	"unsafe"
 
 	"golang.org/x/sys/cpu"
 
@@ -20,6 +20,12 @@ type wideKey struct {
 	keys   [15][blockLen]byte // of the rounds
 	rounds int
 }
+
+// The offsets that the assembly has.
+var (
+	_ = [1]struct{}{}[unsafe.Offsetof(wideKey{}.keys)-320]
+	_ = [1]struct{}{}[unsafe.Offsetof(wideKey{}.rounds)-560]
+)
 
 // widePowers fills in the other powers, from the first one.
 //
@@ -76,11 +82,7 @@ func (g *wide) NonceSize() int { return NonceSize }
 func (g *wide) Overhead() int  { return g.tag }
 
 func (g *wide) Seal(dst, nonce, plaintext, additional []byte) []byte {
-	if uint64(len(plaintext)) > maxLen || len(plaintext) > math.MaxInt-Overhead {
-		panic("ctaes: plaintext too large")
-	}
-	ret, out := aead.Grow(dst, len(plaintext)+g.tag)
-	aead.CheckOverlap(out, plaintext)
+	ret, out := sealRoom(dst, plaintext, g.tag)
 	var tag [Overhead]byte
 	g.crypt(&tag, out, nonce, plaintext, additional, false)
 	copy(out[len(plaintext):], tag[:])
@@ -88,13 +90,11 @@ func (g *wide) Seal(dst, nonce, plaintext, additional []byte) []byte {
 }
 
 func (g *wide) Open(dst, nonce, ciphertext, additional []byte) ([]byte, error) {
-	n := len(ciphertext) - g.tag
-	if n < 0 || uint64(n) > maxLen {
-		aead.CheckNonce(nonce)
+	ret, out, ok := openRoom(dst, nonce, ciphertext, g.tag)
+	if !ok {
 		return nil, errOpen
 	}
-	ret, out := aead.Grow(dst, n)
-	aead.CheckOverlap(out, ciphertext)
+	n := len(out)
 	var want, got [Overhead]byte
 	copy(got[:], ciphertext[n:])
 	g.crypt(&want, out, nonce, ciphertext[:n], additional, true)
