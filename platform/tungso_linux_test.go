@@ -11,18 +11,12 @@ import (
 	"postern/esp"
 )
 
-// refChecksum is the checksum of RFC 1071, octet by octet as it is written there.
+// refChecksum is the checksum of RFC 1071 of parts that each begin at an even octet.
 func refChecksum(parts ...[]byte) uint16 {
 	var sum uint32
 	for _, p := range parts {
-		for i, b := range p {
-			if i%2 == 0 {
-				sum += uint32(b) << 8
-			} else {
-				sum += uint32(b)
-			}
-			sum = sum>>16 + sum&0xffff
-		}
+		sum += uint32(refSums(p)[len(p)])
+		sum = sum>>16 + sum&0xffff
 	}
 	return uint16(sum)
 }

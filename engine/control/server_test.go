@@ -454,6 +454,16 @@ func refused(t *testing.T, c *Client, reason string) {
 	}
 }
 
+// refusedAsOneTooMany checks that there is no room for another client.
+func refusedAsOneTooMany(t *testing.T, path string) {
+	t.Helper()
+	c := dial(t, path)
+	if err := c.send(CmdRequest, "echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, c, "too many")
+}
+
 // frame puts a length field before what is to be a packet.
 func frame(b string) string {
 	return string(binary.BigEndian.AppendUint32(nil, uint32(len(b)))) + b
@@ -600,13 +610,7 @@ func TestIdleClientMakesRoomForAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-h.waiting
-	refused(t, func() *Client {
-		c := dial(t, path)
-		if err := c.send(CmdRequest, "echo", nil); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}(), "too many")
+	refusedAsOneTooMany(t, path)
 	// All but the last have been quiet for long, and only the first has nothing to wait for.
 	eventually(t, "the end of the commands", func() bool {
 		s.mu.Lock()

@@ -77,13 +77,7 @@ func TestServerGoesOnWhileAClientReadsWhatItLogsItself(t *testing.T) {
 	if _, err := idle.Call("echo", nil); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, func() *Client {
-		c := dial(t, path)
-		if err := c.send(CmdRequest, "echo", nil); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}(), "too many")
+	refusedAsOneTooMany(t, path)
 	eventually(t, "the end of the command", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
