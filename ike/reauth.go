@@ -367,19 +367,41 @@ func (m *Machine) useHeirs(sa *ikeSA) {
 	}
 }
 
-// bequeath takes the CHILD SAs that have a successor on another IKE SA out of one that ends:
-// they still take what is on its way.
-func (m *Machine) bequeath(sa *ikeSA) {
+// bequeath takes the CHILD SAs that have a successor on another IKE SA out of one that ends because
+// of err: they still take what is on its way. If one of two IKE SAs has gone by a DELETE, as where
+// both sides had begun at once, the CHILD SAs of the other one that do the same are successors.
+func (m *Machine) bequeath(sa *ikeSA, err error) {
 	for i := range m.children {
 		c := &m.children[i]
 		if c.state == ChildFree || c.ike != sa.slot {
 			continue
+		}
+		if c.heir == 0 && c.up() && (err == ErrPeerDeleted || err == ErrReplaced && sa.state == StateDeleting) {
+			if o := m.double(sa, c); o != nil {
+				c.heir = o.unique
+				m.inheritUse(c, o)
+			}
 		}
 		if heir := m.findChild(c.heir); heir != nil && heir.ike != sa.slot && heir.state != ChildDeleting && !c.outGone {
 			c.ike = heir.ike
 			m.retire(c)
 		}
 	}
+}
+
+// double returns a CHILD SA that does on another IKE SA with the same peer what c does on sa, or nil.
+func (m *Machine) double(sa *ikeSA, c *childSA) *childSA {
+	for i := range m.children {
+		o := &m.children[i]
+		if !o.up() || o.ike == sa.slot || o.cfg != c.cfg || o.conn != c.conn || o.lane.n != c.lane.n || !sameTS(o, c) {
+			continue
+		}
+		by := &m.sas[o.ike]
+		if by.state == StateEstablished && by.closeErr == nil && by.localID.Equal(sa.localID) && by.peerID.Equal(sa.peerID) {
+			return o
+		}
+	}
+	return nil
 }
 
 // ending tells whether the user is just closing another IKE SA with the peer of sa: what the

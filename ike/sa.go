@@ -354,7 +354,7 @@ func (m *Machine) destroy(sa *ikeSA, err error) {
 		m.tell(Event{Kind: EvIKEDown, Conn: sa.connName(), IKE: sa.unique, Path: sa.path, Err: err})
 	}
 	m.ticketEnds(sa, err)
-	m.bequeath(sa)
+	m.bequeath(sa, err)
 	for i := range m.children {
 		if c := &m.children[i]; c.state != ChildFree && c.ike == sa.slot {
 			if c.state == ChildInstalled || c.state == ChildRekeying {

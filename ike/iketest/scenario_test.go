@@ -2,6 +2,7 @@ package iketest
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,56 @@ func TestBothInitiateAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Of two IKE SAs that both sides begin one goes, and no packet with it.
+func TestBothInitiatingLosesNoPacket(t *testing.T) {
+	var twice atomic.Int32
+	t.Cleanup(func() {
+		if twice.Load() == 0 {
+			t.Error("there never were two IKE SAs: this shows nothing")
+		}
+	})
+	for _, apart := range []time.Duration{0, 5 * time.Millisecond, 25 * time.Millisecond, 60 * time.Millisecond} {
+		t.Run(fmt.Sprint(apart), func(t *testing.T) {
+			seeds(t, 15, options{children: 1, start: ike.StartStart, startB: ike.StartStart}, func(p *pair) {
+				p.Pair(p.a, p.b, Link{Delay: p.between(50 * time.Millisecond)})
+				p.a.WorkTime, p.b.WorkTime = 15*time.Millisecond, 15*time.Millisecond
+				p.a.Boot(p.cfgA)
+				_ = p.Run(apart)
+				p.b.Boot(p.cfgB)
+				for p.Err() == nil && p.Now() < time.Second && (installed(p.a) == 0 || installed(p.b) == 0) {
+					_ = p.Run(p.Now() + time.Millisecond)
+				}
+				from, both := p.Now(), 0
+				p.Traffic(p.flows[0], time.Millisecond, from+2*time.Second)
+				for p.Err() == nil && p.Now() < from+2*time.Second {
+					_ = p.Run(p.Now() + 10*time.Millisecond)
+					both = max(both, installed(p.a))
+				}
+				_ = p.upAndRunning()
+				if lost, sent := p.Undelivered(from, from+2*time.Second); lost > 0 || sent < 2000 {
+					p.Fail("%d of %d packets got lost", lost, sent)
+				}
+				if both > 1 {
+					twice.Add(1)
+				}
+			})
+		})
+	}
+}
+
+// installed counts the CHILD SAs of a host.
+func installed(h *Host) (n int) {
+	h.M.List(func(sa *ike.SAInfo) bool {
+		for _, c := range sa.Children {
+			if c.State == ike.ChildInstalled {
+				n++
+			}
+		}
+		return true
+	})
+	return n
 }
 
 // On a way that loses nothing and keeps the order, rekeying loses no packet, whoever does it.
