@@ -26,11 +26,13 @@ func TestPosternRekeysByVolume(t *testing.T) {
 				}
 				a, b := startPair(s, p, ca, cb)
 				mustInitiate(t, "net", a, b)
-				underPing(t, s, a, b, func() { time.Sleep(6 * time.Second) })
 				d := a
 				if p.a != "postern" {
 					d = b
 				}
+				underPing(t, s, a, b, func() {
+					eventually(30*time.Second, func() bool { return d.(*postern).counters()["out_packets"] >= 600 })
+				})
 				if n := len(matching(d.log(), "CHILD SA rekeyed")); n < 2 {
 					t.Errorf("postern has rekeyed %d times in 600 packets each way, want once in 200%s", n, logs(a, b))
 				}
