@@ -18,6 +18,10 @@ const (
 	// linger is how long the inbound half of a replaced SA still takes packets that were
 	// on their way.
 	linger = 5 * time.Second
+	// crossMax is how old a CHILD SA of ours is at most that the peer may not have known when it asked
+	// for the same: its request may have been lost three times. Should it be later still, both pairs may
+	// go, and are made anew.
+	crossMax = 30 * time.Second
 )
 
 // childRekeyed ends our rekeying of the CHILD SA old by c. If the peer rekeyed it too, the
@@ -137,7 +141,8 @@ func (m *Machine) useChild(c *childSA) {
 // sides may have asked for one at the same time, or a rekeying was answered after a new one
 // had been asked for. If each side has made one the pair with the lower SPI goes: both
 // see the same two pairs, so both come to the same result, and if only one of them takes them
-// for twins it acts alone. Of two that we have made, one after the other, we want the later
+// for twins it acts alone. If ours is older than crossMax, though, the peer has asked again because it
+// has lost that one. Of two that we have made, one after the other, we want the later
 // one. What the peer has made beside another one of its own is its affair: it may want one for
 // each class of packets (RFC 4301 section 4.1). target is the CHILD SA of another IKE SA in
 // whose place c comes, if it does.
@@ -154,7 +159,7 @@ func (m *Machine) resolveTwins(sa *ikeSA, c *childSA, target uint32) {
 			continue
 		}
 		winner, loser := c, o
-		if o.byPeer != c.byPeer && min(o.spiIn, o.spiOut) > min(c.spiIn, c.spiOut) {
+		if lost := c.byPeer && m.now.Mono-o.installed > crossMax; o.byPeer != c.byPeer && !lost && min(o.spiIn, o.spiOut) > min(c.spiIn, c.spiOut) {
 			winner, loser = o, c
 		}
 		m.childDown(loser, ErrReplaced)
