@@ -69,9 +69,13 @@ func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
 	if req.agg, req.refused = m.takeAggFrag(req.task.cfg, req.mode); req.refused == ErrMode {
 		return nil, ErrMode
 	}
-	// The responder may only narrow (section 2.9).
+	// The responder may only narrow (section 2.9). OpenIKED answers with all flows of its policy,
+	// whichever of them were asked for: of these the ones that were offered hold, and nothing else is
+	// sent or taken.
 	if !within(local, req.ts[0]) || !within(remote, req.ts[1]) {
-		return nil, ErrWidened
+		if local, remote = narrowTS(req.ts[0], local), narrowTS(req.ts[1], remote); len(local) == 0 || len(remote) == 0 {
+			return nil, ErrWidened
+		}
 	}
 	if len(sa.remote.vips) > 0 && req.mode == esp.Tunnel {
 		// Any address was offered as long as ours was not known.
