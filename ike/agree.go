@@ -142,6 +142,7 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 	if req.cp, no = m.grantAddresses(sa, req.alone); no != nil {
 		return no
 	}
+	remoteTS = assignedTS(remoteTS, sa.remoteVIPs())
 	no = &refusal{t: NotifyTSUnacceptable, err: ErrTSMismatch}
 	best, exact := 0, false
 	asked := m.askedMode(sa, localTS, remoteTS)

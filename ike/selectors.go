@@ -58,6 +58,20 @@ func resolveTS(ts []TS, addrs ...netip.Addr) []esp.Selector {
 	return out
 }
 
+// assignedTS returns the selectors with the address that a client has got in the place of one for the
+// unspecified address alone, which no packet has: by that OpenIKED means the address that it asks for.
+func assignedTS(ts []esp.Selector, assigned []netip.Addr) []esp.Selector {
+	for i, s := range ts {
+		for _, a := range assigned {
+			if s.Start == s.End && s.Start.IsUnspecified() && s.Start.Is4() == a.Is4() {
+				ts[i].Start, ts[i].End = a, a
+				break
+			}
+		}
+	}
+	return ts
+}
+
 // within tells whether every selector is inside one of the offered ones.
 func within(got, offered []esp.Selector) bool {
 	for _, g := range got {

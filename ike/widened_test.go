@@ -2,6 +2,7 @@ package ike
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"postern/esp"
@@ -51,6 +52,47 @@ func TestOfSelectorsInAnAnswerThoseOfferedHold(t *testing.T) {
 			t.Errorf("%s: no SA came of it, want one from %s to %s", c.what, c.want[0], c.want[1])
 		case !slices.Equal(got.LocalTS, []esp.Selector{selector(t, c.want[0])}) || !slices.Equal(got.RemoteTS, []esp.Selector{selector(t, c.want[1])}):
 			t.Errorf("%s: the SA is from %v to %v, want from %s to %s", c.what, got.LocalTS, got.RemoteTS, c.want[0], c.want[1])
+		}
+	}
+}
+
+// OpenIKED asks for an address and names 0.0.0.0 alone as what it wants to send from.
+func TestUnspecifiedAddressOfAClientIsTheOneItHasGot(t *testing.T) {
+	p, _ := remotePair(t, nil)
+	p.up0()
+	peer := &p.a.m.sas[0]
+	for i, c := range []struct {
+		ask  string
+		want []esp.Selector
+	}{
+		{"0.0.0.0/32", hostTS("10.9.0.1")},
+		{"::/128", hostTS("fd00:9::1")},
+		{"0.0.0.1/32", nil},
+		{"10.9.0.2/32", nil},
+	} {
+		spi, net := 0x12345600+uint32(i), "10.2.0.0/24"
+		if strings.Contains(c.ask, ":") {
+			net = "fd00:2::/64"
+		}
+		data := p.a.m.sealed(peer, peer.header(ExchangeCreateChild, p.responders().recvID, false), func(b *Builder) {
+			b.SA(numbered(mustProposals(t, ProtoESP, "aes128gcm16-x25519"), be32(spi)))
+			b.Nonce(stream("nonce", 32))
+			half, _ := newKeyPair(Curve25519, stream("x", 32))
+			b.KE(Curve25519, half.public())
+			b.TS(PayloadTSi, []esp.Selector{selector(t, c.ask)})
+			b.TS(PayloadTSr, []esp.Selector{selector(t, net)})
+		})
+		p.b.m.Datagram(p.now, toB, data)
+		p.b.drain(p.now)
+		p.b.out = nil
+		var got []esp.Selector
+		for _, s := range p.b.sas {
+			if s.Dir == esp.Out && s.SPI == spi {
+				got = s.RemoteTS
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("asked for %s the gateway has an SA to %v, want %v", c.ask, got, c.want)
 		}
 	}
 }
