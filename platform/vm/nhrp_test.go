@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -25,7 +26,7 @@ func TestNHRPThroughPostern(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sc := scene{Name: "NHRP", Watch: "w", Files: map[string]file{
+	sc := scene{Name: "NHRP", Watch: "w", Hidden: []byte{syscall.IPPROTO_GRE}, Files: map[string]file{
 		"/bin/sh":     {0o755, shell},
 		"/etc/passwd": {0o644, []byte("root:x:0:0::/:/bin/sh\nfrr:x:92:92::/:/bin/sh\n")},
 		"/etc/group":  {0o644, []byte("root:x:0:\nfrr:x:92:\nfrrvty:x:93:frr,root\n")},
@@ -78,8 +79,8 @@ func TestNHRPThroughPostern(t *testing.T) {
 	sc.Setup = append([]step{{"", setup.String()}, {"w", wan.String()}}, sc.Setup...)
 	ping := func(name string, from, to int, restart ...int) {
 		addr := func(n int) string { return fmt.Sprintf("10.255.0.%d", n) }
-		sc.Pings = append(sc.Pings, pinged{Name: name, NS: fmt.Sprintf("n%d", from), From: addr(from), To: addr(to), Restart: restart,
-			Control: fmt.Sprintf("/run/n%d/charon.vici", from), Between: [2]string{fmt.Sprintf("192.0.2.%d", from), fmt.Sprintf("192.0.2.%d", to)}})
+		sc.Checks = append(sc.Checks, check{Name: name, NS: fmt.Sprintf("n%d", from), From: addr(from), To: addr(to), Restart: restart,
+			Control: fmt.Sprintf("/run/n%d/charon.vici", from), Between: [2]string{fmt.Sprintf("192.0.2.%d/32[gre]", from), fmt.Sprintf("192.0.2.%d/32[gre]", to)}})
 	}
 	ping("a spoke registers with the hub", 2, 1)
 	ping("the other does, too", 3, 1)
@@ -91,7 +92,7 @@ func TestNHRPThroughPostern(t *testing.T) {
 	for name, why := range failed {
 		t.Errorf("%s: %s", name, why)
 	}
-	if want := len(sc.Pings) + 1; len(passed) != want {
+	if want := len(sc.Checks) + 1; len(passed) != want {
 		t.Errorf("%d of %d passed: %q", len(passed), want, passed)
 	}
 	if t.Failed() {

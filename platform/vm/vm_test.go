@@ -34,15 +34,18 @@ type (
 		Phases  []phase
 		Scenes  []scene
 
-		programs []string // of the host that it needs beside ip
+		programs []string // names or paths of those that it needs beside ip
+		plugins  []string // paths of libraries that programs load while they run
+		memory   int      // MiB that the machine has; 0 is 512
 	}
 	scene struct {
 		Name     string
 		Setup    []step
 		Files    map[string]file
 		Services []service
-		Pings    []pinged
+		Checks   []check
 		Watch    string
+		Hidden   []byte
 	}
 	file struct {
 		Mode uint32
@@ -54,11 +57,20 @@ type (
 		Ready     string
 		Lines     []string
 	}
-	pinged struct {
-		Name, NS, From, To string
-		Restart            []int
-		Control            string
-		Between            [2]string
+	check struct {
+		Name              string
+		Alone             bool
+		Stop, Restart     []int
+		NS                string
+		Do                [][]string
+		Asks              []ask
+		From, To, Control string
+		Between           [2]string
+		Patience          int
+	}
+	ask struct {
+		Args        []string
+		Want, Never string
 	}
 	phase struct {
 		Name  string
@@ -93,9 +105,30 @@ func command(t *testing.T, dir string, env []string, name string, args ...string
 	return string(out)
 }
 
-// kernel returns the image and the folder of the modules of Debian's kernel. The package is
-// unpacked once, below the user's cache directory, or POSTERN_VM_CACHE.
+// kernel returns the image and the folder of the modules of Debian's kernel.
 func kernel(t *testing.T) (image, modules string) {
+	t.Helper()
+	name := func() (string, error) {
+		out, err := exec.Command("apt-cache", "depends", kernelPackage).CombinedOutput()
+		m := regexp.MustCompile(`Depends: (linux-image-\S+)`).FindSubmatch(out)
+		if err != nil || m == nil {
+			return "", fmt.Errorf("apt-cache depends: %v %s", err, out)
+		}
+		return string(m[1]), nil
+	}
+	root := unpacked(t, kernelPackage, name)
+	images, _ := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	trees, _ := filepath.Glob(filepath.Join(root, "lib", "modules", "*", "kernel"))
+	if len(images) != 1 || len(trees) != 1 {
+		t.Fatalf("%s holds no kernel", root)
+	}
+	return images[0], filepath.Dir(trees[0])
+}
+
+// unpacked returns the folder that holds a Debian package, which is named in full by the function
+// where it has a shorter name here. It is unpacked once, below the user's cache directory, or
+// POSTERN_VM_CACHE; that way also such packages can be had that cannot be installed here.
+func unpacked(t *testing.T, short string, full func() (string, error)) (root string) {
 	t.Helper()
 	cache := os.Getenv("POSTERN_VM_CACHE")
 	if cache == "" {
@@ -116,18 +149,9 @@ func kernel(t *testing.T) (image, modules string) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(cache, kernelPackage)
-	find := func() bool {
-		images, _ := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-		trees, _ := filepath.Glob(filepath.Join(root, "lib", "modules", "*", "kernel"))
-		if len(images) != 1 || len(trees) != 1 {
-			return false
-		}
-		image, modules = images[0], filepath.Dir(trees[0])
-		return true
-	}
-	if find() {
-		return image, modules
+	root = filepath.Join(cache, short)
+	if _, err := os.Stat(root); err == nil {
+		return root
 	}
 	next := root + ".new"
 	if err := os.RemoveAll(next); err != nil {
@@ -136,16 +160,17 @@ func kernel(t *testing.T) (image, modules string) {
 	if err := os.MkdirAll(next, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	depends := regexp.MustCompile(`Depends: (linux-image-\S+)`)
 	fetch := func() (string, bool) {
-		out, err := exec.Command("apt-cache", "depends", kernelPackage).CombinedOutput()
-		m := depends.FindSubmatch(out)
-		if err != nil || m == nil {
-			return fmt.Sprintf("apt-cache depends: %v %s", err, out), false
+		name := short
+		if full != nil {
+			var err error
+			if name, err = full(); err != nil {
+				return err.Error(), false
+			}
 		}
-		cmd := exec.Command("apt-get", "download", "-q", string(m[1]))
+		cmd := exec.Command("apt-get", "download", "-q", name)
 		cmd.Dir = next
-		out, err = cmd.CombinedOutput()
+		out, err := cmd.CombinedOutput()
 		return fmt.Sprintf("apt-get download: %v %s", err, out), err == nil
 	}
 	why, ok := fetch()
@@ -154,19 +179,15 @@ func kernel(t *testing.T) (image, modules string) {
 		why, ok = fetch()
 	}
 	if !ok {
-		lacks(t, "Debian's kernel cannot be had: %s", why)
+		lacks(t, "Debian's package %s cannot be had: %s", short, why)
 	}
 	debs, _ := filepath.Glob(filepath.Join(next, "*.deb"))
 	command(t, next, nil, "dpkg-deb", "-x", debs[0], ".")
 	_ = os.Remove(debs[0])
-	_ = os.RemoveAll(root)
 	if err := os.Rename(next, root); err != nil {
 		t.Fatal(err)
 	}
-	if !find() {
-		t.Fatalf("%s holds no kernel", root)
-	}
-	return image, modules
+	return root
 }
 
 // moduleOrder returns the files of modules and of all that they depend on, each after what it
@@ -261,7 +282,8 @@ func (a *initramfs) file(t *testing.T, name, from string) {
 	a.add(name, syscall.S_IFREG|0o755, data)
 }
 
-// program adds a program of the host with the libraries that it is linked to.
+// program adds a program with the libraries that it is linked to. One that is named by its path is
+// taken from there.
 func (a *initramfs) program(t *testing.T, name string) {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -269,9 +291,29 @@ func (a *initramfs) program(t *testing.T, name string) {
 		lacks(t, "%s is not installed", name)
 	}
 	a.file(t, "bin/"+filepath.Base(name), path)
-	for _, m := range regexp.MustCompile(`(?m)(?:=> )?(/\S+) \(0x`).FindAllStringSubmatch(command(t, "", nil, "ldd", path), -1) {
+	a.libraries(t, path)
+}
+
+// libraries adds what a program or a library is linked to.
+func (a *initramfs) libraries(t *testing.T, path string) {
+	t.Helper()
+	out := command(t, "", nil, "ldd", path)
+	if strings.Contains(out, "not found") {
+		lacks(t, "what %s is linked to is not all installed: %s", path, out)
+	}
+	for _, m := range regexp.MustCompile(`(?m)(?:=> )?(/\S+) \(0x`).FindAllStringSubmatch(out, -1) {
 		a.file(t, m[1], m[1])
 	}
+}
+
+// plugin adds a library that programs load by its name, with what it is linked to.
+func (a *initramfs) plugin(t *testing.T, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		lacks(t, "%s is not installed", path)
+	}
+	a.file(t, path, path)
+	a.libraries(t, path)
 }
 
 // boot runs the plan in a machine of its own and returns what passed and what failed, by name, and
@@ -296,6 +338,9 @@ func boot(t *testing.T, p plan, modules []string) (passed []string, failed map[s
 	for _, name := range append([]string{"ip"}, p.programs...) {
 		root.program(t, name)
 	}
+	for _, path := range p.plugins {
+		root.plugin(t, path)
+	}
 	// The kernel opens it for the first process before anything is mounted.
 	root.add("dev", syscall.S_IFDIR|0o755, nil)
 	for _, m := range moduleOrder(t, tree, modules) {
@@ -315,9 +360,12 @@ func boot(t *testing.T, p plan, modules []string) (passed []string, failed map[s
 		t.Fatal(err)
 	}
 
+	if p.memory == 0 {
+		p.memory = 512
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, qemu, "-M", "q35", "-cpu", "max", "-accel", "tcg", "-m", "512", "-smp", "1",
+	cmd := exec.CommandContext(ctx, qemu, "-M", "q35", "-cpu", "max", "-accel", "tcg", "-m", fmt.Sprint(p.memory), "-smp", "1",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 quiet rdinit=/init")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -21,16 +23,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Scene is a network with daemons in it, and the pairs of addresses between which echoes have to
-// pass.
+// Scene is a network with daemons in it, and what is checked in it, in this order. A check that
+// fails ends the scene unless it is Alone.
 type Scene struct {
 	Name     string
 	Setup    []Step
 	Files    map[string]File
 	Services []Service
-	Pings    []Ping
-	// Watch names the namespace in which no GRE may be seen in clear, and ESP has to be.
-	Watch string
+	Checks   []Check
+	// Watch names the namespace in which no packet of the protocols Hidden may be seen in clear, and
+	// ESP has to be, by itself or in UDP.
+	Watch  string
+	Hidden []byte
 }
 
 // File is a file to be written.
@@ -49,20 +53,39 @@ type Service struct {
 	Lines []string
 }
 
-// Ping is a pair of addresses. Before it, the services with these numbers are killed and started
-// again. Control is the socket of a postern that has to have carried the echoes.
-type Ping struct {
-	Name     string
-	NS       string
+// Check is what is done and then has to hold, in the order of the fields. Each may be left out.
+type Check struct {
+	Name  string
+	Alone bool // what follows does not need it
+	// The services with these numbers are killed, those of Restart started again.
+	Stop, Restart []int
+	// NS is the namespace in which the following runs, that of the first process where it is empty.
+	NS string
+	// Do holds programs with their arguments that run once each, one after the other, and have to
+	// succeed.
+	Do [][]string
+	// Asks are run again and again until each says what it has to.
+	Asks []Ask
+	// An echo has to come back to From from To. Where Control is set, the CHILD SAs of the postern
+	// with that socket whose selectors are those of Between have to have carried it.
 	From, To string
-	Restart  []int
 	Control  string
-	Between  [2]string // the outer addresses of the SA that carries them
+	Between  [2]string
+	Patience int // seconds for each of the Asks and for the echo; 0 is scenePatience
+}
+
+// Ask is a program whose output has to match the regular expression Want, and not Never.
+type Ask struct {
+	Args        []string
+	Want, Never string
 }
 
 // scenePatience bounds how long routing protocols may take to find a way: nhrpd waits two minutes
 // before it asks again.
 const scenePatience = 4 * time.Minute
+
+// serviceLog is how many octets of the end of a service's log are shown when something failed.
+const serviceLog = 16 << 10
 
 // daemon is a Service that runs.
 type daemon struct {
@@ -93,7 +116,7 @@ func (s *Scene) run() error {
 	if err := prepare(s.Setup, s.Files); err != nil {
 		return err
 	}
-	var seen [256]atomic.Int64
+	var seen counts
 	if err := watch(s.Watch, &seen); err != nil {
 		return fmt.Errorf("watching %s: %w", s.Watch, err)
 	}
@@ -106,7 +129,7 @@ func (s *Scene) run() error {
 			}
 			d.kill()
 			if text, _ := os.ReadFile(d.log); failed {
-				fmt.Printf("%s in %s:\n%s\n", d.Args[0], d.NS, text[max(0, len(text)-6000):])
+				fmt.Printf("%s in %s:\n%s\n", d.Args[0], d.NS, text[max(0, len(text)-serviceLog):])
 			}
 		}
 	}()
@@ -117,27 +140,29 @@ func (s *Scene) run() error {
 			return err
 		}
 	}
-	for _, p := range s.Pings {
-		err := func() error {
-			for _, i := range p.Restart {
-				daemons[i].kill()
-				if err := daemons[i].start(); err != nil {
-					return err
-				}
-			}
-			return p.try()
-		}()
+	for i := range s.Checks {
+		c := &s.Checks[i]
+		err := c.prepare(daemons)
+		if err == nil {
+			err = c.try()
+		}
 		if err != nil {
 			failed = true
-			fmt.Printf("@@fail\t%s: %s\t%v\n", s.Name, p.Name, strings.ReplaceAll(err.Error(), "\n", " | "))
-			break // what follows needs it
+			fmt.Printf("@@fail\t%s: %s\t%v\n", s.Name, c.Name, strings.ReplaceAll(err.Error(), "\n", " | "))
+			if !c.Alone {
+				break // what follows needs it
+			}
+			continue
 		}
-		fmt.Printf("@@pass\t%s: %s\n", s.Name, p.Name)
+		fmt.Printf("@@pass\t%s: %s\n", s.Name, c.Name)
 	}
-	clear, protected := seen[unix.IPPROTO_GRE].Load(), seen[unix.IPPROTO_ESP].Load()
+	clear, protected := int64(0), seen.protected.Load()
+	for _, protocol := range s.Hidden {
+		clear += seen.inner[protocol].Load()
+	}
 	if clear != 0 || protected == 0 {
 		failed = true
-		fmt.Printf("@@fail\t%s: nothing in clear\t%d packets of GRE were in clear in %s, and %d of ESP\n", s.Name, clear, s.Watch, protected)
+		fmt.Printf("@@fail\t%s: nothing in clear\t%d packets of protocols %d were in clear in %s, and %d of ESP\n", s.Name, clear, s.Hidden, s.Watch, protected)
 	} else {
 		fmt.Printf("@@pass\t%s: nothing in clear\n", s.Name)
 	}
@@ -208,33 +233,103 @@ func (d *daemon) kill() {
 	}
 }
 
-func (p *Ping) try() error {
-	from, err := netip.ParseAddr(p.From)
+// prepare kills and starts services.
+func (c *Check) prepare(daemons []*daemon) error {
+	for _, i := range slices.Concat(c.Stop, c.Restart) {
+		daemons[i].kill()
+	}
+	for _, i := range c.Restart {
+		if err := daemons[i].start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Check) try() error {
+	patience := time.Duration(c.Patience) * time.Second
+	if patience == 0 {
+		patience = scenePatience
+	}
+	for _, args := range c.Do {
+		if out, err := output(c.NS, args); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	for i := range c.Asks {
+		if err := c.Asks[i].try(c.NS, patience); err != nil {
+			return err
+		}
+	}
+	if c.From == "" {
+		return nil
+	}
+	from, err := netip.ParseAddr(c.From)
 	if err != nil {
 		return err
 	}
-	to, err := netip.ParseAddr(p.To)
+	to, err := netip.ParseAddr(c.To)
 	if err != nil {
 		return err
 	}
-	before, _, _ := p.carried()
-	err = fmt.Errorf("never tried")
-	for end := time.Now().Add(scenePatience); err != nil && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		err = ping(p.NS, from, to)
+	before := uint64(0)
+	if c.Control != "" {
+		before, _, _ = c.carried()
 	}
-	if err != nil {
+	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		if err = ping(c.NS, from, to); err == nil || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil || c.Control == "" {
 		return err
 	}
-	after, status, err := p.carried()
+	after, status, err := c.carried()
 	if err == nil && after <= before {
-		err = fmt.Errorf("%d packets before and %d after: the SA between %s has not carried the echo: %s", before, after, strings.Join(p.Between[:], " and "), status)
+		err = fmt.Errorf("%d packets before and %d after: the SA between %s has not carried the echo: %s", before, after, strings.Join(c.Between[:], " and "), status)
 	}
 	return err
 }
 
-// carried returns how many packets the SAs between the two hosts have carried both ways.
-func (p *Ping) carried() (n uint64, out []byte, err error) {
-	if out, err = exec.Command("/postern", "status", "--socket", p.Control, "--json").CombinedOutput(); err != nil {
+// output runs a program in a namespace to its end, a minute at most.
+func output(ns string, args []string) (out []byte, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	run := func() error {
+		out, err = exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		return nil
+	}
+	if ns == "" {
+		_ = run()
+	} else if e := inNS(ns, run); e != nil {
+		err = e
+	}
+	return out, err
+}
+
+func (a *Ask) try(ns string, patience time.Duration) error {
+	want, err := regexp.Compile(a.Want)
+	if err != nil {
+		return err
+	}
+	never, err := regexp.Compile(a.Never)
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		out, err := output(ns, a.Args)
+		if want.Match(out) && (a.Never == "" || !never.Match(out)) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: not %q but not %q after %v, it says (%v): %s", strings.Join(a.Args, " "), a.Want, a.Never, patience, err, out[max(0, len(out)-4000):])
+		}
+	}
+}
+
+// carried returns how many packets the SAs with the selectors Between have carried both ways.
+func (c *Check) carried() (n uint64, out []byte, err error) {
+	if out, err = exec.Command("/postern", "status", "--socket", c.Control, "--json").CombinedOutput(); err != nil {
 		return 0, out, fmt.Errorf("%w: %s", err, out)
 	}
 	var status struct {
@@ -252,10 +347,10 @@ func (p *Ping) carried() (n uint64, out []byte, err error) {
 	if err := json.Unmarshal(out, &status); err != nil {
 		return 0, out, err
 	}
-	for _, c := range status.Connections {
-		for _, s := range c.IKESAs {
+	for _, conn := range status.Connections {
+		for _, s := range conn.IKESAs {
 			for _, ch := range s.Children {
-				if slices.Equal(ch.Local, []string{p.Between[0] + "/32[gre]"}) && slices.Equal(ch.Remote, []string{p.Between[1] + "/32[gre]"}) {
+				if slices.Equal(ch.Local, c.Between[:1]) && slices.Equal(ch.Remote, c.Between[1:]) {
 					n += min(ch.In, ch.Out)
 				}
 			}
@@ -264,8 +359,15 @@ func (p *Ping) carried() (n uint64, out []byte, err error) {
 	return n, out, nil
 }
 
-// watch counts the IPv4 packets that all devices of a namespace see, by their protocol.
-func watch(ns string, seen *[256]atomic.Int64) error {
+// counts holds numbers of packets, as a network between the daemons saw them.
+type counts struct {
+	inner     [256]atomic.Int64 // by the protocol that the IP header names
+	protected atomic.Int64      // ESP, by itself or in UDP
+}
+
+// watch counts the IP packets that all devices of a namespace see. Of IPv6 it takes the first header
+// to be the only one.
+func watch(ns string, seen *counts) error {
 	return inNS(ns, func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
 		if err != nil {
@@ -281,13 +383,34 @@ func watch(ns string, seen *[256]atomic.Int64) error {
 				if err != nil {
 					return
 				}
-				if n >= 20 && b[0]>>4 == 4 {
-					seen[b[9]].Add(1)
-				}
+				seen.add(b[:n])
 			}
 		}()
 		return nil
 	})
+}
+
+func (c *counts) add(packet []byte) {
+	var protocol byte
+	var rest []byte
+	switch {
+	case len(packet) >= 20 && packet[0]>>4 == 4 && len(packet) >= int(packet[0]&15)*4:
+		protocol, rest = packet[9], packet[int(packet[0]&15)*4:]
+	case len(packet) >= 40 && packet[0]>>4 == 6:
+		protocol, rest = packet[6], packet[40:]
+		// Neighbours and routers have to be found in clear.
+		if protocol == unix.IPPROTO_ICMPV6 && len(rest) > 0 && rest[0] >= 130 {
+			return
+		}
+	default:
+		return
+	}
+	c.inner[protocol].Add(1)
+	// RFC 3948 section 2.2: what is not ESP begins with the non-ESP marker, or is a keepalive.
+	inUDP := protocol == unix.IPPROTO_UDP && len(rest) >= 16 && bytes.Equal(rest[2:4], []byte{4500 >> 8, 4500 & 255}) && !bytes.Equal(rest[8:12], make([]byte, 4))
+	if inUDP || protocol == unix.IPPROTO_ESP {
+		c.protected.Add(1)
+	}
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
