@@ -216,6 +216,7 @@ type authState struct {
 	many    bool            // it takes part in several rounds
 
 	askedCert, askedKey, askedOCSP bool // it asks for certificates, raw public keys, OCSP responses
+	shownCert                      bool // it has sent a certificate
 
 	begun        bool // the first request is sent, or has come
 	ours, theirs int  // rounds that are over

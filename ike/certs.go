@@ -140,7 +140,8 @@ func (m *Machine) learnAuth(sa *ikeSA) {
 		a.many = true
 	}
 	for i := range m.msg.Payloads {
-		if p := &m.msg.Payloads[i]; p.Type == PayloadCertReq {
+		switch p := &m.msg.Payloads[i]; p.Type {
+		case PayloadCertReq:
 			switch e, _, _ := ParseCertReq(p.Body); e {
 			case CertX509:
 				a.askedCert = true
@@ -148,6 +149,10 @@ func (m *Machine) learnAuth(sa *ikeSA) {
 				a.askedKey = true
 			case CertOCSP:
 				a.askedOCSP = true
+			}
+		case PayloadCert:
+			if e, _, err := ParseCert(p.Body); err == nil && e == CertX509 {
+				a.shownCert = true
 			}
 		}
 	}
@@ -240,7 +245,9 @@ func (m *Machine) authInit(b *Builder, sa *ikeSA) {
 }
 
 // writeCerts adds the certificates or the raw public key of a round of ours, if they are to be
-// sent.
+// sent. Who asks for nothing should not expect a certificate (RFC 4945 section 3.2.6), but
+// libreswan does where it calls us and was not told our CA; so one that shows its own and asks for
+// nothing gets ours.
 func writeCerts(b *Builder, c *Conn, a *Auth, st *authState) {
 	if a.Kind != AuthKindPubkey || c.SendCert == SendCertNever {
 		return
@@ -252,7 +259,7 @@ func writeCerts(b *Builder, c *Conn, a *Auth, st *authState) {
 		}
 		return
 	}
-	if !always && !st.askedCert {
+	if !always && !st.askedCert && (!st.shownCert || st.askedKey) {
 		return
 	}
 	for _, x := range a.Certs {

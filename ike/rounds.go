@@ -80,7 +80,7 @@ type SendCert uint8
 
 // The choices, named as strongSwan names them.
 const (
-	SendCertIfAsked SendCert = iota
+	SendCertIfAsked SendCert = iota // or when the peer sends its own and asks for nothing
 	SendCertAlways
 	SendCertNever
 )

@@ -576,9 +576,20 @@ func TestCertificatesAreSentWhenAsked(t *testing.T) {
 		send  SendCert
 		noReq bool
 		certs int
-	}{{"if asked, asked", SendCertIfAsked, false, 2}, {"if asked, not asked", SendCertIfAsked, true, 0}, {"always", SendCertAlways, true, 2}, {"never", SendCertNever, false, 0}} {
+		first SendCert // of the side that calls, where it differs
+	}{
+		{"if asked, asked", SendCertIfAsked, false, 2, 0},
+		{"if asked, not asked", SendCertIfAsked, true, 0, 0},
+		{"if asked, not asked by one that shows its own", SendCertIfAsked, true, 2, SendCertAlways},
+		{"always", SendCertAlways, true, 2, 0},
+		{"never", SendCertNever, false, 0, 0},
+		{"never, not asked by one that shows its own", SendCertNever, true, 0, SendCertAlways},
+	} {
 		p := signing(t, func(a, b *Conn, ca, cb *Config) {
 			a.SendCert, b.SendCert, a.NoCertReq, b.NoCertReq = c.send, c.send, c.noReq, c.noReq
+			if c.first != 0 {
+				a.SendCert = c.first
+			}
 			a.RemoteAuth[0].Pinned = []*pki.Cert{certOf("b.test", pkitest.P256).Cert}
 			b.RemoteAuth[0].Pinned = []*pki.Cert{certOf("a.test", pkitest.P256).Cert}
 		})
@@ -596,8 +607,12 @@ func TestCertificatesAreSentWhenAsked(t *testing.T) {
 			}
 		}
 		p.up()
-		if seen != [2]int{c.certs, c.certs} {
-			t.Errorf("%s: %v certificates were sent, want %d each", c.name, seen, c.certs)
+		want := [2]int{c.certs, c.certs}
+		if c.first == SendCertAlways {
+			want[0] = 2
+		}
+		if seen != want {
+			t.Errorf("%s: %v certificates were sent, want %v", c.name, seen, want)
 		}
 	}
 }

@@ -183,7 +183,7 @@ var connSection = &section{
 			func(s *scope, n *node) {
 				s.word(n, childlessWords, func(i int) { s.conn.Childless = ike.Childless(i) })
 			}},
-		{"send_cert", aText, `our certificates are sent "always", "ifasked" or "never"; "ifasked"`,
+		{"send_cert", aText, `our certificates are sent "always", "ifasked" (or if the peer sends its own and asks for nothing) or "never"; "ifasked"`,
 			func(s *scope, n *node) { s.word(n, sendCertWords, func(i int) { s.conn.SendCert = ike.SendCert(i) }) }},
 		{"send_certreq", aSwitch, `ask for the peer's certificates; true`,
 			func(s *scope, n *node) {
