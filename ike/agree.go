@@ -29,6 +29,29 @@ func withoutDH(ps []Proposal) []Proposal {
 	return out
 }
 
+// withGroup returns the proposals with a DH group in each, where none has one; or nil.
+func withGroup(ps []Proposal, g DHGroup) []Proposal {
+	if g == DHNone || firstGroup(ps) != DHNone {
+		return nil
+	}
+	out := withoutDH(ps)
+	for i := range out {
+		out[i].Transforms = append(out[i].Transforms, Transform{Type: TransformDH, ID: uint16(g)})
+	}
+	return out
+}
+
+// offerChild returns the proposals for a CHILD SA in a CREATE_CHILD_SA of ours: those of the
+// configuration, with the IKE SA's group where the peer has shown that it wants PFS.
+func (sa *ikeSA) offerChild(cfg *Child) []Proposal {
+	if sa.pfs {
+		if ps := withGroup(cfg.Proposals, sa.suite.DH); ps != nil {
+			return ps
+		}
+	}
+	return cfg.Proposals
+}
+
 // parseCreated takes the CHILD SA of the message into sa.req, and returns the peer's
 // public value if there is one.
 func (m *Machine) parseCreated(sa *ikeSA) (ke []byte, err error) {
@@ -164,6 +187,11 @@ func (m *Machine) parseCreate(sa *ikeSA, req *peerCreate, first bool) *refusal {
 			continue
 		}
 		chosen, ok := chooseProposal(cfg.Proposals, offered, group, first)
+		if !ok && !first {
+			// A peer may insist on PFS where we do not ask for it: libreswan does by default, with the
+			// group of the IKE SA. That one is good enough for us, too.
+			chosen, ok = chooseProposal(withGroup(cfg.Proposals, sa.suite.DH), offered, group, false)
+		}
 		var suite esp.Suite
 		var dh DHGroup
 		if ok {

@@ -66,7 +66,8 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 		}
 		c.state = ChildRekeying
 		req.ts, req.mode = [2][]esp.Selector{c.local, c.remote}, c.mode
-		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
+		req.offered = sa.offerChild(t.cfg)
+		req.group = firstGroup(req.offered)
 		if offers(req.offered, c.dh) {
 			req.group = c.dh
 		}
@@ -80,7 +81,8 @@ func (m *Machine) createStart(sa *ikeSA, t task) {
 			req.ts = [2][]esp.Selector{old.local, old.remote}
 		}
 		req.mode = m.offerMode(sa, t.cfg.Mode, &req.ts)
-		req.offered, req.group = t.cfg.Proposals, firstGroup(t.cfg.Proposals)
+		req.offered = sa.offerChild(t.cfg)
+		req.group = firstGroup(req.offered)
 	case taskRekeyIKE:
 		req.offered, req.group = sa.conn.Proposals, sa.suite.DH
 		if !offers(req.offered, req.group) {
@@ -163,6 +165,28 @@ func (m *Machine) createAbandoned(sa *ikeSA) {
 	sa.req = request{}
 }
 
+// askPFS asks once more for a CHILD SA that the peer refused, now with a key exchange in the group of
+// the IKE SA, which the peer has taken: without one in our configuration, that may be all that it
+// misses (libreswan's pfs=yes, its default).
+func (m *Machine) askPFS(sa *ikeSA, err error) bool {
+	t := sa.req.task
+	if !isNotify(err, NotifyNoProposalChosen) || t.kind == taskRekeyIKE {
+		return false
+	}
+	if sa.pfs {
+		sa.pfs = false // it was not that
+		return false
+	}
+	if withGroup(t.cfg.Proposals, sa.suite.DH) == nil {
+		return false
+	}
+	sa.pfs = true
+	m.createReset(sa)
+	m.answered(sa)
+	sa.tasks = append([]task{t}, sa.tasks...)
+	return true
+}
+
 // createResponse handles the peer's answer to our CREATE_CHILD_SA.
 func (m *Machine) createResponse(sa *ikeSA) {
 	req := &sa.req
@@ -183,6 +207,9 @@ func (m *Machine) createResponse(sa *ikeSA) {
 		return
 	}
 	if err := m.notifyError(); err != nil {
+		if m.askPFS(sa, err) {
+			return
+		}
 		m.createFailed(sa, err)
 		return
 	}

@@ -522,6 +522,45 @@ func TestInvalidKEIsFollowed(t *testing.T) {
 	})
 }
 
+// A peer that insists on PFS gets it with the group of the IKE SA from one whose configuration says
+// nothing of PFS, whoever rekeys, and with no other group.
+func TestPeerThatInsistsOnPFSGetsTheGroupOfTheIKESA(t *testing.T) {
+	for group, granted := range map[string]bool{"x25519": true, "ecp384": false} {
+		for _, insists := range []string{"a", "b"} {
+			p := newPair(t, func(a, b *Conn) {
+				strict, other := a, b
+				if insists == "b" {
+					strict, other = b, a
+				}
+				strict.Children[0].Proposals = mustProposals(t, ProtoESP, "aes128gcm16-"+group)
+				other.Children[0].Proposals = mustProposals(t, ProtoESP, "aes128gcm16")
+			})
+			p.up()
+			for tag := uint64(2); tag < 5; tag++ { // twice in one IKE SA, once in its successor
+				p.a.m.Command(p.now, Command{Kind: CmdRekey, Tag: tag, Conn: "link", Child: "net"})
+				p.run()
+				p.pass(2 * linger)
+				if tag == 3 {
+					p.renew(p.a, 10, "")
+					p.pass(2 * linger)
+				}
+				want := error(nil)
+				if !granted {
+					want = &NotifyError{Type: NotifyNoProposalChosen}
+				}
+				p.done(p.a, tag, want)
+				p.same(1)
+				p.a.m.List(func(s *SAInfo) bool {
+					if got := s.Children[0].DH; (got == Curve25519) != granted {
+						t.Errorf("%s insists on %s: the rekeyed child has %v", insists, group, got)
+					}
+					return true
+				})
+			}
+		}
+	}
+}
+
 func TestCookieIsDemandedAndShown(t *testing.T) {
 	p := newPair(t, nil)
 	p.b.m.cookieFrom = 0

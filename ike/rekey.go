@@ -255,6 +255,7 @@ func (m *Machine) adopt(sa, nsa *ikeSA) {
 			o.reauth.old = nsa.unique
 		}
 	}
+	nsa.pfs = sa.pfs
 	nsa.live.unused = nsa.live.unused || sa.live.unused
 	nsa.live.lost = nsa.live.lost || sa.live.lost
 	nsa.reauth.old, nsa.reauth.tried, nsa.reauth.last = sa.reauth.old, sa.reauth.tried, sa.reauth.last

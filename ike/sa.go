@@ -34,6 +34,7 @@ type ikeSA struct {
 	told     bool // an event has said that it is up, and none that it is not
 	origin   origin
 	force    bool // UDP encapsulation is wanted even without a NAT
+	pfs      bool // the peer refuses CHILD SAs without a key exchange of their own
 
 	init    initState // until IKE_AUTH is over
 	inter   intermediate

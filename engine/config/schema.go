@@ -253,7 +253,7 @@ var childSection = &section{
 			func(s *scope, n *node) { s.interfaceName(n, &s.child.Interface) }},
 		{"interface_addrs", aList, `addresses of that device, with the lengths of their networks: "10.255.0.1/30", "fe80::1/64"; none`,
 			func(s *scope, n *node) { s.deviceAddrs(n, &s.child.addrs) }},
-		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519", "aes128gcm16-x25519-ke1_mlkem768" or "aes256-sha256"; "default" as above, with AES-CBC last and no key exchange of its own`,
+		{"esp_proposals", aList, `algorithms for ESP, best first, such as "aes128gcm16-x25519", "aes128gcm16-x25519-ke1_mlkem768" or "aes256-sha256"; "default" as above, with AES-CBC last and no key exchange of its own; where none is asked for, a peer that insists gets one in the group of the IKE SA`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoESP, &s.child.Proposals) }},
 		{"ah_proposals", aList, `algorithms for AH, which authenticates the IP header too and encrypts nothing, such as "sha256-x25519"; instead of esp_proposals; with mode "transport" and "dynamic[esp]" for both selectors it goes around the ESP of other children to that peer`,
 			func(s *scope, n *node) { s.proposals(n, ike.ProtoAH, &s.child.Proposals) }},
