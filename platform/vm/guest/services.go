@@ -398,11 +398,14 @@ func (c *counts) add(packet []byte) {
 		protocol, rest = packet[9], packet[int(packet[0]&15)*4:]
 	case len(packet) >= 40 && packet[0]>>4 == 6:
 		protocol, rest = packet[6], packet[40:]
-		// Neighbours and routers have to be found in clear.
-		if protocol == unix.IPPROTO_ICMPV6 && len(rest) > 0 && rest[0] >= 130 {
-			return
-		}
 	default:
+		return
+	}
+	// Of ICMP echoes alone are for the tunnel: neighbours are found in clear, and gateways told in
+	// clear that a daemon does not run yet.
+	switch {
+	case len(rest) == 0:
+	case protocol == unix.IPPROTO_ICMP && rest[0] != 0 && rest[0] != 8, protocol == unix.IPPROTO_ICMPV6 && rest[0] != 128 && rest[0] != 129:
 		return
 	}
 	c.inner[protocol].Add(1)
