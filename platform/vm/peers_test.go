@@ -112,7 +112,7 @@ func (p *peers) echoesBetween(name, ours, theirs string) {
 func (p *peers) run(t *testing.T, pl plan) {
 	sc := p.finished()
 	pl.Scenes = []scene{sc}
-	passed, failed, console := boot(t, pl, strings.Fields(modules+" bridge af_packet"))
+	passed, failed, console := boot(t, pl, strings.Fields(modules+" bridge af_packet af_key"))
 	for name, why := range failed {
 		t.Errorf("%s: %s", name, why)
 	}
