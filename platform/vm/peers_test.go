@@ -4,8 +4,6 @@ package vm
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,7 +12,8 @@ import (
 // peers is a scene with postern in namespace a and another IKE daemon, whose ESP is Linux's, in
 // namespace b. They meet over a bridge in namespace w. Each pair of connections has a number, from 1
 // to 99, and its own addresses: of the gateways 10.9.N.1 and 10.9.N.2, of what is behind them
-// 10.1.N.1 and 10.2.N.1, of IPv6 likewise fd09:N::1, fd01:N::1 and so on.
+// 10.1.N.1 and 10.2.N.1, of IPv6 likewise fd09:N::1, fd01:N::1 and so on. There can be 16 of them at
+// most: postern sends from no more addresses of its own host.
 type peers struct {
 	scene
 	toml strings.Builder // postern's configuration
@@ -34,7 +33,7 @@ const (
 
 func newPeers(name string) *peers {
 	p := &peers{scene: scene{Name: name, Watch: "w", Hidden: []byte{syscall.IPPROTO_ICMP, syscall.IPPROTO_ICMPV6}, Files: map[string]file{}}}
-	fmt.Fprintf(&p.toml, "[daemon]\nboard = \"small\"\ncontrol = %q\nstate_dir = \"/run/a/state\"\n", peerControl)
+	fmt.Fprintf(&p.toml, "[daemon]\nboard = \"large\"\ncontrol = %q\nstate_dir = \"/run/a/state\"\n[log]\nike = \"debug\"\n", peerControl)
 	fmt.Fprintf(&p.toml, "[secrets.all]\nsecret = %q\n", peerSecret)
 	for _, b := range []*strings.Builder{&p.a, &p.b} {
 		b.WriteString("link set lo up\nlink set eth0 up\n")
@@ -93,19 +92,34 @@ func posternDoes(command string, args ...string) []string {
 	return append([]string{"/postern", command, "--socket", peerControl}, args...)
 }
 
-// echoes adds a check that echoes pass both ways between the hosts behind both gateways of
-// connection n, or other two addresses.
+// add adds checks that what follows does not need.
+func (p *peers) add(checks ...check) {
+	for _, c := range checks {
+		c.Alone = true
+		if c.Patience == 0 {
+			c.Patience = 10
+		}
+		p.Checks = append(p.Checks, c)
+	}
+}
+
+// echoes adds checks that echoes pass both ways between the hosts behind both gateways of
+// connection n, or two other addresses, through postern's SA for these.
 func (p *peers) echoes(name string, n int) {
 	p.echoesBetween(name, fmt.Sprintf("10.1.%d.1", n), fmt.Sprintf("10.2.%d.1", n))
 }
 
 func (p *peers) echoesBetween(name, ours, theirs string) {
+	bits := map[bool]string{false: "/32", true: "/128"}[strings.Contains(ours, ":")]
 	for _, c := range []check{{NS: "a", From: ours, To: theirs}, {NS: "b", From: theirs, To: ours}} {
-		c.Name, c.Patience = fmt.Sprintf("%s: an echo from %s", name, c.NS), 20
-		bits := map[bool]string{false: "/32", true: "/128"}[strings.Contains(ours, ":")]
-		c.Control, c.Between = peerControl, [2]string{ours + bits, theirs + bits}
-		p.Checks = append(p.Checks, c)
+		c.Name, c.Control, c.Between = fmt.Sprintf("%s: an echo from %s", name, c.NS), peerControl, [2]string{ours + bits, theirs + bits}
+		p.add(c)
 	}
+}
+
+// says is that a service's log has come to match the pattern.
+func says(service int, pattern string) ask {
+	return ask{Args: []string{"/bin/busybox", "cat", fmt.Sprintf("/tmp/service.%d", service)}, Want: pattern}
 }
 
 // run boots the scene.
@@ -123,100 +137,4 @@ func (p *peers) run(t *testing.T, pl plan) {
 		t.Logf("the console:\n%s", console[max(0, len(console)-60000):])
 	}
 	fmt.Printf("virtual machine: %s\n", strings.Join(passed, "; "))
-}
-
-// pluto is a scene with libreswan's daemon as the peer.
-type pluto struct {
-	*peers
-	conf strings.Builder // ipsec.conf
-	dir  string          // of the unpacked package's programs
-	nss  string          // folder on this host with the daemon's certificates
-}
-
-const (
-	plutoSocket = "/run/pluto/pluto.ctl"
-	plutoDir    = "/usr/libexec/ipsec/" // where it looks for addconn, which feeds it its configuration
-)
-
-func newPluto(t *testing.T) *pluto {
-	l := &pluto{peers: newPeers("pluto"), dir: filepath.Join(unpacked(t, "libreswan", nil), plutoDir), nss: t.TempDir()}
-	l.conf.WriteString("config setup\n")
-	l.Files["/etc/ipsec.secrets"] = file{0o600, fmt.Appendf(nil, ": PSK %q\n", peerSecret)}
-	l.Files["/run/pluto/none"] = file{Mode: 0o644}
-	l.Services[servicePeer] = service{NS: "b", Ready: plutoSocket, Args: []string{"/bin/pluto", "--nofork", "--stderrlog", "--log-no-time",
-		"--config", "/etc/ipsec.conf", "--secretsfile", "/etc/ipsec.secrets", "--nssdir", "/etc/nss", "--rundir", "/run/pluto", "--no-dnssec"}}
-	command(t, "", nil, "certutil", "-N", "-d", "sql:"+l.nss, "--empty-password")
-	return l
-}
-
-// connection adds connection n on both sides. Lines of pluto's may say something else than what is
-// there already.
-func (l *pluto) connection(n int, conn, child, lines string) {
-	l.peers.connection(n, conn, child)
-	fmt.Fprintf(&l.conf, "conn n%d\n", n)
-	for _, line := range strings.Split(fmt.Sprintf(`auto=add
-ikev2=insist
-authby=secret
-left=10.9.%[1]d.2
-leftid=@n%[1]d.peer
-leftsubnet=10.2.%[1]d.1/32
-right=10.9.%[1]d.1
-rightid=@n%[1]d.postern
-rightsubnet=10.1.%[1]d.1/32
-leftupdown=%%disabled
-`, n), "\n") {
-		if key, _, _ := strings.Cut(line, "="); key != "" && !strings.Contains("\n"+lines, "\n"+key+"=") {
-			fmt.Fprintf(&l.conf, "  %s\n", line)
-		}
-	}
-	for _, line := range strings.Fields(lines) {
-		fmt.Fprintf(&l.conf, "  %s\n", line)
-	}
-}
-
-func whack(args ...string) []string {
-	return append([]string{"/bin/whack", "--ctlsocket", plutoSocket}, args...)
-}
-
-func (l *pluto) run(t *testing.T) {
-	for _, name := range []string{"cert9.db", "key4.db", "pkcs11.txt"} {
-		data, err := os.ReadFile(filepath.Join(l.nss, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.Files["/etc/nss/"+name] = file{0o600, data}
-	}
-	l.Files["/etc/ipsec.conf"] = file{0o600, []byte(l.conf.String())}
-	p := plan{memory: 768, programs: []string{filepath.Join(l.dir, "pluto"), filepath.Join(l.dir, "whack")}}
-	addconn, err := os.ReadFile(filepath.Join(l.dir, "addconn"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Files[plutoDir+"addconn"] = file{0o755, addconn}
-	for _, name := range []string{"libsoftokn3.so", "libfreeblpriv3.so", "libnssdbm3.so"} {
-		p.plugins = append(p.plugins, "/usr/lib/x86_64-linux-gnu/"+name)
-	}
-	l.peers.run(t, p)
-}
-
-// loaded waits until pluto has taken the connections, which it does by itself after its start.
-func (l *pluto) loaded() ask {
-	return ask{Args: whack("--status"), Want: fmt.Sprintf(`connections: loaded %d,`, strings.Count(l.conf.String(), "conn n"))}
-}
-
-// TestPeerPluto has postern and libreswan's pluto make SAs with each other.
-func TestPeerPluto(t *testing.T) {
-	l := newPluto(t)
-	l.connection(1, "", "", "")
-	l.Checks = append(l.Checks,
-		check{Name: "pluto takes the connections", NS: "b", Asks: []ask{l.loaded()}, Patience: 20},
-		check{Name: "PSK: postern initiates", Do: [][]string{posternDoes("up", "n1")}})
-	l.echoes("PSK", 1)
-	l.Checks = append(l.Checks,
-		check{Name: "PSK: postern deletes", NS: "b", Do: [][]string{posternDoes("down", "n1")}, Asks: []ask{{Args: whack("--trafficstatus"), Never: `"n1"`}}, Patience: 5},
-		check{Name: "PSK: pluto initiates", NS: "b", Do: [][]string{whack("--initiate", "--name", "n1")}})
-	l.echoes("PSK, initiated by pluto", 1)
-	l.Checks = append(l.Checks, check{Name: "PSK: pluto deletes", NS: "b", Do: [][]string{whack("--terminate", "--name", "n1")},
-		Asks: []ask{{Args: posternDoes("status", "n1"), Never: "established"}}, Patience: 5})
-	l.run(t)
 }

@@ -291,9 +291,12 @@ func (c *Check) try() error {
 	return err
 }
 
-// output runs a program in a namespace to its end, a minute at most.
+// commandPatience bounds each run of a program of a check.
+const commandPatience = 20 * time.Second
+
+// output runs a program in a namespace to its end.
 func output(ns string, args []string) (out []byte, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), commandPatience)
 	defer cancel()
 	run := func() error {
 		out, err = exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
@@ -322,7 +325,7 @@ func (a *Ask) try(ns string, patience time.Duration) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%s: not %q but not %q after %v, it says (%v): %s", strings.Join(a.Args, " "), a.Want, a.Never, patience, err, out[max(0, len(out)-4000):])
+			return fmt.Errorf("%[1]s: after %[4]v it does not say %[2]q without %[3]q, but (%[5]v): %[6]s", strings.Join(a.Args, " "), a.Want, a.Never, patience, err, out[max(0, len(out)-4000):])
 		}
 	}
 }
