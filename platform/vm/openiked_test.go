@@ -21,9 +21,6 @@ type openiked struct {
 	dir  string          // for certificates
 }
 
-// posternLog is the file in which the guest puts what postern says.
-const posternLog = "/tmp/service.0"
-
 func newOpeniked(t *testing.T) *openiked {
 	k := &openiked{peers: newPeers("iked"), dir: t.TempDir()}
 	k.tool = filepath.Join(k.dir, "postern")
@@ -123,15 +120,7 @@ func (k *openiked) certificates(t *testing.T, n int, kind string) string {
 }
 
 // said asks whether postern's log says that of a connection.
-func said(conn, what string) ask {
-	return ask{Args: []string{"/bin/busybox", "cat", posternLog}, Want: "conn=" + conn + " .*" + what}
-}
-
-// check adds one whose failure leaves the others as they are.
-func (k *openiked) check(c check) {
-	c.Alone = true
-	k.Checks = append(k.Checks, c)
-}
+func said(conn, what string) ask { return says(servicePostern, "conn="+conn+" .*"+what) }
 
 // up adds checks that postern brings up connection n, and that echoes pass both ways.
 func (k *openiked) up(name string, n int) {
@@ -139,22 +128,8 @@ func (k *openiked) up(name string, n int) {
 }
 
 func (k *openiked) upBetween(name string, n int, ours, theirs string) {
-	k.check(check{Name: name + ": postern initiates", Do: [][]string{posternDoes("up", fmt.Sprintf("n%d", n), "--timeout", "20s")}})
+	k.add(check{Name: name + ": postern initiates", Do: [][]string{posternDoes("up", fmt.Sprintf("n%d", n), "--timeout", "50s")}})
 	k.echoesBetween(name, ours, theirs)
-}
-
-// echoes adds checks that echoes pass both ways. That from the side of postern comes first: it waits
-// for what the other must not send in clear.
-func (k *openiked) echoes(name string, n int) {
-	k.echoesBetween(name, fmt.Sprintf("10.1.%d.1", n), fmt.Sprintf("10.2.%d.1", n))
-}
-
-func (k *openiked) echoesBetween(name, ours, theirs string) {
-	before := len(k.Checks)
-	k.peers.echoesBetween(name, ours, theirs)
-	for i := range k.Checks[before:] {
-		k.Checks[before+i].Alone = true
-	}
 }
 
 func (k *openiked) run(t *testing.T) {
@@ -182,10 +157,10 @@ func TestPeerIked(t *testing.T) {
 	// iked begins two seconds after it has its configuration; before that it forgets what others began.
 	k.Checks = append(k.Checks, check{Name: "PSK: iked initiates", Patience: 60, Asks: []ask{{Args: posternDoes("status", "n1"), Want: `ESTABLISHED(.|\n)*INSTALLED`}}})
 	k.echoes("PSK, by iked", 1)
-	k.check(check{Name: "PSK: iked deletes", NS: "b", Patience: 10, Do: [][]string{ikectl("reset", "id", "FQDN/n1.postern")},
+	k.add(check{Name: "PSK: iked deletes", NS: "b", Patience: 60, Do: [][]string{ikectl("reset", "id", "FQDN/n1.postern")},
 		Asks: []ask{{Args: posternDoes("status", "n1"), Never: "ESTABLISHED"}}})
 	k.up("PSK", 1)
-	k.check(check{Name: "PSK: postern deletes", NS: "b", Patience: 10, Do: [][]string{posternDoes("down", "n1")},
+	k.add(check{Name: "PSK: postern deletes", NS: "b", Patience: 60, Do: [][]string{posternDoes("down", "n1")},
 		Asks: []ask{{Args: ikectl("show", "sa"), Never: "n1.postern"}}})
 
 	// Neither side's first group is the other's, in all exchanges.
@@ -232,17 +207,17 @@ func TestPeerIked(t *testing.T) {
 	k.connection(14, "local_addrs = [\"10.9.14.1\", \"10.9.14.3\"]\nremote_addrs = [\"10.9.14.2\"]\n", esp, policy{})
 	k.a.WriteString("addr add 10.9.14.3/32 dev eth0\nroute add 10.9.14.2/32 dev eth0\n")
 	k.up("MOBIKE", 14)
-	k.check(check{Name: "MOBIKE: an address goes", NS: "a", Patience: 10, Do: [][]string{{"/bin/ip", "addr", "del", "10.9.14.1/24", "dev", "eth0"}},
+	k.add(check{Name: "MOBIKE: an address goes", NS: "a", Patience: 60, Do: [][]string{{"/bin/ip", "addr", "del", "10.9.14.1/24", "dev", "eth0"}},
 		Asks: []ask{{Args: posternDoes("status", "n14"), Want: "10.9.14.3:4500"}, {Args: ikectl("show", "sa"), Want: "10.9.14.2:4500->10.9.14.3:4500"}}})
 
-	k.check(check{Name: "rekeying", Patience: 30, Asks: []ask{said("n2", "IKE SA rekeyed"), said("n2", "CHILD SA rekeyed"), said("n3", "IKE SA rekeyed"), said("n3", "CHILD SA rekeyed")}})
+	k.add(check{Name: "rekeying", Patience: 60, Asks: []ask{said("n2", "IKE SA rekeyed"), said("n2", "CHILD SA rekeyed"), said("n3", "IKE SA rekeyed"), said("n3", "CHILD SA rekeyed")}})
 	k.echoes("after rekeying by postern", 2)
 	k.echoes("after rekeying by iked", 3)
 
-	k.check(check{Name: "iked is killed", Restart: []int{servicePeer}})
-	k.check(check{Name: "postern finds that iked was killed", Patience: 60, Asks: []ask{{Args: ikectl("show", "sa"), Want: "n12.postern"}}})
+	k.add(check{Name: "iked is killed", Restart: []int{servicePeer}})
+	k.add(check{Name: "postern finds that iked was killed", Patience: 60, Asks: []ask{{Args: ikectl("show", "sa"), Want: "n12.postern"}}})
 	k.echoes("after iked was killed", 12)
-	k.check(check{Name: "postern is killed", Restart: []int{servicePostern}})
+	k.add(check{Name: "postern is killed", Restart: []int{servicePostern}})
 	k.echoes("after postern was killed", 12)
 	k.run(t)
 }

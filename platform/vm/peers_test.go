@@ -97,7 +97,7 @@ func (p *peers) add(checks ...check) {
 	for _, c := range checks {
 		c.Alone = true
 		if c.Patience == 0 {
-			c.Patience = 10
+			c.Patience = 60
 		}
 		p.Checks = append(p.Checks, c)
 	}

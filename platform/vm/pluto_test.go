@@ -168,7 +168,7 @@ func (l *pluto) both(name string, n int, c calls) {
 // call at once, and one of its two CHILD SAs is deleted, it takes away the policies of the other, too.
 func TestPeerPluto(t *testing.T) {
 	l := newPluto(t)
-	l.Checks = append(l.Checks, check{Name: "pluto takes the connections", NS: "b", Patience: 30})
+	l.Checks = append(l.Checks, check{Name: "pluto takes the connections", NS: "b", Patience: 60})
 
 	// As both come: pluto wants a group that postern has not guessed, and PFS, which postern does not
 	// ask for.
@@ -233,7 +233,7 @@ func TestPeerPluto(t *testing.T) {
 	l.echoes("rekeyed all", 17)
 	l.connection(18, "rekey_time = \"5s\"\nrand_time = \"1s\"\n", "rekey_time = \"3s\"\nrand_time = \"1s\"\n", "")
 	l.add(check{Name: "rekeying: up again", Do: [][]string{posternDoes("up", "n18")}},
-		check{Name: "rekeying: postern rekeys", Asks: []ask{says(servicePostern, "(?s)conn=n18[^\n]*CHILD SA rekeyed.*conn=n18[^\n]*=.IKE SA rekeyed.*conn=n18[^\n]*CHILD SA rekeyed")}, Patience: 20},
+		check{Name: "rekeying: postern rekeys", Asks: []ask{says(servicePostern, "(?s)conn=n18[^\n]*CHILD SA rekeyed.*conn=n18[^\n]*=.IKE SA rekeyed.*conn=n18[^\n]*CHILD SA rekeyed")}, Patience: 60},
 		check{Name: "rekeying: echoes go on", NS: "a", From: "10.1.18.1", To: "10.2.18.1"},
 		check{Name: "rekeying: postern ends that", NS: "b", Do: [][]string{posternDoes("down", "n18")}, Asks: []ask{{Args: whack("--trafficstatus"), Never: `"n18"`}}})
 
@@ -254,7 +254,7 @@ func TestPeerPluto(t *testing.T) {
 	// Who is killed is found out, or says so when it comes back.
 	l.connection(21, "dpd_delay = \"2s\"\nretransmit_timeout = \"1s\"\nretransmit_tries = 3\nretransmit_base = 1.0\n", "dpd_action = \"restart\"\n", "dpddelay=2\ndpdtimeout=6\ndpdaction=restart")
 	l.add(check{Name: "DPD: up", Do: [][]string{posternDoes("up", "n21")}},
-		check{Name: "DPD: postern finds that pluto was killed", NS: "b", Restart: []int{servicePeer}, Asks: []ask{l.loaded(), {Args: whack("--trafficstatus"), Want: `"n21"`}}, Patience: 40})
+		check{Name: "DPD: postern finds that pluto was killed", NS: "b", Restart: []int{servicePeer}, Asks: []ask{l.loaded(), {Args: whack("--trafficstatus"), Want: `"n21"`}}, Patience: 60})
 	l.echoes("DPD, pluto was killed", 21)
 	l.add(check{Name: "DPD: postern was killed and calls", Restart: []int{servicePostern}, Do: [][]string{posternDoes("up", "n21")}})
 	l.echoes("DPD, postern was killed", 21)

@@ -292,7 +292,7 @@ func (c *Check) try() error {
 }
 
 // commandPatience bounds each run of a program of a check.
-const commandPatience = 20 * time.Second
+const commandPatience = time.Minute
 
 // output runs a program in a namespace to its end.
 func output(ns string, args []string) (out []byte, err error) {
