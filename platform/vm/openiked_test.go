@@ -4,8 +4,6 @@ package vm
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -17,14 +15,10 @@ import (
 type openiked struct {
 	*peers
 	conf strings.Builder // iked.conf
-	tool string          // postern on this host
-	dir  string          // for certificates
 }
 
 func newOpeniked(t *testing.T) *openiked {
-	k := &openiked{peers: newPeers("iked"), dir: t.TempDir()}
-	k.tool = filepath.Join(k.dir, "postern")
-	command(t, "../..", []string{"CGO_ENABLED=0"}, "go", "build", "-o", k.tool, ".")
+	k := &openiked{peers: newPeers(t, "iked")}
 	k.conf.WriteString("set fragmentation\n")
 	k.Files["/etc/passwd"] = file{0o644, []byte("root:x:0:0::/:/bin/sh\n_iked:x:130:130::/var/lib/openiked/empty:/bin/false\n")}
 	k.Files["/etc/group"] = file{0o644, []byte("root:x:0:\n_iked:x:130:\n")}
@@ -32,11 +26,6 @@ func newOpeniked(t *testing.T) *openiked {
 	for _, name := range []string{"/var/run", "/var/lib/openiked/empty", "/etc/iked/crls", "/etc/iked/certs", "/etc/iked/pubkeys/fqdn"} {
 		k.Files[name+"/none"] = file{Mode: 0o644}
 	}
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		lacks(t, "busybox is not installed; apt-get install busybox-static")
-	}
-	k.Files["/bin/busybox"] = file{0o755, busybox}
 	k.Services[servicePeer] = service{NS: "b", Ready: "/var/run/iked.sock", Args: []string{"/bin/iked", "-d", "-v", "-f", "/etc/iked.conf"}}
 
 	k.pki(t, "ca", "ca", "--dn", "O=Weir, CN=Weir CA")
@@ -47,26 +36,6 @@ func newOpeniked(t *testing.T) *openiked {
 	k.pki(t, "key", "local.key", "--public", "--out", "local.pub")
 	k.copy(t, "/etc/iked/local.pub", "local.pub")
 	return k
-}
-
-// pki runs postern's in the folder of the certificates.
-func (k *openiked) pki(t *testing.T, args ...string) {
-	t.Helper()
-	command(t, k.dir, nil, k.tool, append([]string{"pki"}, args...)...)
-}
-
-// copy puts a file of that folder into the machine.
-func (k *openiked) copy(t *testing.T, to, from string) {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(k.dir, from))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mode := uint32(0o644)
-	if strings.HasSuffix(to, ".key") {
-		mode = 0o600
-	}
-	k.Files[to] = file{mode, data}
 }
 
 // policy is iked's side of a connection. What is left out: it waits for postern, in tunnel mode, for

@@ -4,6 +4,8 @@ package vm
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +20,7 @@ type peers struct {
 	scene
 	toml strings.Builder // postern's configuration
 	a, b strings.Builder // batches of the namespaces
+	dir  string          // on this host, for certificates and the postern that makes them
 }
 
 const (
@@ -31,8 +34,8 @@ const (
 	servicePeer
 )
 
-func newPeers(name string) *peers {
-	p := &peers{scene: scene{Name: name, Watch: "w", Hidden: []byte{syscall.IPPROTO_ICMP, syscall.IPPROTO_ICMPV6}, Files: map[string]file{}}}
+func newPeers(t *testing.T, name string) *peers {
+	p := &peers{dir: t.TempDir(), scene: scene{Name: name, Watch: "w", Hidden: []byte{syscall.IPPROTO_ICMP, syscall.IPPROTO_ICMPV6}, Files: map[string]file{}}}
 	fmt.Fprintf(&p.toml, "[daemon]\nboard = \"large\"\ncontrol = %q\nstate_dir = \"/run/a/state\"\n[log]\nike = \"debug\"\n", peerControl)
 	fmt.Fprintf(&p.toml, "[secrets.all]\nsecret = %q\n", peerSecret)
 	for _, b := range []*strings.Builder{&p.a, &p.b} {
@@ -44,7 +47,33 @@ func newPeers(name string) *peers {
 		servicePostern: {NS: "a", Args: []string{"/postern", "run", "-c", "/run/a/postern.toml"}, Ready: peerControl},
 		servicePeer:    {}, // the peer's own
 	}
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		lacks(t, "busybox is not installed; apt-get install busybox-static")
+	}
+	p.Files["/bin/busybox"] = file{0o755, busybox}
+	command(t, "../..", []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-o", filepath.Join(p.dir, "postern"), ".")
 	return p
+}
+
+// pki runs "postern pki" in the folder of the certificates.
+func (p *peers) pki(t *testing.T, args ...string) {
+	t.Helper()
+	command(t, p.dir, nil, "./postern", append([]string{"pki"}, args...)...)
+}
+
+// copy puts a file of that folder into the machine: a key for root alone, the rest for all.
+func (p *peers) copy(t *testing.T, to, from string) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(p.dir, from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode := uint32(0o644)
+	if strings.HasSuffix(to, ".key") {
+		mode = 0o600
+	}
+	p.Files[to] = file{mode, data}
 }
 
 // connection adds the addresses of connection n and its configuration in postern: lines of the

@@ -14,11 +14,10 @@ import (
 // pluto is a scene with libreswan's daemon as the peer.
 type pluto struct {
 	*peers
-	conf    strings.Builder // ipsec.conf
-	secrets string          // ipsec.secrets
-	dir     string          // of the unpacked package's programs
-	nss     string          // folder on this host with the daemon's certificates
-	pki     string          // folder with authorities and certificates, and the postern that makes them
+	conf     strings.Builder // ipsec.conf
+	secrets  string          // ipsec.secrets
+	programs string          // folder of the unpacked package's
+	nss      string          // folder on this host with the daemon's certificates
 }
 
 const (
@@ -27,23 +26,17 @@ const (
 )
 
 func newPluto(t *testing.T) *pluto {
-	l := &pluto{peers: newPeers("pluto"), dir: filepath.Join(unpacked(t, "libreswan", nil), plutoDir), nss: t.TempDir(), pki: t.TempDir()}
+	l := &pluto{peers: newPeers(t, "pluto"), programs: filepath.Join(unpacked(t, "libreswan", nil), plutoDir), nss: t.TempDir()}
 	l.conf.WriteString("config setup\n")
 	l.secrets = fmt.Sprintf(": PSK %q\n", peerSecret)
 	l.Files["/run/pluto/none"] = file{Mode: 0o644}
 	l.Services[servicePeer] = service{NS: "b", Ready: plutoSocket, Args: []string{"/bin/pluto", "--nofork", "--stderrlog", "--log-no-time",
 		"--config", "/etc/ipsec.conf", "--secretsfile", "/etc/ipsec.secrets", "--nssdir", "/etc/nss", "--rundir", "/run/pluto", "--no-dnssec"}}
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		lacks(t, "busybox is not installed; apt-get install busybox-static")
-	}
-	l.Files["/bin/busybox"] = file{0o755, busybox}
 	for _, name := range []string{"certutil", "pk12util", "openssl"} {
 		if _, err := exec.LookPath(name); err != nil {
 			lacks(t, "%s is not installed; apt-get install libnss3-tools openssl", name)
 		}
 	}
-	command(t, "../..", []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-o", filepath.Join(l.pki, "postern"), ".")
 	command(t, "", nil, "certutil", "-N", "-d", "sql:"+l.nss, "--empty-password")
 	return l
 }
@@ -89,8 +82,8 @@ func (l *pluto) run(t *testing.T) {
 	}
 	l.Files["/etc/ipsec.secrets"] = file{0o600, []byte(l.secrets)}
 	l.Files["/etc/ipsec.conf"] = file{0o600, []byte(l.conf.String())}
-	p := plan{memory: 768, programs: []string{filepath.Join(l.dir, "pluto"), filepath.Join(l.dir, "whack")}}
-	addconn, err := os.ReadFile(filepath.Join(l.dir, "addconn"))
+	p := plan{memory: 768, programs: []string{filepath.Join(l.programs, "pluto"), filepath.Join(l.programs, "whack")}}
+	addconn, err := os.ReadFile(filepath.Join(l.programs, "addconn"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,18 +101,9 @@ func (l *pluto) loaded() ask {
 
 // authority makes a CA with a key of that kind, whose name is the kind's, for l.certs.
 func (l *pluto) authority(t *testing.T, kind string) {
-	command(t, l.pki, nil, "./postern", "pki", "ca", kind, "--type", kind, "--dn", "O=Weir, CN="+kind)
-	command(t, l.pki, nil, "certutil", "-A", "-d", "sql:"+l.nss, "-n", kind, "-t", "CT,,", "-a", "-i", kind+"/ca.pem")
-	l.copied(t, kind+"/ca.pem", "/run/a/"+kind+".pem")
-}
-
-// copied puts a file of l.pki into the machine.
-func (l *pluto) copied(t *testing.T, name, to string) {
-	data, err := os.ReadFile(filepath.Join(l.pki, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Files[to] = file{0o600, data}
+	l.pki(t, "ca", kind, "--type", kind, "--dn", "O=Weir, CN="+kind)
+	command(t, l.dir, nil, "certutil", "-A", "-d", "sql:"+l.nss, "-n", kind, "-t", "CT,,", "-a", "-i", kind+"/ca.pem")
+	l.copy(t, "/run/a/"+kind+".pem", kind+"/ca.pem")
 }
 
 // certs makes certificates for both sides of connection n, with keys of that kind, and returns
@@ -127,13 +111,13 @@ func (l *pluto) copied(t *testing.T, name, to string) {
 func (l *pluto) certs(t *testing.T, n int, kind, authority string) (conn, lines string) {
 	for _, who := range []string{"postern", "peer"} {
 		name := fmt.Sprintf("n%d.%s", n, who)
-		command(t, l.pki, nil, "./postern", "pki", "issue", name+".key", "--ca", authority, "--new", "--type", kind, "--san", name, "--dn", "O=Weir, CN="+name, "--out", name+".pem")
+		l.pki(t, "issue", name+".key", "--ca", authority, "--new", "--type", kind, "--san", name, "--dn", "O=Weir, CN="+name, "--out", name+".pem")
 	}
 	us, they := fmt.Sprintf("n%d.postern", n), fmt.Sprintf("n%d.peer", n)
-	l.copied(t, us+".key", "/run/a/"+us+".key")
-	l.copied(t, us+".pem", "/run/a/"+us+".pem")
-	command(t, l.pki, nil, "openssl", "pkcs12", "-export", "-inkey", they+".key", "-in", they+".pem", "-name", they, "-passout", "pass:x", "-out", they+".p12")
-	command(t, l.pki, nil, "pk12util", "-i", they+".p12", "-d", "sql:"+l.nss, "-W", "x")
+	l.copy(t, "/run/a/"+us+".key", us+".key")
+	l.copy(t, "/run/a/"+us+".pem", us+".pem")
+	command(t, l.dir, nil, "openssl", "pkcs12", "-export", "-inkey", they+".key", "-in", they+".pem", "-name", they, "-passout", "pass:x", "-out", they+".p12")
+	command(t, l.dir, nil, "pk12util", "-i", they+".p12", "-d", "sql:"+l.nss, "-W", "x")
 	return fmt.Sprintf("local.certs = [%q]\nlocal.key = %q\nremote.auth = \"pubkey\"\nremote.cacerts = [%q]\n", us+".pem", us+".key", authority+".pem"),
 		fmt.Sprintf("leftcert=%s\nleftsendcert=always\n", they)
 }

@@ -60,7 +60,7 @@ type (
 	check struct {
 		Name              string
 		Alone             bool
-		Stop, Restart     []int
+		Restart           []int
 		NS                string
 		Do                [][]string
 		Asks              []ask

@@ -57,8 +57,8 @@ type Service struct {
 type Check struct {
 	Name  string
 	Alone bool // what follows does not need it
-	// The services with these numbers are killed, those of Restart started again.
-	Stop, Restart []int
+	// The services with these numbers are killed and started again.
+	Restart []int
 	// NS is the namespace in which the following runs, that of the first process where it is empty.
 	NS string
 	// Do holds programs with their arguments that run once each, one after the other, and have to
@@ -235,7 +235,7 @@ func (d *daemon) kill() {
 
 // prepare kills and starts services.
 func (c *Check) prepare(daemons []*daemon) error {
-	for _, i := range slices.Concat(c.Stop, c.Restart) {
+	for _, i := range c.Restart {
 		daemons[i].kill()
 	}
 	for _, i := range c.Restart {
